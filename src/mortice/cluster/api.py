@@ -1,0 +1,71 @@
+"""What the edge may ask of a cluster. `serve` is written against this and tested with `mortice.testing.FakeCluster`."""
+
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import msgspec
+
+from mortice.specs.messages import WorkerStats
+from mortice.specs.request import Delta, Request
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    role: str  # prefill | decode
+    pid: int
+    state: str  # starting | running | draining | paused | asleep | updating | dead
+    stats: WorkerStats | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the edge must know of the model in order to admit requests."""
+
+    name: str  # served name
+    max_context: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    adapters: list[str]
+    weight_version: int
+
+
+class Happening(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the dashboard shows as it happens."""
+
+    t_s: float  # seconds since the epoch
+    kind: str  # queued | prefill | handoff | decode | finish | abort | error | worker | route
+    request_id: str = ""
+    worker_id: str = ""
+    peer_id: str = ""  # handoff: the decode worker
+    num_tokens: int = 0
+    detail: str = ""
+
+
+class Cluster(Protocol):
+    model: ModelInfo
+
+    async def start(self) -> None:
+        """Start the workers and return when every role can serve. Raises MorticeError if one cannot start."""
+
+    async def stop(self, drain_s: float) -> None:
+        """Let running requests end for up to `drain_s`, then end the workers."""
+
+    def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """Run one request; yields deltas of all its sequences as they come and ends when each has a finish_reason.
+
+        Closing the iterator cancels the request and frees everything it holds within a step. Raises RequestError for
+        one that can never run (longer than a pool), Unavailable, WrongState or EngineError.
+        """
+
+    def num_in_flight(self) -> int: ...
+
+    def ready(self) -> bool:
+        """True while at least one worker can take a new request."""
+
+    def workers(self) -> list[WorkerInfo]: ...
+
+    async def call(self, verb: str, args: dict[str, Any], worker_id: str | None = None) -> dict[str, dict]:
+        """Run an admin verb on one worker or all: pause, resume, sleep, wake, update_weights, load_adapter,
+        unload_adapter, reset_prefix_cache, check_integrity. Answers by worker id; raises WrongState or RequestError."""
+
+    def happenings(self) -> AsyncIterator[Happening]:
+        """Live feed for the dashboard; a slow reader loses old entries, never blocks the cluster."""

@@ -1,0 +1,1 @@
+"""What can be seen from outside: the table of metrics, traces, the log."""

@@ -1,0 +1,119 @@
+"""The deployment document: which model, cut how, on how many workers, with which limits.
+
+`mortice plan` writes it, `mortice serve --deployment FILE` and `mortice sim` read it; command-line options are
+overrides of its fields. YAML on disk, the same fields in the same words.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import yaml
+
+from mortice.specs.errors import RequestError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class EngineLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one worker allows itself."""
+
+    block_size: int = 16  # tokens a KV block
+    kv_bytes: int | None = None  # size of the block pool; None: derived from the memory that is free
+    max_num_seqs: int = 64  # sequences in one step
+    token_budget: int = 512  # tokens in one step: prompt chunks and decode tokens together
+    max_context: int | None = None  # tokens; None: the model's own
+
+
+class Speculation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Draft tokens to be verified. The text is the same with and without."""
+
+    method: Literal["ngram", "draft"] = "ngram"
+    max_draft: int = 4  # tokens a step; the engine shortens it as acceptance falls
+    ngram: int = 3  # longest suffix that is looked up
+    draft_model: str | None = None  # folder or name, for method "draft"
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How KV goes from prefill to decode workers."""
+
+    mode: Literal["pull", "push"] = "pull"
+    transport: Literal["auto", "shm", "tcp", "nixl"] = "auto"  # auto: shm on one host, tcp between hosts
+    checksum: Literal["full", "sampled", "off"] = "sampled"
+    lease_s: float = 30.0  # a lease that nobody renews ends after this long
+    heartbeat_s: float = 5.0
+    listen: str = "127.0.0.1"  # address of the block server of the tcp transport
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds on what strangers may send."""
+
+    max_queued: int = 256  # requests admitted and not ended; one more gets 429
+    max_body_bytes: int = 4 << 20
+    max_n: int = 16
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    request_timeout_s: float = 600.0
+    drain_s: float = 30.0
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    model: str
+    served_name: str | None = None  # None: derived from `model`
+    dtype: Dtype | None = None  # None: bfloat16 where the machine multiplies it fast, else float32
+    quantize: Literal["none", "int8", "int4", "keep"] = "none"  # keep: as the GGUF file has it, where ops can
+    prefill: int = 1
+    decode: int = 1
+    threads: int | None = None  # compute threads a worker; None: cores divided by workers
+    device: str = "auto"  # auto | cpu | cuda
+    deterministic: bool = False  # the same text at any concurrency
+    seed: int = 0
+    local_prefill_tokens: int = 64  # uncached prompts up to this long are prefilled by the decode worker itself
+    limits: EngineLimits = EngineLimits()
+    speculation: Speculation | None = None
+    transfer: Transfer = Transfer()
+    admission: Admission = Admission()
+    adapters: dict[str, str] = {}  # served name -> folder of a LoRA adapter
+    ledger: str | None = None  # file that gets one JSON line a step
+
+    def check(self) -> None:
+        """Raise RequestError naming the first field that makes no sense."""
+        if self.prefill < 0 or self.decode < 0:
+            raise RequestError("prefill and decode count workers: 0 or more", param="prefill")
+        if self.decode == 0:
+            raise RequestError("decode must be at least 1: a decode worker can prefill, not the reverse", param="decode")
+        if self.prefill + self.decode > 64:
+            raise RequestError("at most 64 workers on one host", param="prefill")
+        limits = self.limits
+        if not (1 <= limits.block_size <= 512 and limits.block_size & (limits.block_size - 1) == 0):
+            raise RequestError("block_size must be a power of two up to 512", param="limits.block_size")
+        if not 1 <= limits.max_num_seqs <= 4096:
+            raise RequestError("max_num_seqs must be between 1 and 4096", param="limits.max_num_seqs")
+        if limits.token_budget < limits.max_num_seqs:
+            raise RequestError(
+                f"token_budget ({limits.token_budget}) must be at least max_num_seqs ({limits.max_num_seqs}), "
+                "or a full decode step does not fit",
+                param="limits.token_budget",
+            )
+        if self.speculation and self.speculation.method == "draft" and not self.speculation.draft_model:
+            raise RequestError("speculation by draft needs draft_model", param="speculation.draft_model")
+        if self.transfer.heartbeat_s * 2 > self.transfer.lease_s:
+            raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
+
+
+def load_deployment(path: str | Path) -> Deployment:
+    """Read and check a YAML deployment document. Raises RequestError with the place of the mistake."""
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+        deployment = msgspec.convert(document, Deployment)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}", param="deployment") from error
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise RequestError(f"{path}: {' '.join(str(error).split())}", param="deployment") from error
+    deployment.check()
+    return deployment
+
+
+def dump_deployment(deployment: Deployment) -> str:
+    """The YAML document that `load_deployment` reads back to an equal value."""
+    return yaml.safe_dump(msgspec.to_builtins(deployment), sort_keys=False)
