@@ -99,7 +99,15 @@ def test_chain_roots_cannot_be_confused() -> None:
     def root(adapter: str | None, salt: str) -> bytes:
         return chain_root(model="m", weight_version=0, adapter=adapter, salt=salt)
 
-    roots = {root(None, ""), root("", ""), root("a", ""), root("", "a"), root("a", "b"), root("ab", ""), root(None, "a")}
+    roots = {
+        root(None, ""),
+        root("", ""),
+        root("a", ""),
+        root("", "a"),
+        root("a", "b"),
+        root("ab", ""),
+        root(None, "a"),
+    }
     assert len(roots) == 7
     assert chain_root(model="m", weight_version=1, adapter=None, salt="") != root(None, "")
 

@@ -16,7 +16,14 @@ class Feed:
         self._readers: set[asyncio.Queue[Happening]] = set()
 
     def publish(
-        self, kind: str, *, request_id: str = "", worker_id: str = "", peer_id: str = "", num_tokens: int = 0, detail: str = ""
+        self,
+        kind: str,
+        *,
+        request_id: str = "",
+        worker_id: str = "",
+        peer_id: str = "",
+        num_tokens: int = 0,
+        detail: str = "",
     ) -> None:
         if not self._readers:
             return

@@ -39,6 +39,7 @@ from mortice.specs.messages import (
     KVEvents,
     LeaseRelease,
     LeaseRenew,
+    PeerGone,
     Prefilled,
     Pushed,
     PushTarget,
@@ -61,7 +62,15 @@ CALL_S = 120.0
 class LiveCluster:
     """Implements `cluster.api.Cluster` on processes of this host."""
 
-    def __init__(self, deployment: Deployment, *, model_path: str, draft_model_path: str | None, threads: int, kv_bytes: int) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        model_path: str,
+        draft_model_path: str | None,
+        threads: int,
+        kv_bytes: int,
+    ) -> None:
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
         self._threads, self._kv_bytes = threads, kv_bytes
@@ -79,6 +88,7 @@ class LiveCluster:
         self._call_ids = itertools.count(1)
         self._calls: dict[int, tuple[str, asyncio.Future[dict]]] = {}
         self._tasks: set[asyncio.Task] = set()
+        self._standing: list[tuple[str, dict[str, Any]]] = []  # verbs that a new life of a worker must repeat
         self._feed = Feed()
         self._stopping = False
         self._model: ModelInfo | None = None
@@ -94,7 +104,9 @@ class LiveCluster:
         return self._model
 
     async def start(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="mortice-"))  # mode 0700: only this user reaches the sockets
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="mortice-")
+        )  # mode 0700: only this user reaches the sockets
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -189,6 +201,7 @@ class LiveCluster:
                 raise result
         answers = dict(zip(futures, (r for r in results if isinstance(r, dict)), strict=True))
         self._refresh_model(answers.values())
+        self._remember(verb, args)
         return answers
 
     def happenings(self) -> AsyncIterator[Happening]:
@@ -218,7 +231,8 @@ class LiveCluster:
         flight.stage = "prefill" if prefill else "decode"
         self._tell("route", flight, detail=reason)
         self._send(
-            flight.worker_id, Submit(request=flight.request, prefill_only=prefill is not None, resumed=resumed)
+            flight.worker_id,
+            Submit(request=flight.request, prefill_only=prefill is not None, resumed=resumed),
         )
 
     def _prefilled(self, worker_id: str, message: Prefilled) -> None:
@@ -239,7 +253,13 @@ class LiveCluster:
             self._dispatch(flight)
             return
         flight.worker_id, flight.stage, flight.descriptor = chosen.worker_id, "decode", message.descriptor
-        self._tell("handoff", flight, worker_id=worker_id, peer_id=chosen.worker_id, num_tokens=message.descriptor.num_tokens)
+        self._tell(
+            "handoff",
+            flight,
+            worker_id=worker_id,
+            peer_id=chosen.worker_id,
+            num_tokens=message.descriptor.num_tokens,
+        )
         self._send(
             chosen.worker_id,
             Submit(request=flight.request, resumed=flight.resumed, handoff=message.descriptor),
@@ -286,7 +306,9 @@ class LiveCluster:
                     prompt = len(flight.request.prompt_token_ids)
                     tokens[flight.worker_id] = tokens.get(flight.worker_id, 0) + prompt
         return [
-            m.load(count.get(m.worker_id, 0), tokens.get(m.worker_id, 0)) for m in self._members.values() if m.is_ready
+            m.load(count.get(m.worker_id, 0), tokens.get(m.worker_id, 0))
+            for m in self._members.values()
+            if m.is_ready
         ]
 
     def _names_of(self, request: Request) -> list[bytes]:
@@ -329,7 +351,11 @@ class LiveCluster:
                 self._forward_lease_word(message, lease_ids)
             case PushTarget():
                 if not self._send(_owner_of(message.lease_id), message):
-                    lost = Pushed(lease_id=message.lease_id, target_lease_id=message.target.lease_id, error="the owner is gone")
+                    lost = Pushed(
+                        lease_id=message.lease_id,
+                        target_lease_id=message.target.lease_id,
+                        error="the owner is gone",
+                    )
                     self._send(worker_id, lost)
             case Pushed():
                 self._send(message.target_lease_id.rpartition(">")[2], message)
@@ -417,9 +443,12 @@ class LiveCluster:
 
     def _bury(self, member: Member) -> None:
         """The worker is gone: its calls fail, its prefixes are forgotten, its requests go elsewhere."""
-        worker_id = member.worker_id
+        worker_id, hello = member.worker_id, member.hello
         member.hello = None
         self._prefixes.drop(worker_id)
+        if hello is not None:
+            for other in self._members.values():
+                self._send(other.worker_id, PeerGone(hello.pool.pool_id))
         for call_id, (callee, future) in list(self._calls.items()):
             if callee == worker_id:
                 del self._calls[call_id]
@@ -457,6 +486,8 @@ class LiveCluster:
             )
         stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in hello.startup_s.items())
         log.info("worker %s ready: %s", member.worker_id, stages)
+        for verb, args in self._standing:
+            self._send(member.worker_id, Call(id=next(self._call_ids), verb=verb, args=args))
         self._feed.publish("worker", worker_id=member.worker_id, detail="ready")
         self._retry_pending()
 
@@ -468,6 +499,19 @@ class LiveCluster:
                 if member.hello and member.process and now - max(member.heard_s, member.ready_s) > SILENCE_S:
                     log.error("worker %s has been silent for %.0f s: killing it", member.worker_id, SILENCE_S)
                     kill(member.process)
+
+    def _remember(self, verb: str, args: dict[str, Any]) -> None:
+        """Keep the shortest list of verbs that brings a fresh worker to where the others are."""
+        opposite = {"resume": "pause", "wake": "sleep", "unload_adapter": "load_adapter"}.get(verb)
+        if opposite is not None:
+            self._standing = [
+                (v, a) for v, a in self._standing if v != opposite or a.get("name") != args.get("name")
+            ]
+        elif verb in ("pause", "sleep", "load_adapter", "update_weights"):
+            if verb == "update_weights":
+                self._standing = [(v, a) for v, a in self._standing if v != verb]
+                args = args | {"version": self.model.weight_version, "in_flight": "continue"}
+            self._standing.append((verb, args))
 
     def _refresh_model(self, answers: Iterable[dict]) -> None:
         """Keep what the edge knows of the model true after an admin verb."""
@@ -483,7 +527,16 @@ class LiveCluster:
                     weight_version=answer.get("weight_version", old.weight_version),
                 )
 
-    def _tell(self, kind: str, flight: Flight, *, worker_id: str = "", peer_id: str = "", num_tokens: int = 0, detail: str = "") -> None:
+    def _tell(
+        self,
+        kind: str,
+        flight: Flight,
+        *,
+        worker_id: str = "",
+        peer_id: str = "",
+        num_tokens: int = 0,
+        detail: str = "",
+    ) -> None:
         self._feed.publish(
             kind,
             request_id=flight.request.id,

@@ -1,9 +1,9 @@
 """The engine's states, and the verbs that move it between them.
 
-    running <-> paused          pause, resume
-    running, paused -> asleep   sleep: KV memory is given back (level 1), the weights too (level 2)
-    asleep -> running           wake
-    running, paused: update_weights, load_adapter, unload_adapter between two steps; in any other state 409
+running <-> paused          pause, resume
+running, paused -> asleep   sleep: KV memory is given back (level 1), the weights too (level 2)
+asleep -> running           wake
+running, paused: update_weights, load_adapter, unload_adapter between two steps; in any other state 409
 """
 
 from collections.abc import Callable
@@ -84,7 +84,9 @@ class Admin:
         """
         self._need("update_weights", "running", "paused")
         if in_flight not in ("continue", "recompute"):
-            raise RequestError(f"in_flight must be continue or recompute, not {in_flight!r}", param="in_flight")
+            raise RequestError(
+                f"in_flight must be continue or recompute, not {in_flight!r}", param="in_flight"
+            )
         engine = self.engine
         if version is not None and version <= engine.weight_version:
             raise RequestError(f"version must exceed {engine.weight_version}, not {version}", param="version")

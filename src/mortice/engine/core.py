@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import torch
 from torch import Tensor
 
 from mortice.engine.decoding import Decoding
@@ -65,7 +66,9 @@ class Engine:
         self.clock = clock
         self.weight_version = 0
         self.adapters: set[str] = set()
-        self.counters = dict.fromkeys(("prompt_tokens", "generation_tokens", "spec_proposed", "spec_accepted"), 0)
+        self.counters = dict.fromkeys(
+            ("prompt_tokens", "generation_tokens", "spec_proposed", "spec_accepted"), 0
+        )
         self._grammars = grammars
         self._drafter = drafter
         self._max_draft = max_draft
@@ -92,9 +95,7 @@ class Engine:
             self._decoding[sequence] = self._new_decoding(sequence)
         grammar = request.sampling.grammar
         if grammar is not None:
-            futures = [
-                self._grammars.compile(grammar, s.token_ids[s.prompt_len :]) for s in sequences
-            ]
+            futures = [self._grammars.compile(grammar, s.token_ids[s.prompt_len :]) for s in sequences]
             self._compiling.append((sequences, arrival, futures))
         else:
             self._schedule(sequences, arrival)
@@ -161,7 +162,7 @@ class Engine:
                 step, rows = self.runner.prepare(plan)
             with stage("forward"):
                 logits = self.runner.forward(step)
-            with stage("sample"):
+            with stage("sample"), torch.inference_mode():
                 out += self._advance(plan, rows, logits)
         except Exception as error:
             # Whatever broke this step, the requests in it are lost and the others are not.
@@ -216,7 +217,10 @@ class Engine:
             tokens = sample_batch(logits, [d.sampler for d, _ in together])
         except GrammarError:
             return [self._sample_alone(d, raw[i]) for i, (d, _) in enumerate(together)]
-        return [self._take(d, [token], raw[i : i + 1]) for i, ((d, _), token) in enumerate(zip(together, tokens, strict=True))]
+        return [
+            self._take(d, [token], raw[i : i + 1])
+            for i, ((d, _), token) in enumerate(zip(together, tokens, strict=True))
+        ]
 
     def _sample_alone(self, decoding: Decoding, logits: Tensor) -> Delta:
         """One row by itself: a grammar at fault ends its own sequence only."""
@@ -350,7 +354,11 @@ class Engine:
 
     def _new_decoding(self, sequence: Sequence) -> Decoding:
         sampler = SamplerState(
-            sequence.request.sampling, sequence.index, sequence.token_ids, sequence.prompt_len, tuple(self._eos)
+            sequence.request.sampling,
+            sequence.index,
+            sequence.token_ids,
+            sequence.prompt_len,
+            tuple(self._eos),
         )
         return Decoding(
             sequence,
@@ -476,4 +484,3 @@ class Engine:
 
 def _failed(request_id: str, index: int, why: str) -> Delta:
     return Delta(request_id, index, [], finish_reason="error", error=why)
-

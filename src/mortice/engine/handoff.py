@@ -13,12 +13,16 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
 from mortice.sched.sequence import Arrival
-from mortice.specs.kv import BlockRef, KVDescriptor
-from mortice.specs.messages import LeaseRelease, LeaseRenew, Pushed, PushTarget
+from mortice.specs.kv import KVDescriptor
+from mortice.specs.messages import Pushed, PushTarget
 from mortice.transport.base import KVTransport, Pool, TransferResult
+from mortice.transport.descriptor import check_landed, describe, describe_target
+from mortice.transport.errors import TransferError
 
 
 @dataclass(slots=True)
@@ -41,7 +45,6 @@ class Handoff:
         memory: Pool,
         transport: KVTransport,
         leases: LeaseTable,
-        checksum: Callable[[list[int]], list[int]],
         push: bool,
         wake: Callable[[], None],
     ) -> None:
@@ -49,7 +52,6 @@ class Handoff:
         self._pool = pool
         self._memory = memory
         self._transport = transport
-        self._checksum = checksum
         self._push = push
         self._wake = wake
         self.leases = leases
@@ -66,7 +68,7 @@ class Handoff:
         self._num_granted += 1
         lease_id = f"{self._worker_id}/{self._num_granted}"
         self.leases.grant(lease_id, request_id, blocks, now_s)
-        return self._describe(lease_id, blocks, num_tokens, self._checksum(blocks))
+        return describe(self._memory, lease_id, blocks, num_tokens)
 
     def release(self, lease_ids: list[str]) -> None:
         for lease_id in lease_ids:
@@ -91,10 +93,14 @@ class Handoff:
         """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone."""
         lease = self.leases.get(order.lease_id)
         if lease is None:
-            return Pushed(lease_id=order.lease_id, target_lease_id=order.target.lease_id, error="the lease is over")
+            return Pushed(
+                lease_id=order.lease_id, target_lease_id=order.target.lease_id, error="the lease is over"
+            )
         self._pushes[order.lease_id] = order.target.lease_id
         num_blocks = len(order.target.blocks)
-        self._transport.write(lease.blocks[-num_blocks:] if num_blocks else [], order.target, 0, self._done_push(lease.lease_id))
+        self._transport.write(
+            lease.blocks[-num_blocks:] if num_blocks else [], order.target, 0, self._done_push(lease.lease_id)
+        )
         return None
 
     # -- reader -------------------------------------------------------------------------------------------------
@@ -111,7 +117,8 @@ class Handoff:
             self._finish(TransferResult(arrival.lease_id, 0, 0.0))
             return None
         if self._push:
-            target = self._describe(f"{arrival.lease_id}>{self._worker_id}", into, arrival.num_tokens, [0] * len(into))
+            target_id = f"{arrival.lease_id}>{self._worker_id}"
+            target = describe_target(self._memory, target_id, into, arrival.num_tokens)
             return PushTarget(lease_id=arrival.lease_id, target=target)
         self._transport.read(source, arrival.num_skip, into, self._finish)
         return None
@@ -121,9 +128,11 @@ class Handoff:
         source = self._offers.get(word.lease_id)
         error = word.error
         if error is None and source is not None and blocks:
-            for ref, found in zip(source.blocks[-len(blocks) :], self._checksum(blocks), strict=True):
-                if ref.checksum and ref.checksum != found:
-                    error = f"block {ref.block_id} arrived with a wrong checksum"
+            expected = [ref.checksum for ref in source.blocks[-len(blocks) :]]
+            try:
+                check_landed(self._memory.blocks, np.array(blocks), expected, source.pool.checksum)
+            except TransferError as mismatch:
+                error = str(mismatch)
         num_bytes = len(blocks) * self._memory.address.block_bytes
         return TransferResult(word.lease_id, num_bytes, 0.0, error)
 
@@ -168,12 +177,5 @@ class Handoff:
 
         return done
 
-    def _describe(self, lease_id: str, blocks: list[int], num_tokens: int, checksums: list[int]) -> KVDescriptor:
-        refs = [
-            BlockRef(block, int(self._memory.generations[block]), checksum)
-            for block, checksum in zip(blocks, checksums, strict=True)
-        ]
-        return KVDescriptor(lease_id=lease_id, pool=self._memory.address, blocks=refs, num_tokens=num_tokens)
-
-
-HandoffWord = LeaseRenew | LeaseRelease | PushTarget | Pushed
+    def peer_gone(self, pool_id: str) -> None:
+        self._transport.forget(pool_id)

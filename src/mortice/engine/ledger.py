@@ -29,15 +29,21 @@ class Stage(AbstractContextManager):
 class Ledger:
     """Sums host seconds a stage over the life of a worker; writes a line a step if given a file."""
 
-    def __init__(self, path: str | None, worker_id: str, weight_bytes: int, kv_token_bytes: int, flops_per_token: int) -> None:
+    def __init__(
+        self, path: str | None, worker_id: str, weight_bytes: int, kv_token_bytes: int, flops_per_token: int
+    ) -> None:
         self.worker_id = worker_id
-        self.weight_bytes, self.kv_token_bytes, self.flops_per_token = weight_bytes, kv_token_bytes, flops_per_token
+        self.weight_bytes, self.kv_token_bytes, self.flops_per_token = (
+            weight_bytes,
+            kv_token_bytes,
+            flops_per_token,
+        )
         self.step_s: dict[str, float] = {}
         self.total_s: dict[str, float] = {}
         self.num_steps = 0
         self._file: TextIO | None = None
         if path is not None:
-            self._file = Path(f"{path}.{worker_id}").open("a", buffering=1)  # closed by close()
+            self._file = Path(f"{path}.{worker_id}").open("a", buffering=1)  # noqa: SIM115 - closed by close()
 
     def stage(self, name: str) -> Stage:
         return Stage(self, name)

@@ -19,6 +19,7 @@ from mortice.specs.messages import (
     KVEvents,
     LeaseRelease,
     LeaseRenew,
+    PeerGone,
     Pushed,
     PushTarget,
     Reply,
@@ -52,7 +53,9 @@ class Waker:
 class Loop:
     """One worker's loop over one ZeroMQ socket."""
 
-    def __init__(self, engine: Engine, admin: Admin, socket: zmq.Socket, waker: Waker, hello: Hello, heartbeat_s: float) -> None:
+    def __init__(
+        self, engine: Engine, admin: Admin, socket: zmq.Socket, waker: Waker, hello: Hello, heartbeat_s: float
+    ) -> None:
         self.engine, self.admin = engine, admin
         self._socket, self._waker, self._hello = socket, waker, hello
         self._heartbeat_s = heartbeat_s
@@ -93,6 +96,8 @@ class Loop:
                 return self.engine.push(message)
             case Pushed():
                 return self.engine.pushed(message)
+            case PeerGone(pool_id):
+                self.engine.handoff.peer_gone(pool_id)
             case Call():
                 return [self._call(message)]
         return []
@@ -135,7 +140,14 @@ class Loop:
             if stored or removed:
                 self._num_kv_events += 1
                 self._send(
-                    [KVEvents(worker_id=self._hello.worker_id, sequence=self._num_kv_events, stored=stored, removed=removed)]
+                    [
+                        KVEvents(
+                            worker_id=self._hello.worker_id,
+                            sequence=self._num_kv_events,
+                            stored=stored,
+                            removed=removed,
+                        )
+                    ]
                 )
 
     def _stats(self) -> WorkerStats:

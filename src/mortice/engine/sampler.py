@@ -88,12 +88,16 @@ def sample_batch(logits: Tensor, states: Sequence[SamplerState]) -> list[int]:
 
 def sample_one(logits: Tensor, state: SamplerState) -> int:
     """The next token of one sequence. `logits` [V] float32 is changed in place."""
-    params = state.params
     if not state.is_plain:
         _edit(logits, state)
+    return draw(logits, state.params, state.index, len(state.token_ids))
+
+
+def draw(logits: Tensor, params: SamplingParams, index: int, position: int) -> int:
+    """The chain from temperature on: the token at `position` of sequence `index` under edited logits [V]."""
     if params.temperature == 0:
         return int(logits.argmax())
-    u = uniform(params.seed, state.index, len(state.token_ids))
+    u = uniform(params.seed, index, position)
     probs = torch.softmax(logits / params.temperature, -1)
     if params.top_k == 0 and params.top_p >= 1 and params.min_p == 0:
         return _invert(probs, u)
@@ -148,7 +152,9 @@ def _edit(logits: Tensor, state: SamplerState) -> None:
     if params.repetition_penalty != 1.0:
         seen = torch.cat([state.prompt_ids(), torch.tensor(output, dtype=torch.int64)]).unique()
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        logits[seen] = torch.where(
+            values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+        )
     if (params.frequency_penalty or params.presence_penalty) and output:
         ids, counts = torch.tensor(output, dtype=torch.int64).unique(return_counts=True)
         logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
@@ -179,6 +185,4 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> li
         tops = [
             list(zip(i, v, strict=True)) for i, v in zip(ids.tolist(), (best - norm).tolist(), strict=True)
         ]
-    return [
-        TokenLogprob(t, p, r, top) for t, p, r, top in zip(token_ids, logprobs, ranks, tops, strict=True)
-    ]
+    return [TokenLogprob(t, p, r, top) for t, p, r, top in zip(token_ids, logprobs, ranks, tops, strict=True)]

@@ -21,7 +21,9 @@ class NgramDrafter:
         self._seen: dict[Sequence, tuple[int, dict[tuple[int, ...], int]]] = {}
 
     def propose(self, sequences: list[Sequence], limits: list[int]) -> list[list[int]]:
-        return [self._propose(s, limit) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
+        return [
+            self._propose(s, limit) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)
+        ]
 
     def _propose(self, sequence: Sequence, limit: int) -> list[int]:
         tokens = sequence.token_ids

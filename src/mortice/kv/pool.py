@@ -106,7 +106,9 @@ class BlockPool:
         wrong = [b for b in range(self.num_blocks) if expected[b] != self._refs[b]]
         if wrong:
             b = wrong[0]
-            raise AssertionError(f"{len(wrong)} blocks leaked; block {b} has {self._refs[b]} holders, not {expected[b]}")
+            raise AssertionError(
+                f"{len(wrong)} blocks leaked; block {b} has {self._refs[b]} holders, not {expected[b]}"
+            )
         free, block = 0, self._next[self.num_blocks]
         while block != self.num_blocks:
             if self._refs[block]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mortice.models.step import KVCache, StepInput
 
+FAKE_SCHEME = "fake:"  # a model path that begins so asks for this model
 FAKE_VOCAB = 257
 _DIM = 4
 
@@ -42,7 +43,11 @@ class FakeModel:
         for s, context_len in enumerate(step.context_lens):
             positions = torch.arange(context_len)
             table = step.block_tables[s][positions // kv.block_size]
-            seen = [plane[table, positions % kv.block_size, 0].double() for planes in kv.planes for plane in planes]
+            seen = [
+                plane[table, positions % kv.block_size, 0].double()
+                for planes in kv.planes
+                for plane in planes
+            ]
             total = torch.stack(seen).sum((0, 2)).cumsum(0)
             first = context_len - (step.query_start[s + 1] - step.query_start[s])
             rows += [
@@ -86,6 +91,8 @@ def reference_tokens(prompt: Sequence[int], count: int, version: int = 0) -> lis
     tokens = list(prompt)
     for _ in range(count):
         ids = torch.tensor(tokens)
-        total = _fingerprints(ids, torch.arange(len(tokens))).sum() * (model.num_layers * len(model.kv_planes))
+        total = _fingerprints(ids, torch.arange(len(tokens))).sum() * (
+            model.num_layers * len(model.kv_planes)
+        )
         tokens.append(int(model._logits(total).argmax()))
     return tokens[len(prompt) :]

@@ -1,6 +1,7 @@
 """What a model is given for one step, and where it keeps KV."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ class StepInput:
     logit_rows: Tensor  # [R] int64: tokens whose logits are wanted
     adapters: tuple[AdapterRows, ...] = ()
     deterministic: bool = False  # each token's numbers must not depend on the rest of the batch
-    cache: dict = field(default_factory=dict)  # per-step values that every layer needs (masks, gathered indices)
+    cache: dict = field(
+        default_factory=dict
+    )  # per-step values that every layer needs (masks, gathered indices)
 
     @property
     def num_seqs(self) -> int:
@@ -41,7 +44,7 @@ class StepInput:
     @property
     def max_query(self) -> int:
         starts = self.query_start
-        return max(b - a for a, b in zip(starts, starts[1:], strict=False))
+        return max(b - a for a, b in pairwise(starts))
 
 
 class KVCache:
@@ -52,7 +55,13 @@ class KVCache:
     """
 
     def __init__(
-        self, memory: Tensor, *, num_layers: int, planes: tuple[tuple[int, int], ...], block_size: int, dtype: torch.dtype
+        self,
+        memory: Tensor,
+        *,
+        num_layers: int,
+        planes: tuple[tuple[int, int], ...],
+        block_size: int,
+        dtype: torch.dtype,
     ) -> None:
         """`memory`: uint8 [num_blocks, block_bytes], contiguous, on the model's device."""
         pool = memory.view(dtype)

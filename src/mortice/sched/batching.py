@@ -91,7 +91,9 @@ class BatchScheduler:
         copies: list[tuple[int, int]] = []
         preempted: list[Sequence] = []
         fetches = self._accept_arrivals()
-        for sequence in sorted(self.running, key=lambda s: s.is_prefill):  # stable: decode first, each by rank
+        for sequence in sorted(
+            self.running, key=lambda s: s.is_prefill
+        ):  # stable: decode first, each by rank
             if budget <= 0:
                 break
             if sequence in preempted:

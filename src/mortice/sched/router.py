@@ -63,7 +63,11 @@ class Router:
             return None
         return min(
             decodes,
-            key=lambda load: (load.num_assigned, -self.prefixes.cached_tokens(load.worker_id, names), load.worker_id),
+            key=lambda load: (
+                load.num_assigned,
+                -self.prefixes.cached_tokens(load.worker_id, names),
+                load.worker_id,
+            ),
         )
 
     def _fits(self, load: Load, prompt_len: int) -> bool:

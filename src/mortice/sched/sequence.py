@@ -21,9 +21,13 @@ class Sequence:
     num_forks: int = 0  # siblings to be made when the prompt is done
     prefill_only: bool = False
     num_computed: int = 0  # tokens whose KV is in blocks; set by the scheduler
-    num_cached: int = 0  # prompt tokens whose KV was found or fetched, on first admission; set by the scheduler
+    num_cached: int = (
+        0  # prompt tokens whose KV was found or fetched, on first admission; set by the scheduler
+    )
     blocks: list[int] = field(default_factory=list)  # set by the scheduler
-    names: list[bytes] = field(default_factory=list)  # hashes of the full blocks of token_ids, as far as computed
+    names: list[bytes] = field(
+        default_factory=list
+    )  # hashes of the full blocks of token_ids, as far as computed
     num_committed: int = 0  # blocks entered into the prefix index
     drafts: list[int] = field(default_factory=list)  # proposed next tokens, to be verified; set by the engine
     num_preemptions: int = 0
