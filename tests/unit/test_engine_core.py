@@ -21,7 +21,9 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("token_budget", [16, 17, 64])
 @pytest.mark.parametrize("prompt_len", [1, 3, 4, 5, 40])
-def test_greedy_text_does_not_depend_on_chunks(make_rig: Any, make_request: Any, token_budget: int, prompt_len: int) -> None:
+def test_greedy_text_does_not_depend_on_chunks(
+    make_rig: Any, make_request: Any, token_budget: int, prompt_len: int
+) -> None:
     rig = make_rig(token_budget=token_budget)
     prompt = prompt_of(prompt_len)
     rig.submit(Submit(request=make_request("r", prompt, max_tokens=12)))
@@ -87,16 +89,22 @@ def test_n_sequences_share_the_prompt_and_part_when_they_write(make_rig: Any, ma
     assert rig2.engine.counters["prompt_tokens"] == 10, "the prompt is computed once"
 
 
-def test_sampled_text_is_the_same_alone_in_a_crowd_and_after_preemption(make_rig: Any, make_request: Any) -> None:
+def test_sampled_text_is_the_same_alone_in_a_crowd_and_after_preemption(
+    make_rig: Any, make_request: Any
+) -> None:
     def request(name: str) -> Submit:
-        return Submit(request=make_request(name, prompt_of(9), temperature=0.9, top_p=0.95, seed=3, max_tokens=16))
+        return Submit(
+            request=make_request(name, prompt_of(9), temperature=0.9, top_p=0.95, seed=3, max_tokens=16)
+        )
 
     alone = make_rig()
     alone.submit(request("r"))
     alone.run()
     crowd = make_rig(num_blocks=14, token_budget=24)
     for i in range(10):
-        crowd.submit(Submit(request=make_request(f"x{i}", prompt_of(6 + i, i), temperature=1.0, seed=i, max_tokens=16)))
+        crowd.submit(
+            Submit(request=make_request(f"x{i}", prompt_of(6 + i, i), temperature=1.0, seed=i, max_tokens=16))
+        )
     crowd.submit(request("r"))
     crowd.run()
     assert crowd.engine.scheduler.num_preemptions > 0
@@ -132,7 +140,13 @@ def test_stop_tokens_end_the_text_and_are_reported(make_rig: Any, make_request: 
 def test_min_tokens_bans_the_end_and_allowed_tokens_bind(make_rig: Any, make_request: Any) -> None:
     rig = make_rig()
     prompt = prompt_of(6)
-    rig.submit(Submit(request=make_request("r", prompt, allowed_token_ids=(0, 5, 9), min_tokens=4, logit_bias={0: 100.0})))
+    rig.submit(
+        Submit(
+            request=make_request(
+                "r", prompt, allowed_token_ids=(0, 5, 9), min_tokens=4, logit_bias={0: 100.0}
+            )
+        )
+    )
     rig.run()
     tokens = rig.tokens("r")
     assert len(tokens) == 5
@@ -143,7 +157,10 @@ def test_min_tokens_bans_the_end_and_allowed_tokens_bind(make_rig: Any, make_req
 def test_logprobs_of_prompt_and_answer(make_rig: Any, make_request: Any) -> None:
     rig = make_rig(token_budget=16)
     prompt = prompt_of(21)
-    for name in ("a", "b"):  # the second would hit the prefix cache, which prompt log-probabilities must not use
+    for name in (
+        "a",
+        "b",
+    ):  # the second would hit the prefix cache, which prompt log-probabilities must not use
         rig.submit(Submit(request=make_request(name, prompt, logprobs=2, prompt_logprobs=1)))
         rig.run()
     first = rig.deltas("a")[0]
@@ -175,7 +192,9 @@ class Oracle:
 
 
 @pytest.mark.parametrize("right", [0, 1, 2, 4])
-def test_drafts_change_the_number_of_steps_and_nothing_else(make_rig: Any, make_request: Any, right: int) -> None:
+def test_drafts_change_the_number_of_steps_and_nothing_else(
+    make_rig: Any, make_request: Any, right: int
+) -> None:
     prompt = prompt_of(9)
     rig = make_rig(speculation=Speculation(max_draft=4))
     rig.engine._drafter = Oracle(right)
@@ -193,7 +212,16 @@ def test_ngram_drafts_are_exact_when_sampling(make_rig: Any, make_request: Any) 
         rig = make_rig(speculation=speculation)
         # A few allowed tokens make a repetitive text, so that drafts are proposed and sometimes accepted.
         rig.submit(
-            Submit(request=make_request("r", [1, 2, 1, 2, 1, 2], temperature=1.0, allowed_token_ids=(1, 2, 3), seed=5, max_tokens=60))
+            Submit(
+                request=make_request(
+                    "r",
+                    [1, 2, 1, 2, 1, 2],
+                    temperature=1.0,
+                    allowed_token_ids=(1, 2, 3),
+                    seed=5,
+                    max_tokens=60,
+                )
+            )
         )
         rig.run()
         texts.append(rig.tokens("r"))
@@ -218,7 +246,9 @@ def test_new_weights_show_in_the_next_token_and_its_version(make_rig: Any, make_
     assert rig.deltas("new")[0].num_cached_tokens == 0, "KV of old weights is not found again"
 
 
-def test_recomputing_after_an_update_gives_the_new_weights_continuation(make_rig: Any, make_request: Any) -> None:
+def test_recomputing_after_an_update_gives_the_new_weights_continuation(
+    make_rig: Any, make_request: Any
+) -> None:
     rig = make_rig()
     admin = Admin(rig.engine, free_memory=lambda: None, model_path="fake:")
     prompt = prompt_of(9)
@@ -263,7 +293,9 @@ def test_a_request_that_can_never_fit_is_refused_at_once(make_rig: Any, make_req
     assert len(rig.tokens("edge")) == 1
 
 
-def test_a_step_that_breaks_takes_only_its_requests(make_rig: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_breaks_takes_only_its_requests(
+    make_rig: Any, make_request: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = make_rig()
     rig.submit(Submit(request=make_request("victim", prompt_of(9), n=2)))
     healthy: Callable[..., Any] = rig.engine.runner.forward

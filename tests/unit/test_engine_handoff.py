@@ -115,7 +115,9 @@ def test_n_sequences_cross_once(make_rig: Any, make_request: Any, mode: Any) -> 
     assert pair.d.engine.handoff.counters.num_received == (1 if mode == "pull" else 0)
 
 
-def test_back_pressure_a_full_decode_worker_stops_the_prefill_worker(make_rig: Any, make_request: Any) -> None:
+def test_back_pressure_a_full_decode_worker_stops_the_prefill_worker(
+    make_rig: Any, make_request: Any
+) -> None:
     pair = Pair(make_rig, num_blocks=24, decode={"num_blocks": 8, "max_num_seqs": 16})
     prompts = {f"r{i}": prompt_of(12, i) for i in range(12)}
     for name, prompt in prompts.items():
@@ -144,7 +146,9 @@ def test_a_lease_that_nobody_renews_ends_and_the_reader_computes(make_rig: Any, 
     pair.p.submit(Submit(request=make_request("other", prompt_of(31, 5), max_tokens=1)))  # takes the blocks
     pair.p.run()
     pair.d.submit(
-        Submit(request=pair.requests["r"], resumed=[prefilled.first[0].token_ids], handoff=prefilled.descriptor)
+        Submit(
+            request=pair.requests["r"], resumed=[prefilled.first[0].token_ids], handoff=prefilled.descriptor
+        )
     )
     pair.run()
     assert pair.tokens("r") == reference_tokens(prompt, 8)

@@ -23,7 +23,11 @@ from mortice.transport.base import KVTransport, Pool
 
 def layout_of(model: Model, *, block_size: int, dtype: str, identity: str) -> KVLayout:
     return KVLayout(
-        num_layers=model.num_layers, planes=model.kv_planes, block_size=block_size, dtype=dtype, model=identity
+        num_layers=model.num_layers,
+        planes=model.kv_planes,
+        block_size=block_size,
+        dtype=dtype,
+        model=identity,
     )
 
 
@@ -73,7 +77,9 @@ def assemble(
             push=deployment.transfer.mode == "push",
             wake=wake,
         ),
-        ledger=Ledger(deployment.ledger, worker_id, model.weight_bytes, layout.token_bytes, model.flops_per_token),
+        ledger=Ledger(
+            deployment.ledger, worker_id, model.weight_bytes, layout.token_bytes, model.flops_per_token
+        ),
         grammars=GrammarCompiler(load_tokenizer, model.vocab_size),
         drafter=drafter,
         max_draft=speculation.max_draft if speculation else 0,

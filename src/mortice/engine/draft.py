@@ -32,7 +32,11 @@ class ModelDrafter:
     def __init__(self, model: Model, *, dtype: str, num_blocks: int) -> None:
         self._model = model
         layout = KVLayout(
-            num_layers=model.num_layers, planes=model.kv_planes, block_size=BLOCK_SIZE, dtype=dtype, model="draft"
+            num_layers=model.num_layers,
+            planes=model.kv_planes,
+            block_size=BLOCK_SIZE,
+            dtype=dtype,
+            model="draft",
         )
         self._pool = BlockPool(num_blocks)
         self._kv = KVCache(
@@ -58,10 +62,14 @@ class ModelDrafter:
     def propose(self, sequences: list[Sequence], limits: list[int]) -> list[list[int]]:
         drafts: dict[Sequence, list[int]] = {s: [] for s in sequences}
         ahead = [
-            (s, limit) for s, limit in zip(sequences, limits, strict=True) if limit > 0 and self._has_room(s, limit)
+            (s, limit)
+            for s, limit in zip(sequences, limits, strict=True)
+            if limit > 0 and self._has_room(s, limit)
         ]
         while ahead:
-            for (sequence, _), token in zip(ahead, self._next([(s, drafts[s]) for s, _ in ahead]), strict=True):
+            for (sequence, _), token in zip(
+                ahead, self._next([(s, drafts[s]) for s, _ in ahead]), strict=True
+            ):
                 drafts[sequence].append(token)
             ahead = [(s, limit) for s, limit in ahead if len(drafts[s]) < limit]
         return [drafts[s] for s in sequences]
@@ -111,7 +119,9 @@ class ModelDrafter:
         with torch.inference_mode():
             logits = self._model.forward(step, self._kv)
         return [
-            draw(logits[row], sequence.request.sampling, sequence.index, len(sequence.token_ids) + len(drafts))
+            draw(
+                logits[row], sequence.request.sampling, sequence.index, len(sequence.token_ids) + len(drafts)
+            )
             for row, (sequence, drafts) in enumerate(ahead)
         ]
 

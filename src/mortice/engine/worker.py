@@ -33,7 +33,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
-    logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.worker_id} %(message)s")
+    logging.basicConfig(
+        level=config.log_level, format=f"%(asctime)s %(levelname)s {config.worker_id} %(message)s"
+    )
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the cluster's to handle: it drains first
     socket = zmq.Context.instance().socket(zmq.DEALER)
@@ -63,7 +65,12 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
     clock.mark("import")
     model: Any
     if config.model_path.startswith(FAKE_SCHEME):
-        model, dtype, max_context, eos = FakeModel(), "float32", FakeModel.max_context, list(FakeModel.eos_token_ids)
+        model, dtype, max_context, eos = (
+            FakeModel(),
+            "float32",
+            FakeModel.max_context,
+            list(FakeModel.eos_token_ids),
+        )
     else:
         dtype = deployment.dtype or default_dtype(device)
         model = load_model(config.model_path, dtype=dtype, quantize=deployment.quantize, device=str(device))
@@ -79,7 +86,9 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
     memory = pool_type(layout, num_blocks, checksum=transfer.checksum)
     waker = Waker()
     transport = open_transport(transfer.transport, memory, token=config.token, listen=transfer.listen)
-    max_context = min(max_context, deployment.limits.max_context or max_context, num_blocks * layout.block_size)
+    max_context = min(
+        max_context, deployment.limits.max_context or max_context, num_blocks * layout.block_size
+    )
     engine = assemble(
         model,
         layout,
@@ -135,7 +144,10 @@ def default_dtype(device: torch.device) -> str:
     """bfloat16 where the device multiplies it at least as fast as float32."""
     if device.type == "cuda":
         return "bfloat16"
-    fast = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    fast = (
+        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return "bfloat16" if fast else "float32"
 
 

@@ -51,7 +51,10 @@ class KVCache:
     """Typed views over the bytes of a block pool.
 
     `planes[layer][p]` is a strided view [num_blocks, block_size, heads, dim] of plane p of that layer: all layers of a
-    block lie together in memory, so the first stride is a whole block (specs/kv.py draws it).
+    block lie together in memory, so the first stride is a whole block (specs/kv.py draws it). `rows[layer][p]` is the
+    same plane as rows [_, heads * dim], of which row `block * row_stride[p] + offset` is one token's; the rows between
+    belong to other layers. Attention masks what it must not see by adding -inf, so the bytes must be finite numbers:
+    hand in memory that was zeroed once.
     """
 
     def __init__(
@@ -72,12 +75,23 @@ class KVCache:
         self.memory = memory
         self.block_size = block_size
         self.planes: list[tuple[Tensor, ...]] = []
+        self.rows: list[tuple[Tensor, ...]] = []
+        self.row_stride = tuple(block_elements // (h * d) for h, d in planes)
+        if any(block_elements % (h * d) for h, d in planes):
+            raise ValueError(
+                f"planes {planes} do not tile a block of {block_elements} elements in whole rows"
+            )
         offset = 0
         for _ in range(num_layers):
-            views = []
-            for heads, dim in planes:
+            views, rows = [], []
+            for (heads, dim), per_block in zip(planes, self.row_stride, strict=True):
                 shape = (num_blocks, block_size, heads, dim)
                 stride = (block_elements, heads * dim, dim, 1)
                 views.append(pool.as_strided(shape, stride, pool.storage_offset() + offset))
+                count = (num_blocks - 1) * per_block + block_size
+                rows.append(
+                    pool.as_strided((count, heads * dim), (heads * dim, 1), pool.storage_offset() + offset)
+                )
                 offset += block_size * heads * dim
             self.planes.append(tuple(views))
+            self.rows.append(tuple(rows))

@@ -54,7 +54,9 @@ def call_grammar(
 
 
 def _start(reasoning: Reasoning) -> str:
-    return {"none": "body", "open": 'think "\\n\\n"? body', "maybe": 'body | opened think "\\n\\n"? body'}[reasoning]
+    return {"none": "body", "open": 'think "\\n\\n"? body', "maybe": 'body | opened think "\\n\\n"? body'}[
+        reasoning
+    ]
 
 
 def _body(choice: ToolChoice | None, has_answer: bool) -> str:

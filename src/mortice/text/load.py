@@ -78,7 +78,9 @@ class TextModel:
 
     @cached_property
     def _llguidance(self) -> LLTokenizer:
-        return LLTokenizer(self.tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=self.eos_token_ids or None)
+        return LLTokenizer(
+            self.tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=self.eos_token_ids or None
+        )
 
 
 def load_text_model(path: str | Path) -> TextModel:

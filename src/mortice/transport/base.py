@@ -24,7 +24,9 @@ class Pool(Protocol):
 
     address: PoolAddress
     blocks: np.ndarray  # uint8 [num_blocks, block_bytes]
-    generations: np.ndarray  # uint64 [num_blocks]; the owner raises an entry before it gives the block to new content
+    generations: (
+        np.ndarray
+    )  # uint64 [num_blocks]; the owner raises an entry before it gives the block to new content
 
     def close(self) -> None:
         """Unmap, and unlink what the owner created. Idempotent."""
