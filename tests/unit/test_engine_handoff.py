@@ -112,7 +112,7 @@ def test_n_sequences_cross_once(make_rig: Any, make_request: Any, mode: Any) -> 
     single.run()
     for i in range(3):
         assert pair.tokens("r", i) == single.tokens("r", i)
-    assert pair.d.engine.handoff.counters.num_received == (1 if mode == "pull" else 0)
+    assert pair.d.engine.handoff.counters.num_received == 1
 
 
 def test_back_pressure_a_full_decode_worker_stops_the_prefill_worker(

@@ -132,6 +132,7 @@ class Admin:
             "num_leases": len(self.engine.handoff.leases),
             "num_sequences": sum(1 for _ in scheduler.sequences()),
             "num_fetching": len(scheduler.fetching),
+            "num_received": self.engine.handoff.counters.num_received,
         }
 
     def _need(self, verb: str, *states: str) -> None:

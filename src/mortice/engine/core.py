@@ -117,6 +117,7 @@ class Engine:
         if arrival is None:
             return []
         result = self.handoff.pushed(message, arrival.blocks[arrival.num_skip :])
+        self.handoff.count(result)
         return self._fetch_ended(message.lease_id, result.error)
 
     def heartbeats(self) -> list[FromWorker]:

@@ -51,7 +51,7 @@ class ModelDrafter:
     @classmethod
     def load(cls, path: str, *, dtype: str, vocab_size: int, num_blocks: int = 1024) -> "ModelDrafter":
         """Raises RequestError for a model of another vocabulary: its guesses would mean nothing."""
-        model = load_model(path, dtype=dtype)
+        model = load_model(path, dtype=getattr(torch, dtype))
         if model.vocab_size != vocab_size:
             raise RequestError(
                 f"the draft model has {model.vocab_size} tokens, the model {vocab_size}; they must share a tokenizer",

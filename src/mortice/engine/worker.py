@@ -24,6 +24,7 @@ from mortice.specs.errors import MorticeError
 from mortice.specs.messages import Hello, Reply, encode
 from mortice.text.load import load_text_model
 from mortice.transport.choose import open_transport
+from mortice.transport.give_back import give_back
 from mortice.transport.pool import PrivatePool, SharedPool
 
 log = logging.getLogger("mortice.engine")
@@ -73,7 +74,9 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
         )
     else:
         dtype = deployment.dtype or default_dtype(device)
-        model = load_model(config.model_path, dtype=dtype, quantize=deployment.quantize, device=str(device))
+        model = load_model(
+            config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
+        )
         max_context, eos = model.spec.max_context, list(model.spec.eos_token_ids)
     drafter = None
     if config.draft_model_path is not None:
@@ -103,7 +106,7 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
         device=device,
         drafter=drafter,
     )
-    admin = Admin(engine, free_memory=memory.free_memory, model_path=config.model_path)
+    admin = Admin(engine, free_memory=lambda: give_back(memory.blocks), model_path=config.model_path)
     for name, folder in deployment.adapters.items():
         admin.load_adapter(name, folder)
     clock.mark("cache")
