@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -200,6 +201,10 @@ class LiveCluster:
             if isinstance(result, BaseException):
                 raise result
         answers = dict(zip(futures, (r for r in results if isinstance(r, dict)), strict=True))
+        for member in targets:
+            state = answers[member.worker_id].get("state")
+            if state is not None and member.stats is not None:  # true at once, not only with its next word
+                member.stats = msgspec.structs.replace(member.stats, state=state)
         self._refresh_model(answers.values())
         self._remember(verb, args)
         return answers
@@ -517,14 +522,10 @@ class LiveCluster:
         """Keep what the edge knows of the model true after an admin verb."""
         for answer in answers:
             if "weight_version" in answer or "adapters" in answer:
-                old = self.model
-                self._model = ModelInfo(
-                    name=old.name,
-                    max_context=old.max_context,
-                    vocab_size=old.vocab_size,
-                    eos_token_ids=old.eos_token_ids,
-                    adapters=answer.get("adapters", old.adapters),
-                    weight_version=answer.get("weight_version", old.weight_version),
+                self._model = msgspec.structs.replace(
+                    self.model,
+                    adapters=answer.get("adapters", self.model.adapters),
+                    weight_version=answer.get("weight_version", self.model.weight_version),
                 )
 
     def _tell(
