@@ -27,8 +27,8 @@ def open_pool(
 ) -> Pool:
     """The pool that a transport of this kind can serve: shared for shm, private for tcp and nixl.
 
-    auto: shared where the host has the shared memory for it; where not, private, and `report` says why. With "shm"
-    the same lack is a RequestError.
+    auto: shared where the host has the shared memory for it; where not, private, and `report` says why. With
+    "shm" the same lack is a RequestError.
     """
     if kind in ("tcp", "nixl"):
         return PrivatePool(layout, num_blocks, checksum=checksum)
@@ -53,8 +53,9 @@ def open_transport(
 ) -> KVTransport:
     """Open the transport and advertise it in `pool.address`. `report` gets one line a peer at first contact.
 
-    token: shared by all workers of a deployment; needed by auto and tcp. listen, port: of the block server (auto,
-    tcp). verify: whether checksums offered by descriptors are compared. Raises RequestError for what cannot be opened.
+    token: shared by all workers of a deployment; needed by auto and tcp. listen, port: of the block server
+    (auto, tcp). verify: whether checksums offered by descriptors are compared. Raises RequestError for what
+    cannot be opened.
     """
     if kind == "shm":
         if not pool.address.shm_name:

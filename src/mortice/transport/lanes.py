@@ -1,7 +1,6 @@
 """The record of which peers are reached how: one line a peer, said aloud when it is first met."""
 
 import threading
-import time
 from collections.abc import Callable
 
 from mortice.specs.kv import PoolAddress
@@ -19,16 +18,23 @@ class Lanes:
         self._lock = threading.Lock()
         self._lines: dict[str, str] = {}
 
-    def meet(self, peer: PoolAddress, lane: str, probe: Callable[[], int]) -> None:
-        """On first contact run `probe` (which moves some bytes and returns how many) and record lane and
-        rate."""
+    def meet(self, peer: PoolAddress, lane: str, probe: Callable[[], tuple[int, float]]) -> None:
+        """On first contact run `probe` (moves some bytes; returns how many, in what seconds), record both.
+
+        Nobody waits for another's probe; if it raises, the next contact is the first one again.
+        """
         with self._lock:
             if peer.pool_id in self._lines:
                 return
-            begun = time.perf_counter()
-            num_bytes = probe()
-            rate = num_bytes / (time.perf_counter() - begun) / 1e9
-            line = f"pool {peer.pool_id[:8]}: {lane}, {rate:.1f} GB/s over {num_bytes >> 10} KiB"
+            self._lines[peer.pool_id] = f"pool {peer.pool_id[:8]}: {lane}, being probed"
+        try:
+            num_bytes, seconds = probe()
+        except BaseException:
+            self.forget(peer.pool_id)
+            raise
+        rate = num_bytes / seconds / 1e9
+        line = f"pool {peer.pool_id[:8]}: {lane}, {rate:.1f} GB/s over {num_bytes >> 10} KiB"
+        with self._lock:
             self._lines[peer.pool_id] = line
         self._report(line)
 

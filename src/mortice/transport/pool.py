@@ -1,7 +1,10 @@
 """A worker's own block pool: in shared memory that peers on the host map, or private to the process."""
 
 import mmap
+import os
 import secrets
+import weakref
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +34,7 @@ class SharedPool:
         self._segment: segment.Segment | None = segment.create(
             prefix, pool_id, layout.digest(), num_blocks, layout.block_bytes
         )
+        self._remove = weakref.finalize(self, _remove, self._segment.path, os.getpid())  # at exit, too
         self.blocks = self._segment.blocks
         self.generations = self._segment.generations
         self.landing = Landing()
@@ -48,7 +52,7 @@ class SharedPool:
         """Tell peers that have it mapped, remove the name, drop the mapping."""
         if self._segment is not None:
             self._segment.closed[0] = 1
-            self._segment.path.unlink(missing_ok=True)
+            self._remove()
             self._segment = None
             self.blocks, self.generations = _nothing(self.address.block_bytes)
 
@@ -84,3 +88,9 @@ def _check_size(num_blocks: int) -> None:
 
 def _nothing(block_bytes: int) -> tuple[np.ndarray, np.ndarray]:
     return np.empty((0, block_bytes), np.uint8), np.empty(0, np.uint64)
+
+
+def _remove(path: Path, owner: int) -> None:
+    """Remove the segment's name, unless this is a fork of its owner."""
+    if os.getpid() == owner:
+        path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Files in the host's shared memory that hold a block pool: one writes them, the other maps them.
 
-    | header: one page | generations: uint64 [num_blocks], whole pages | blocks: uint8 [num_blocks, block_bytes] |
+    | header, one page | generations, uint64 [num_blocks], whole pages | blocks, uint8 [num_blocks, bytes] |
 
 The kernel keeps a file until its name is removed, whoever dies: the owner removes it when it closes, `sweep`
 removes what owners left that were killed. Names are "<prefix>.<pid of the owner>.<random>".

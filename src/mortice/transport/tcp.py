@@ -4,6 +4,7 @@ between."""
 import ipaddress
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -116,12 +117,12 @@ class TcpTransport:
         return todo.num_bytes
 
     def _meet(self, peer: PoolAddress) -> None:
-        def probe() -> int:
+        def probe() -> tuple[int, float]:
+            landing = np.ones(wire.MAX_PROBE, np.uint8)
             with self._calls.to(peer, wire.Probe(landing.size)) as link:
+                begun = time.perf_counter()
                 link.receive_into(landing.data)
-            return landing.size
-
-        landing = np.zeros(wire.MAX_PROBE, np.uint8)
+                return landing.size, time.perf_counter() - begun
 
         self._lanes.meet(peer, f"{self.name} to {peer.tcp}", probe)
 
