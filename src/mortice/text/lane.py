@@ -122,7 +122,7 @@ class Lane:
                 await self._kill()
                 if last:
                     raise RequestError(
-                        f"the {self.name} is too complex: processing it takes more memory than one request may use",
+                        f"the {self.name} is too complex: it takes more memory than one request may use",
                         code=f"{self.name}_too_complex",
                     ) from error
             except asyncio.CancelledError:
