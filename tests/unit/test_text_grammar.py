@@ -154,15 +154,26 @@ def test_reasoning_comes_before_the_constraint(marked):
         assert not accepts(f"<think>hm</think>{answer}", marked, **fields)
 
 
+def answer_format(schema, **more):
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema, **more}}}
+
+
+def one_tool(**function):
+    return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
+LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+
+
 @pytest.mark.parametrize(
     ("param", "fields"),
     [
-        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "foo"}}}}),
+        ("response_format", answer_format({"type": "foo"})),
+        ("response_format", answer_format({"$ref": "http://x/y"})),
+        ("response_format", answer_format({"not": {}}, strict=True)),
         ("response_format", {"response_format": {"type": "json_schema"}}),
         ("response_format.type", {"response_format": {"type": "yaml"}}),
-        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}, "strict": True}}}),
-        ("response_format", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://x/y"}}}}),
-        ("guided_json", {"guided_json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}}),
+        ("guided_json", {"guided_json": LOOP}),
         ("guided_json", {"guided_json": "{"}),
         ("guided_json", {"guided_json": False}),
         ("guided_json", {"guided_json": {"enum": []}}),
@@ -170,12 +181,13 @@ def test_reasoning_comes_before_the_constraint(marked):
         ("guided_regex", {"guided_regex": "a(?=b)"}),
         ("guided_choice", {"guided_choice": []}),
         ("guided_choice", {"guided_choice": [""]}),
+        ("guided_choice", {"guided_regex": "a", "guided_choice": ["x"]}),
         ("guided_grammar", {"guided_grammar": "nonsense"}),
         ("guided_grammar", {"guided_grammar": "start: missing"}),
         ("structured_outputs.structural_tag", {"structured_outputs": {"structural_tag": "{}"}}),
-        ("guided_choice", {"guided_regex": "a", "guided_choice": ["x"]}),
-        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "foo"}}}}}]}),
-        ("tools[1].parameters", {"tools": [F, {"type": "function", "name": "h", "parameters": {"type": "string"}}]}),
+        ("tools[0].function.parameters", one_tool(parameters={"properties": {"a": {"type": "foo"}}})),
+        ("tools[0].function.parameters", one_tool(parameters={"type": "string"})),
+        ("tools[1].parameters", {"tools": [F, {"type": "function", "name": "h", "parameters": 3}]}),
         ("tools[1].function.name", {"tools": [F, F]}),
         ("tools[0].name", {"tools": [{"type": "function"}]}),
         ("tools[0].type", {"tools": [{"type": "web_search"}]}),
@@ -184,7 +196,7 @@ def test_reasoning_comes_before_the_constraint(marked):
         ("tool_choice", {"tools": [F], "tool_choice": "sometimes"}),
         ("tool_choice", {"tools": [F], "tool_choice": {"type": "allowed_tools", "tools": []}}),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(param, fields):
     error = refused(**fields)
     assert error.param == param
@@ -229,7 +241,7 @@ SCHEMAS = st.recursive(
             "enum": st.lists(VALUES, max_size=3),
             "const": VALUES,
             "$ref": st.sampled_from(["#", "#/properties/a", "#/$defs/x", "http://[", ""]),
-            "pattern": st.sampled_from(["a+", "(", "^x$", "\\d{2,5}", "(?=a)", "\ud800".encode("utf-8", "replace").decode()]),
+            "pattern": st.sampled_from(["a+", "(", "^x$", "\\d{2,5}", "(?=a)"]),
             "format": st.sampled_from(["date", "email", "uuid", "x"]),
             "minLength": st.integers(-5, 2**40),
             "maxItems": st.integers(-5, 2**40),
@@ -239,7 +251,7 @@ SCHEMAS = st.recursive(
         },
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(
