@@ -34,8 +34,8 @@ class TextModel:
         eos_token_ids: Sequence[int] = (),
         vocab_size: int = 0,
     ) -> None:
-        """`named_tokens`: bos_token, eos_token and so on, as templates want them. `vocab_size`: of the logits, where
-        it is larger than the tokenizer's."""
+        """`named_tokens`: bos_token, eos_token and so on, as templates want them. `vocab_size`: of the
+        logits, where it is larger than the tokenizer's."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer

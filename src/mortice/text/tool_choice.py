@@ -37,8 +37,8 @@ def read_tool_choice(
 ) -> ToolChoice | None:
     """The choice a request makes, None where no tool may be called.
 
-    Tools and choices are taken in the form of chat completions ({"type": "function", "function": {"name": ...}}) and
-    in that of responses ({"type": "function", "name": ...}). Raises RequestError naming the field.
+    Tools and choices are taken in the form of chat completions ({"type": "function", "function": {"name":
+    ...}}) and in that of responses ({"type": "function", "name": ...}). Raises RequestError naming the field.
     """
     functions = _functions(tools or [])
     if tool_choice is None or tool_choice == "auto":
