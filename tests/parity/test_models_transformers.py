@@ -1,4 +1,5 @@
-"""Every architecture against transformers in float32: the same logits, the same greedy text, through a paged cache."""
+"""Every architecture against transformers in float32: the same logits, the same greedy text, through a paged
+cache."""
 
 import random
 

@@ -12,7 +12,8 @@ from mortice.ops.linear import Form, Linear
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows first : first + size of a Linear: what a checkpoint calls one projection, and an adapter can change."""
+    """Rows first : first + size of a Linear: what a checkpoint calls one projection, and an adapter can
+    change."""
 
     linear: Linear
     first: int
@@ -21,7 +22,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One projection of a checkpoint: `name`.weight is [size, K]. `order` rearranges its rows as they are loaded."""
+    """One projection of a checkpoint: `name`.weight is [size, K]. `order` rearranges its rows as they are
+    loaded."""
 
     name: str
     size: int

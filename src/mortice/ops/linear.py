@@ -39,7 +39,8 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """Adds x down^T up^T to columns first : first + len(up) of the output. The adapter's scale is inside `up`."""
+    """Adds x down^T up^T to columns first : first + len(up) of the output. The adapter's scale is inside
+    `up`."""
 
     down: Tensor  # [r, K]
     up: Tensor  # [n, r]
@@ -81,7 +82,8 @@ class Linear:
 
     def product(self, x: Tensor) -> Tensor:
         if self.form == "packed":
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return y
         return F.linear(x, self.weight, self.bias)
 
     def add_adapters(self, x: Tensor, y: Tensor, batch: Batch) -> None:

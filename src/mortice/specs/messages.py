@@ -126,18 +126,7 @@ class Reply(msgspec.Struct, tag="reply", frozen=True, kw_only=True):
 
 
 ToWorker = Submit | Abort | LeaseRenew | LeaseRelease | PushTarget | Pushed | Call
-FromWorker = (
-    Hello
-    | Deltas
-    | Prefilled
-    | WorkerStats
-    | KVEvents
-    | LeaseRenew
-    | LeaseRelease
-    | PushTarget
-    | Pushed
-    | Reply
-)
+FromWorker = Hello | Deltas | Prefilled | WorkerStats | KVEvents | LeaseRenew | LeaseRelease | PushTarget | Pushed | Reply
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
