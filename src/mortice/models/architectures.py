@@ -4,12 +4,15 @@ import torch
 
 from mortice.models.builder import Builder
 from mortice.models.causal_lm import CausalLM
+from mortice.models.gemma3.model import Gemma3
 from mortice.models.llama.model import Llama
+from mortice.models.qwen2.model import Qwen2
+from mortice.models.qwen3.model import Qwen3
 from mortice.ops.linear import Form
 from mortice.specs.errors import RequestError
 from mortice.specs.model import ModelSpec
 
-MODELS: dict[str, type[CausalLM]] = {"llama": Llama}
+MODELS: dict[str, type[CausalLM]] = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3, "gemma3": Gemma3}
 
 
 def build(spec: ModelSpec, *, dtype: torch.dtype, quantize: str = "none", device: str = "cpu") -> CausalLM:
