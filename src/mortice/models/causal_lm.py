@@ -56,6 +56,11 @@ class CausalLM(ABC):
         """(heads, dim) of each plane of a layer's KV cache."""
         return self.spec.attention.kv_planes
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a decode step of one token reads."""
+        return sum(linear.weight.nbytes for linear in self.builder.linears)
+
     def fill(self, source: Source) -> None:
         """Take every weight from the source. Raises RequestError, before anything is changed, if it does not
         fit."""
