@@ -1,4 +1,5 @@
-"""Every architecture against transformers in float32: the same logits, the same greedy text, through a paged cache."""
+"""Every architecture against transformers in float32: the same logits, the same greedy text, through a paged
+cache."""
 
 import random
 
@@ -25,6 +26,7 @@ TINY = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 CONFIGS = {
     "llama": ("llama", {}),
     "llama-tied-biased": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -35,6 +37,13 @@ CONFIGS = {
     ),
     "llama-yarn": ("llama", {"rope_parameters": YARN}),
     "mistral-window": ("mistral", {"sliding_window": 24}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
+    "qwen3": ("qwen3", {}),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 20, "query_pre_attn_scalar": 24, "layer_types": GEMMA_LAYERS},
+    ),
 }
 
 
@@ -44,7 +53,10 @@ def transformers_model(kind: str, changes: dict, seed: int = 0) -> torch.nn.Modu
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():  # initial weights are so small that every token would be as likely as the next
         for name, weight in model.named_parameters():
-            weight.copy_(torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.1) + ("norm" in name))
+            weight.copy_(
+                torch.randn_like(weight) * (0.3 if weight.dim() > 1 else 0.1)
+                + ("norm" in name and kind != "gemma3_text")
+            )
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.rand_like(buffer))

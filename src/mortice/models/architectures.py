@@ -2,14 +2,16 @@
 
 import torch
 
-from mortice.models.builder import Builder
+from mortice.models.builder import Builder, Form
 from mortice.models.causal_lm import CausalLM
+from mortice.models.gemma3.model import Gemma3
 from mortice.models.llama.model import Llama
-from mortice.ops.linear import Form
+from mortice.models.qwen2.model import Qwen2
+from mortice.models.qwen3.model import Qwen3
 from mortice.specs.errors import RequestError
 from mortice.specs.model import ModelSpec
 
-MODELS: dict[str, type[CausalLM]] = {"llama": Llama}
+MODELS: dict[str, type[CausalLM]] = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3, "gemma3": Gemma3}
 
 
 def build(spec: ModelSpec, *, dtype: torch.dtype, quantize: str = "none", device: str = "cpu") -> CausalLM:
@@ -18,7 +20,9 @@ def build(spec: ModelSpec, *, dtype: torch.dtype, quantize: str = "none", device
         raise RequestError(f"quantize must be none, int8, int4 or keep, got {quantize!r}", param="quantize")
     if quantize != "none" and device != "cpu":
         raise RequestError("quantised weights run on the CPU only", param="quantize")
-    builder = Builder(dtype=dtype, form=form_for(dtype, quantize, device), device=device)
+    builder = Builder(
+        dtype=dtype, form=form_for(dtype, quantize, device), device=device, keep=quantize == "keep"
+    )
     return MODELS[spec.architecture](spec, builder)
 
 

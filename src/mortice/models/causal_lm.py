@@ -12,7 +12,6 @@ from mortice.models.source import Source, check_source
 from mortice.models.step import KVCache, StepInput
 from mortice.ops.embedding import embed
 from mortice.ops.norm import rms_norm
-from mortice.ops.rows import pad_rows
 from mortice.specs.model import ModelSpec
 
 Layer = Callable[[Tensor, StepInput, KVCache], Tensor]
@@ -57,8 +56,14 @@ class CausalLM(ABC):
         """(heads, dim) of each plane of a layer's KV cache."""
         return self.spec.attention.kv_planes
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that a decode step of one token reads."""
+        return sum(linear.weight.nbytes for linear in self.builder.linears)
+
     def fill(self, source: Source) -> None:
-        """Take every weight from the source. Raises RequestError, before anything is changed, if it does not fit."""
+        """Take every weight from the source. Raises RequestError, before anything is changed, if it does not
+        fit."""
         check_source(source, self.builder.slots, self.unread)
         with torch.inference_mode():
             for slot in self.builder.slots:

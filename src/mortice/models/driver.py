@@ -1,4 +1,5 @@
-"""Runs a model without an engine: one step at a time over a cache of shuffled blocks. For tests and measurements."""
+"""Runs a model without an engine: one step at a time over a cache of shuffled blocks. For tests and
+measurements."""
 
 import random
 from collections.abc import Sequence
@@ -42,7 +43,9 @@ class Driver:
         deterministic: bool = False,
     ) -> StepInput:
         """Append tokens to texts, giving each the blocks it needs."""
-        starts, contexts, slots, positions, rows = [0], [], [], [], []
+        starts, contexts = [0], []
+        slots: list[int] = []
+        positions: list[int] = []
         for text, new in work:
             first = len(text.tokens)
             text.tokens.extend(new)
@@ -90,9 +93,11 @@ class Driver:
         deterministic: bool = False,
         adapters: Sequence[str | None] = (),
     ) -> tuple[list[list[int]], list[Tensor]]:
-        """Continue every prompt by `num_new` best tokens; also the logits behind each of them, [num_new, vocab].
+        """Continue every prompt by `num_new` best tokens; also the logits behind each of them, [num_new,
+        vocab].
 
-        Prompt i joins at step i * stagger and is read `chunk` tokens a step, so steps mix prompt chunks and decoding.
+        Prompt i joins at step i * stagger and is read `chunk` tokens a step, so steps mix prompt chunks and
+        decoding.
         """
         texts = [Text(adapter=adapters[i] if adapters else None) for i in range(len(prompts))]
         pending = [list(prompt) for prompt in prompts]

@@ -1,4 +1,5 @@
-"""A GGUF file as a source of Hugging Face tensors: names mapped back, values dequantised, conversions undone."""
+"""A GGUF file as a source of Hugging Face tensors: names mapped back, values dequantised, conversions
+undone."""
 
 from collections.abc import Iterable
 from pathlib import Path

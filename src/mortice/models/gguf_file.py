@@ -1,7 +1,8 @@
-"""Reads the header of a GGUF file and maps its tensors (format: docs/gguf.md of the ggml project, versions 2 and 3).
+"""Reads the header of a GGUF file and maps its tensors (format: docs/gguf.md of the ggml project, versions 2
+and 3).
 
-The gguf package's own reader turns each of a vocabulary's tokens into an array of its own, which takes longer than
-everything else at start; this one skips what a model does not need.
+The gguf package's own reader turns each of a vocabulary's tokens into an array of its own, which takes longer
+than everything else at start; this one skips what a model does not need.
 """
 
 import mmap

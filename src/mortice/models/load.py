@@ -24,9 +24,10 @@ def load_model(
 ) -> CausalLM:
     """The model in `path`: a Hugging Face folder, a .gguf file, or a folder that holds one.
 
-    `dtype` is that of activations, KV and whatever weights are not quantised. `quantize`: "int8" (a scale a row) and
-    "int4" (groups of 32) quantise at load; "keep" leaves a GGUF file's Q4_0 and Q4_1 matrices in 4 bits and reads all
-    else as `dtype`. Raises RequestError, one line with file and tensor, for whatever does not fit together.
+    `dtype` is that of activations, KV and whatever weights are not quantised. `quantize`: "int8" (a scale a
+    row) and "int4" (groups of 32) quantise at load; "keep" leaves a GGUF file's Q4_0 and Q4_1 matrices in 4
+    bits and reads all else as `dtype`. Raises RequestError, one line with file and tensor, for whatever does
+    not fit together.
     """
     spec, source = open_checkpoint(Path(path))
     if quantize == "keep" and not isinstance(source, GGUFSource):
@@ -72,7 +73,8 @@ def gguf_in(path: Path) -> Path | None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, with the end tokens of generation_config.json, which name more of them where both exist."""
+    """config.json, with the end tokens of generation_config.json, which name more of them where both
+    exist."""
     config = read_json(folder / "config.json")
     if (folder / "generation_config.json").is_file():
         generation = read_json(folder / "generation_config.json")

@@ -10,7 +10,8 @@ from mortice.specs.model import ModelSpec
 
 
 def random_weights(model: CausalLM, seed: int, scale: float = 0.05) -> dict[str, Tensor]:
-    """Normal numbers under the checkpoint names the model reads, float32; norm weights lie around what is neutral."""
+    """Normal numbers under the checkpoint names the model reads, float32; norm weights lie around what is
+    neutral."""
     generator = torch.Generator().manual_seed(seed)
     made: dict[str, Tensor] = {}
     for slot in model.builder.slots:

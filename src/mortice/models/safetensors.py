@@ -13,7 +13,8 @@ from mortice.specs.errors import RequestError
 
 
 class SafetensorsSource:
-    """Files are mapped, not read: a tensor's pages are touched when it is asked for and can be dropped after."""
+    """Files are mapped, not read: a tensor's pages are touched when it is asked for and can be dropped
+    after."""
 
     def __init__(self, folder: Path, name: str = "model.safetensors") -> None:
         self.label = str(folder)
@@ -21,7 +22,7 @@ class SafetensorsSource:
         self.where: dict[str, Path] = {}
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
-            self.where = {tensor: folder / name for tensor in self.open(folder / name).keys()}  # noqa: SIM118
+            self.where = dict.fromkeys(self.open(folder / name).keys(), folder / name)
         elif index.is_file():
             for tensor, shard in read_index(index).items():
                 self.where[tensor] = folder / shard

@@ -11,7 +11,8 @@ from mortice.specs.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class GroupCodes:
-    """A weight kept in 4 bits: w[n, k] = (code - 8) * scale + zero, with one scale and zero for 32 columns."""
+    """A weight kept in 4 bits: w[n, k] = (code - 8) * scale + zero, with one scale and zero for 32
+    columns."""
 
     codes: Tensor  # [N, K] uint8, 0 to 15
     scale: Tensor  # [N, K / 32] float32

@@ -17,11 +17,12 @@ class AdapterRows:
 
 @dataclass(slots=True)
 class StepInput:
-    """A ragged batch of S sequences and T new tokens, laid end to end. Written by the engine, read by the model.
+    """A ragged batch of S sequences and T new tokens, laid end to end. Written by the engine, read by the
+    model.
 
-    Sequence s owns tokens query_start[s] to query_start[s + 1]; they are the last of its context_lens[s] tokens.
-    The KV of token t of the batch is written to block slots[t] // block_size, offset slots[t] % block_size, before
-    attention reads it.
+    Sequence s owns tokens query_start[s] to query_start[s + 1]; they are the last of its context_lens[s]
+    tokens. The KV of token t of the batch is written to block slots[t] // block_size, offset slots[t] %
+    block_size, before attention reads it.
     """
 
     input_ids: Tensor  # [T] int64
@@ -50,11 +51,11 @@ class StepInput:
 class KVCache:
     """Typed views over the bytes of a block pool.
 
-    `planes[layer][p]` is a strided view [num_blocks, block_size, heads, dim] of plane p of that layer: all layers of a
-    block lie together in memory, so the first stride is a whole block (specs/kv.py draws it). `rows[layer][p]` is the
-    same plane as rows [_, heads * dim], of which row `block * row_stride[p] + offset` is one token's; the rows between
-    belong to other layers. Attention masks what it must not see by adding -inf, so the bytes must be finite numbers:
-    hand in memory that was zeroed once.
+    `planes[layer][p]` is a strided view [num_blocks, block_size, heads, dim] of plane p of that layer: all
+    layers of a block lie together in memory, so the first stride is a whole block (specs/kv.py draws it).
+    `rows[layer][p]` is the same plane as rows [_, heads * dim], of which row `block * row_stride[p] + offset`
+    is one token's; the rows between belong to other layers. Attention masks what it must not see by adding
+    -inf, so the bytes must be finite numbers: hand in memory that was zeroed once.
     """
 
     def __init__(

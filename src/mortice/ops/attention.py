@@ -1,8 +1,8 @@
 """Attention over a paged KV cache, for a ragged batch that mixes prompt chunks and decode rows.
 
-`plan` is made once a step and holds every index; the layers then only gather and multiply. Sequences with equally many
-new tokens and contexts of similar length form a group that is one call of torch's fused attention: all decode rows of
-a step are usually one group, each prompt chunk is its own.
+`plan` is made once a step and holds every index; the layers then only gather and multiply. Sequences with
+equally many new tokens and contexts of similar length form a group that is one call of torch's fused
+attention: all decode rows of a step are usually one group, each prompt chunk is its own.
 """
 
 from collections import defaultdict
@@ -39,13 +39,15 @@ def plan(
     window: int,
     dtype: torch.dtype,
 ) -> Plan:
-    """`window`: a token sees the last `window` tokens, itself included; 0: all. Other arguments as in StepInput."""
+    """`window`: a token sees the last `window` tokens, itself included; 0: all. Other arguments as in
+    StepInput."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for s, context in enumerate(context_lens):
         new = query_start[s + 1] - query_start[s]
         fresh = new == context and (window == 0 or new <= window)
         reach = min(context, window + new) if window else context
-        # A group is as wide as its widest member: contexts that differ by more than four times are kept apart.
+        # A group is as wide as its widest member: contexts that differ by more than four times are kept
+        # apart.
         groups[new, -1 - s if fresh and new > 1 else max(reach, 256).bit_length() // 2].append(s)
     made = [
         build_group(
@@ -75,7 +77,8 @@ def build_group(
     if fresh:
         return Group(rows, len(members), new, None, None)
     contexts = [context_lens[s] for s in members]
-    # The first block that any query of a sequence can see, and how many from there on cover the longest member.
+    # The first block that any query of a sequence can see, and how many from there on cover the longest
+    # member.
     first = [max(0, c - new + 1 - window) // block_size if window else 0 for c in contexts]
     count = max(-(-c // block_size) - f for c, f in zip(contexts, first, strict=True))
     columns = torch.tensor(first, device=device)[:, None] + torch.arange(count, device=device)
@@ -128,7 +131,8 @@ def attend_group(
     kv_heads = k_plane.shape[2]
     share = heads // kv_heads
     if group.blocks is None:
-        # KV heads go to the batch dimension and are spread over their query heads by a stride of 0, not by a copy.
+        # KV heads go to the batch dimension and are spread over their query heads by a stride of 0, not by a
+        # copy.
         q5 = q.view(new, kv_heads, share, dim).permute(1, 2, 0, 3)
         k5 = k.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
         v5 = v.transpose(0, 1)[:, None].expand(-1, share, -1, -1)

@@ -1,10 +1,11 @@
 """Rotary position embedding (arXiv 2104.09864) and the ways of stretching it to longer contexts.
 
-Features i and i + dim / 2 of a head form a pair that is turned by position * frequency[i]. Weights that pair neighbours
-are permuted when they are loaded, so this is the only layout at run time.
+Features i and i + dim / 2 of a head form a pair that is turned by position * frequency[i]. Weights that pair
+neighbours are permuted when they are loaded, so this is the only layout at run time.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ def default_frequencies(dim: int, theta: float) -> Tensor:
 
 
 def llama3_frequencies(plain: Tensor, factor: float, low: float, high: float, original: int) -> Tensor:
-    """Llama 3.1: frequencies with fewer than `low` turns in the trained context are divided by `factor`, those with
-    more than `high` are kept, and between the two they are blended."""
+    """Llama 3.1: frequencies with fewer than `low` turns in the trained context are divided by `factor`,
+    those with more than `high` are kept, and between the two they are blended."""
     turns = original * plain / (2 * math.pi)
     blend = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - blend) * plain / factor + blend * plain
@@ -44,8 +45,9 @@ def yarn_frequencies(
 
 
 def dynamic_frequencies(positions: Tensor, dim: int, theta: float, factor: float, original: int) -> Tensor:
-    """Dynamic NTK scaling, [T, dim / 2]: the base grows with the length of the text, here the token's own position
-    plus one, so a token's rotation does not depend on how its prompt was cut. Within the trained context it is plain.
+    """Dynamic NTK scaling, [T, dim / 2]: the base grows with the length of the text, here the token's own
+    position plus one, so a token's rotation does not depend on how its prompt was cut. Within the trained
+    context it is plain.
     """
     length = (positions + 1).clamp(min=original).to(torch.float32)
     base = theta * (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
@@ -55,11 +57,17 @@ def dynamic_frequencies(positions: Tensor, dim: int, theta: float, factor: float
 class RopeTable:
     """Cosines and sines by position, made in chunks as positions are first met.
 
-    `frequencies` is [dim / 2], or a function from positions [T] to [T, dim / 2]. The sine's first half is negated:
-    rotate() then needs no sign of its own.
+    `frequencies` is [dim / 2], or a function from positions [T] to [T, dim / 2]. The sine's first half is
+    negated: rotate() then needs no sign of its own.
     """
 
-    def __init__(self, frequencies, scale: float, dtype: torch.dtype, device: torch.device | str) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        frequencies: Tensor | Callable[[Tensor], Tensor],
+        scale: float,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
         self.frequencies = frequencies
         self.scale = scale
         self.dtype = dtype

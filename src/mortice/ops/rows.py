@@ -1,8 +1,8 @@
 """Row blocks: how a step is made deterministic.
 
-A matrix product's rounding depends on its shape, because libraries choose their kernels by it. In a deterministic step
-every product over token rows is done in blocks of exactly `ROWS` rows, so one token meets one kernel, whoever else is
-in the batch.
+A matrix product's rounding depends on its shape, because libraries choose their kernels by it. In a
+deterministic step every product over token rows is done in blocks of exactly `ROWS` rows, so one token meets
+one kernel, whoever else is in the batch.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""Metadata of a GGUF file, as the dictionary that a Hugging Face `config.json` of the same model would hold."""
+"""Metadata of a GGUF file, as the dictionary that a Hugging Face `config.json` of the same model would
+hold."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +32,8 @@ ARCHITECTURES = {
 
 
 def gguf_config(metadata: Mapping[str, Any], tensor_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """`metadata`: key to value; arrays may be left out. `tensor_shapes`: name to [rows, columns], as in PyTorch.
+    """`metadata`: key to value; arrays may be left out. `tensor_shapes`: name to [rows, columns], as in
+    PyTorch.
 
     Raises RequestError for an architecture that has no model here.
     """

@@ -1,7 +1,8 @@
 """What a model is: sizes and switches of a decoder, one structure for every architecture we run.
 
-`read_model` (specs/model_config.py) takes the dictionary of a Hugging Face `config.json` (a GGUF file's metadata is mapped to the same
-dictionary by specs/gguf.py) and answers a `ModelSpec` whose fields are resolved: no None that means "derive me".
+`read_model` (specs/model_config.py) takes the dictionary of a Hugging Face `config.json` (a GGUF file's
+metadata is mapped to the same dictionary by specs/gguf.py) and answers a `ModelSpec` whose fields are
+resolved: no None that means "derive me".
 """
 
 from typing import Literal
@@ -31,7 +32,8 @@ class RopeSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """DeepSeek's latent attention: what is cached is `rank` compressed features and `rope_dim` rotated ones."""
+    """DeepSeek's latent attention: what is cached is `rank` compressed features and `rope_dim` rotated
+    ones."""
 
     rank: int
     nope_dim: int
@@ -40,7 +42,8 @@ class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttentionSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Softmax attention. Grouped (num_kv_heads < num_heads), factorised (query_rank and one KV head) or latent."""
+    """Softmax attention. Grouped (num_kv_heads < num_heads), factorised (query_rank and one KV head) or
+    latent."""
 
     num_heads: int
     num_kv_heads: int

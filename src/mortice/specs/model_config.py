@@ -1,6 +1,7 @@
 """Reads a `ModelSpec` out of the dictionary of a Hugging Face `config.json`.
 
-Both spellings of rotary settings are understood: `rope_theta` beside `rope_scaling`, and the newer `rope_parameters`.
+Both spellings of rotary settings are understood: `rope_theta` beside `rope_scaling`, and the newer
+`rope_parameters`.
 """
 
 import math
@@ -78,7 +79,8 @@ class Config:
 
 
 def read_model(values: dict[str, Any]) -> ModelSpec:
-    """The spec of a `config.json`. Raises RequestError naming the first field that is missing, wrong or unsupported."""
+    """The spec of a `config.json`. Raises RequestError naming the first field that is missing, wrong or
+    unsupported."""
     config = Config(values)
     kind = values.get("model_type")
     if kind not in ARCHITECTURES:
@@ -86,7 +88,7 @@ def read_model(values: dict[str, Any]) -> ModelSpec:
         raise config.wrong("model_type", f"is {kind!r}; supported are {known}")
     if kind in NESTED:
         text = config.nested("text_config")
-        outer = {k: values[k] for k in ("eos_token_id", "tie_word_embeddings") if k in values}
+        outer: dict[str, Any] = {k: values[k] for k in ("eos_token_id", "tie_word_embeddings") if k in values}
         config = Config({**outer, **text.values, "model_type": NESTED[kind]}, text.prefix)
         kind = NESTED[kind]
     readers: dict[str, Callable[[Config], ModelSpec]] = {
@@ -189,7 +191,8 @@ def scaled_rope(scaling: Config, dim: int, context: int, theta: float, interleav
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """How much sharper attention must be after stretching by `factor` (YaRN, arXiv 2309.00071, section 3.4)."""
+    """How much sharper attention must be after stretching by `factor` (YaRN, arXiv 2309.00071, section
+    3.4)."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
@@ -203,7 +206,8 @@ def yarn_attention_factor(scaling: Config, factor: float) -> float:
 
 
 def stretched(context: int, rope: RopeSpec) -> int:
-    """Positions that can be served: max_position_embeddings, times the factor where the config does not count it in."""
+    """Positions that can be served: max_position_embeddings, times the factor where the config does not
+    count it in."""
     return int(context * rope.factor) if rope.kind in ("dynamic", "linear") else context
 
 
@@ -237,7 +241,8 @@ def read_llama_like(config: Config) -> ModelSpec:
 
 
 def read_windows(config: Config, num_layers: int, kind: str) -> tuple[int, ...]:
-    """Each layer's window. Qwen keeps `sliding_window` in its configs and switches it on with another field."""
+    """Each layer's window. Qwen keeps `sliding_window` in its configs and switches it on with another
+    field."""
     if kind.startswith("qwen") and not config.flag("use_sliding_window", False):
         return ()
     if not config.has("sliding_window"):
@@ -352,7 +357,8 @@ def deepseek_experts(config: Config, num_layers: int, third: bool) -> MoESpec | 
 
 
 def read_step3(config: Config) -> ModelSpec:
-    """Step-3's text model: factorised queries over one shared KV head, experts with one shared expert beside them."""
+    """Step-3's text model: factorised queries over one shared KV head, experts with one shared expert beside
+    them."""
     fields = common(config)
     head_dim = config.integer("head_dim")
     if config.integer("num_attention_groups", 1) != 1:

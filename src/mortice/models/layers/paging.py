@@ -14,7 +14,7 @@ def attention_plan(step: StepInput, kv: KVCache, window: int, dtype: torch.dtype
         found = step.cache[key] = attention.plan(
             step.query_start, step.context_lens, step.block_tables, kv.block_size, window, dtype
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def write_rows(step: StepInput, kv: KVCache, plane: int) -> Tensor:
@@ -24,4 +24,4 @@ def write_rows(step: StepInput, kv: KVCache, plane: int) -> Tensor:
     if found is None:
         block = step.slots // kv.block_size
         found = step.cache[key] = block * (kv.row_stride[plane] - kv.block_size) + step.slots
-    return found  # type: ignore[no-any-return]
+    return found

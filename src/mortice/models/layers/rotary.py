@@ -54,7 +54,7 @@ class Rotary:
         found = step.cache.get(self)
         if found is None:
             found = step.cache[self] = self.table.rows(step.positions, max(step.context_lens, default=1))
-        return found  # type: ignore[no-any-return]
+        return found
 
     def __call__(self, x: Tensor, step: StepInput) -> Tensor:
         """Turn `x` [T, heads, dim]."""

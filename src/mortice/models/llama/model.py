@@ -1,4 +1,5 @@
-"""Llama (arXiv 2307.09288, 2407.21783): grouped attention with rotary positions, gated MLP, RMS norms before both."""
+"""Llama (arXiv 2307.09288, 2407.21783): grouped attention with rotary positions, gated MLP, RMS norms before
+both."""
 
 from mortice.models.causal_lm import CausalLM
 from mortice.models.layers.attention import GroupedAttention
