@@ -11,7 +11,8 @@ Process = Literal["poisson", "gamma"]
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """A renewal process: independent gaps of mean 1 / rate. Poisson has CV 1; gamma has the CV it is given."""
+    """A renewal process: independent gaps of mean 1 / rate. Poisson has CV 1; gamma has the CV it is
+    given."""
 
     process: Process = "poisson"
     rate: float  # requests a second

@@ -1,4 +1,5 @@
-"""An OpenAI endpoint as the harness uses it: one streamed answer, timed; and what the server says of itself."""
+"""An OpenAI endpoint as the harness uses it: one streamed answer, timed; and what the server says of
+itself."""
 
 import re
 from collections.abc import Callable
@@ -64,7 +65,8 @@ class Endpoint:
         api_key: str | None = None,
         timeout_s: float = 600.0,
     ) -> None:
-        """`base_url` ends where OpenAI's does, before /completions. Raises RequestError if it is no such URL."""
+        """`base_url` ends where OpenAI's does, before /completions. Raises RequestError if it is no such
+        URL."""
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.api: Api = api
@@ -85,7 +87,8 @@ class Endpoint:
     async def stream(
         self, body: bytes, timeline: Timeline, on_text: Callable[[str], None] | None = None
     ) -> None:
-        """Send a streaming request and write what comes, and when, into `timeline`. Failures are written, not raised."""
+        """Send a streaming request and write what comes, and when, into `timeline`. Failures are written,
+        not raised."""
         watcher = _Watcher(timeline, on_text)
         timeline.sent_s = now()
         try:

@@ -2,8 +2,10 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from mortice.bench.report import reached, share
+from mortice.bench.run import Bench
 from mortice.bench.stats import wilson
 
 
@@ -34,10 +36,12 @@ Try = Callable[[float], Awaitable[tuple[int, int]]]  # rate -> requests that met
 
 @dataclass(slots=True)
 class GoodputSearch:
-    """Bracket by doubling or halving, bisect, then look once above and once below for a response that is not monotone.
+    """Bracket by doubling or halving, bisect, then look once above and once below for a response that is not
+    monotone.
 
-    `sustained` is the largest rate that passed with no failed rate below it: what can be promised. `largest_passed`
-    exceeds it only where attainment came back at a higher rate, which is reported and never promised.
+    `sustained` is the largest rate that passed with no failed rate below it: what can be promised.
+    `largest_passed` exceeds it only where attainment came back at a higher rate, which is reported and never
+    promised.
     """
 
     target: float
@@ -68,7 +72,7 @@ class GoodputSearch:
 
     async def _look_for_islands(self, attempt: Try, low: float, high: float) -> None:
         below = sorted({0.0, *(p.rate for p in self.probes if p.rate <= low)})
-        wide = max(zip(below, below[1:], strict=False), key=lambda gap: gap[1] - gap[0])
+        wide = max(pairwise(below), key=lambda gap: gap[1] - gap[0])
         await self._passes(attempt, sum(wide) / 2)
         above = high * 1.25
         if all(abs(p.rate / above - 1) > 0.05 for p in self.probes):
@@ -114,3 +118,41 @@ class GoodputSearch:
             "tolerance": self.tolerance,
             "probes": [p.document(self.target) for p in sorted(self.probes, key=lambda p: p.rate)],
         }
+
+
+async def find_goodput(bench: Bench, search: GoodputSearch, *, start_rate: float, num_gpus: int) -> dict:
+    """Run `bench` (already prepared) at the rates the search asks for; the result document of kind
+    "goodput"."""
+    runs: list[dict] = []
+
+    async def attempt(rate: float) -> tuple[int, int]:
+        result, _ = await bench.run(rate, intervals=False)
+        runs.append(result)
+        return result["slo"]["num_met"], result["num_issued"]
+
+    await search.run(attempt, start_rate)
+    first = runs[0]
+    found = search.document(num_gpus)
+    notes = sorted({note for run in runs for note in run["notes"]})
+    if not found["monotone"]:
+        notes.append(
+            "attainment is not monotone in the rate: a rate above a failed one passed and is not promised"
+        )
+    if not found["bounded"]:
+        notes.append("no rate that was tried failed: the goodput is at least this")
+    unsure = [probe["rate"] for probe in found["probes"] if not probe["decided"]]
+    if unsure:
+        rates = ", ".join(f"{rate:.3g}" for rate in unsure)
+        notes.append(f"too few requests to be sure at {rates} req/s: the interval holds the target")
+    kept = ("mortice", "started_at", "base_url", "model", "api", "request")
+    workload = {name: value for name, value in first["workload"].items() if name != "rate"}
+    return {
+        "kind": "goodput",
+        **{name: first[name] for name in kept},
+        "workload": workload,
+        "slo": {"limits": first["slo"]["limits"]},
+        "goodput": found,
+        "void": any(run["void"] for run in runs),
+        "notes": notes,
+        "runs": runs,
+    }

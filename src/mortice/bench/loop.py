@@ -1,4 +1,5 @@
-"""The event loop: uvloop where it is installed, for it takes two thirds off what a streamed token costs the client."""
+"""The event loop: uvloop where it is installed, for it takes two thirds off what a streamed token costs the
+client."""
 
 import asyncio
 from collections.abc import Coroutine

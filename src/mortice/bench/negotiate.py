@@ -17,7 +17,8 @@ _OPTIONAL = ("ignore_eos", "stream_options")
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What was agreed. `fields` go into each request beside model and prompt; `output_field` holds the length."""
+    """What was agreed. `fields` go into each request beside model and prompt; `output_field` holds the
+    length."""
 
     fields: dict[str, Any]
     output_field: str
@@ -33,8 +34,8 @@ async def negotiate(
 ) -> Terms:
     """Agree on fields by probe requests, then calibrate prompt lengths.
 
-    Raises Unavailable if nothing answers, RequestError (NotFound for an unknown model) if the server refuses the
-    request whatever is left out.
+    Raises Unavailable if nothing answers, RequestError (NotFound for an unknown model) if the server refuses
+    the request whatever is left out.
     """
     fields: dict[str, Any] = {
         "stream": True,

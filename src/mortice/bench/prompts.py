@@ -1,9 +1,10 @@
 """Synthetic prompts of an honest length, whatever the server's tokenizer.
 
-Prompts are random four-letter words behind one fixed first word. Common short words are one token each in most BPE
-vocabularies, and equally long ones cost a byte-level tokenizer the same, so tokens are a line in words:
-tokens = overhead + tokens_per_word * words. The server itself gives the line (by the usage of probe requests, or by
-/tokenize), and a further probe checks it. Where words do not lie on a line, token-id prompts are exact.
+Prompts are random four-letter words behind one fixed first word. Common short words are one token each in
+most BPE vocabularies, and equally long ones cost a byte-level tokenizer the same, so tokens are a line in
+words: tokens = overhead + tokens_per_word * words. The server itself gives the line (by the usage of probe
+requests, or by /tokenize), and a further probe checks it. Where words do not lie on a line, token-id prompts
+are exact.
 """
 
 import random
@@ -31,7 +32,8 @@ WORDS = tuple(
         "salt meat corn seed leaf root farm town park bank shop post note page list card code data file test unit"
     ).split()
 )
-# Token ids that nearly every vocabulary has and that are ordinary tokens in it: special ones sit at either end.
+# Token ids that nearly every vocabulary has and that are ordinary tokens in it: special ones sit at either
+# end.
 ID_RANGE = (1000, 16000)
 _PROBE_WORDS = (24, 88, 56)  # two give the line, the third checks it
 _TOLERANCE = 0.02
@@ -49,7 +51,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     checked_error: float | None = None  # relative error of the line at the third probe
 
     def num_words(self, num_tokens: int) -> int:
-        """Random words for a prompt of `num_tokens`; at least one, so very short prompts may come out longer."""
+        """Random words for a prompt of `num_tokens`; at least one, so very short prompts may come out
+        longer."""
         return max(1, round((num_tokens - self.overhead) / self.tokens_per_word))
 
 
@@ -59,8 +62,8 @@ CountTokens = Callable[[Prompt], Awaitable[int | None]]
 async def calibrate(source: PromptSource, *, usage: CountTokens, tokenize: CountTokens) -> Calibration:
     """Ask the server for the line from words to tokens.
 
-    `usage` (a probe request) and `tokenize` count a prompt's tokens, or answer None where the server cannot. "auto"
-    takes words, and ids only where words miss their length by more than 2 % and the server takes ids.
+    `usage` (a probe request) and `tokenize` count a prompt's tokens, or answer None where the server cannot.
+    "auto" takes words, and ids only where words miss their length by more than 2 % and the server takes ids.
     Raises RequestError if ids are asked for and the server does not take them.
     """
     if source == "token-ids":
@@ -118,8 +121,8 @@ class PromptMaker:
     def make(self, label: str, prompt_len: int, blocks: Sequence[int] = (), block_tokens: int = 0) -> Prompt:
         """A prompt of `prompt_len` tokens.
 
-        With `blocks`, it is their contents (`block_tokens` each) laid end to end and cut to length: prompts whose first
-        block ids are equal begin alike. Without, its content is private to `label`.
+        With `blocks`, it is their contents (`block_tokens` each) laid end to end and cut to length: prompts
+        whose first block ids are equal begin alike. Without, its content is private to `label`.
         """
         by_ids = self._calibration.source == "token-ids"
         count = self._calibration.num_words(prompt_len)

@@ -55,8 +55,8 @@ def measure(run: LoadRun, slo: SLO, *, seed: int, intervals: bool = True) -> dic
 def attainment(timelines: Sequence[Timeline], slo: SLO) -> dict | None:
     """Share of all issued requests that met every limit, failures being misses; None if there is no limit.
 
-    `marginals` has the same share for each limit alone. A joint share at the target implies the marginals, not the
-    reverse. No request at all attains 0.
+    `marginals` has the same share for each limit alone. A joint share at the target implies the marginals,
+    not the reverse. No request at all attains 0.
     """
     limits = slo.limits()
     if not limits:
@@ -98,7 +98,8 @@ def share(count: int, total: int) -> float:
 
 
 def reached(met: int, issued: int, target: float) -> bool:
-    """Is the share at least the target? Exactly at the target counts; rounding of the product must not decide."""
+    """Is the share at least the target? Exactly at the target counts; rounding of the product must not
+    decide."""
     return issued > 0 and met >= target * issued - 1e-9
 
 
@@ -123,7 +124,8 @@ def token_rate(timelines: Sequence[Timeline], started_s: float, ended_s: float, 
 
 
 def request_record(timeline: Timeline, started_s: float) -> dict:
-    """One request for the per-request list of a result file; instants in seconds from the start of the run."""
+    """One request for the per-request list of a result file; instants in seconds from the start of the
+    run."""
     t = timeline
     record = {
         "index": t.index,

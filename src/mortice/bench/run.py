@@ -235,7 +235,8 @@ class Bench:
             self.watch.finish()
 
     async def run(self, rate: float | None = None, *, intervals: bool = True) -> tuple[dict, LoadRun]:
-        """Run the workload, at another rate where one is given, and return the result document and the raw run."""
+        """Run the workload, at another rate where one is given, and return the result document and the raw
+        run."""
         options, watch, clock = self.options, self.watch, RealClock()
         requests = self.workload.requests(rate)
         self._runs += 1

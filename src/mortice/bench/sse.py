@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 
 class SSEReader:
-    """Feed it pieces, get the data of each whole event. Comments and other fields are passed over, as the format says."""
+    """Feed it pieces, get the data of each whole event. Comments and other fields are passed over, as the
+    format says."""
 
     def __init__(self) -> None:
         self._tail = b""

@@ -1,4 +1,5 @@
-"""Distributions and how sure they are: percentiles, bootstrap and Wilson intervals. Every interval is of 95 %."""
+"""Distributions and how sure they are: percentiles, bootstrap and Wilson intervals. Every interval is of 95
+%."""
 
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -13,7 +14,8 @@ Interval = tuple[float, float]
 
 
 def percentile(values: Sequence[float], q: float) -> float:
-    """The q-th percentile (0 to 100) by linear interpolation between order statistics, rank (n - 1) q / 100."""
+    """The q-th percentile (0 to 100) by linear interpolation between order statistics, rank (n - 1) q /
+    100."""
     return float(np.percentile(np.asarray(values, dtype=float), q, method="linear"))
 
 
@@ -35,8 +37,8 @@ def wilson(successes: int, trials: int) -> Interval:
 def summary(values: Sequence[float], *, seed: int, intervals: bool = True) -> dict:
     """mean, min, p50, p90, p99, max, num; with `ci95`: the interval of the mean and of each percentile.
 
-    Intervals come from the bootstrap (resampling values as independent draws, `RESAMPLES` times). An empty input gives
-    None for every figure: nothing was measured.
+    Intervals come from the bootstrap (resampling values as independent draws, `RESAMPLES` times). An empty
+    input gives None for every figure: nothing was measured.
     """
     names = [f"p{q}" for q in PERCENTILES]
     if not len(values):

@@ -4,8 +4,9 @@
      |------ TTFT ------|-- gap --|-- gap --|-- gap --|
      |---------------------- E2E ---------------------|
 
-TTFT: sent to the first non-empty content. E2E: sent to the last. TPOT = (last - first) / (n - 1) with n, the output
-tokens, from the server's usage; undefined for n = 1. ITL: a chunk's gap spread evenly over the tokens it brought.
+TTFT: sent to the first non-empty content. E2E: sent to the last. TPOT = (last - first) / (n - 1) with n, the
+output tokens, from the server's usage; undefined for n = 1. ITL: a chunk's gap spread evenly over the tokens
+it brought.
 """
 
 from dataclasses import dataclass, field
@@ -67,8 +68,8 @@ class Timeline:
 def share_tokens(num_tokens: int, weights: list[int]) -> list[int]:
     """Split `num_tokens` over chunks in proportion to `weights` (characters), in whole tokens that add up.
 
-    Every chunk gets at least one where there are enough. With fewer tokens than chunks (a server that cuts a token's
-    text) the first chunk gets one and the rest follow the running total.
+    Every chunk gets at least one where there are enough. With fewer tokens than chunks (a server that cuts a
+    token's text) the first chunk gets one and the rest follow the running total.
     """
     num_chunks = len(weights)
     if num_chunks == 0 or num_tokens <= 0:
@@ -95,9 +96,9 @@ def _by_running_total(count: int, weights: list[int]) -> list[int]:
 def spread_gaps(chunk_s: list[float], tokens: list[int]) -> list[float]:
     """Gaps between tokens: the gap before a chunk, divided evenly over the tokens the chunk brought.
 
-    The first chunk's gap is the TTFT, so its tokens add none here: a first chunk of c tokens leaves n - c gaps, never
-    c - 1 made-up zeros. A chunk without a whole token lends its gap to the next one that has any (or, at the end, to
-    the last that had): the gaps always add up to last - first.
+    The first chunk's gap is the TTFT, so its tokens add none here: a first chunk of c tokens leaves n - c
+    gaps, never c - 1 made-up zeros. A chunk without a whole token lends its gap to the next one that has any
+    (or, at the end, to the last that had): the gaps always add up to last - first.
     """
     gaps: list[float] = []
     carried = 0.0

@@ -8,7 +8,8 @@ from mortice.specs.errors import RequestError
 
 
 class SLO(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits on one request, in milliseconds, inclusive; None: no limit. `target` is the share that must meet all."""
+    """Limits on one request, in milliseconds, inclusive; None: no limit. `target` is the share that must
+    meet all."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
@@ -29,7 +30,8 @@ class SLO(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return {name: limit for name, limit in every.items() if limit is not None}
 
     def missed(self, *, ttft_ms: float, tpot_ms: float | None, e2e_ms: float) -> list[str]:
-        """Names of the limits that a finished request broke; TPOT of a single token is undefined and breaks none."""
+        """Names of the limits that a finished request broke; TPOT of a single token is undefined and breaks
+        none."""
         seen = {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms, "e2e_ms": e2e_ms}
         return [
             name

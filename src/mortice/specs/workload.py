@@ -26,7 +26,8 @@ MOONCAKE_BLOCK = 512  # input tokens behind one hash id
 
 
 class TraceRequest(msgspec.Struct, frozen=True):
-    """One arrival. Equal leading entries of `blocks` mean equal leading tokens, `Trace.block_tokens` for each entry."""
+    """One arrival. Equal leading entries of `blocks` mean equal leading tokens, `Trace.block_tokens` for
+    each entry."""
 
     at_s: float  # since the first arrival of the file
     prompt_len: int  # tokens
@@ -164,7 +165,8 @@ def _azure(lines: Iterable[str]) -> Iterator[TraceRequest]:
     epoch_s: int | None = None
     for row in csv.DictReader(lines):
         whole_s, fraction_s = _timestamp(row["TIMESTAMP"])
-        # Seconds are taken from the first row's as integers: a float of the epoch has not enough digits for 100 ns.
+        # Seconds are taken from the first row's as integers: a float of the epoch has not enough digits for
+        # 100 ns.
         epoch_s = whole_s if epoch_s is None else epoch_s
         at_s = whole_s - epoch_s + fraction_s
         yield TraceRequest(at_s, _count(row["ContextTokens"]), _count(row["GeneratedTokens"]))
@@ -174,7 +176,8 @@ _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(\.\d{1,9})?(Z|[+-]
 
 
 def _timestamp(text: str) -> tuple[int, float]:
-    """Whole seconds since the epoch, and the fraction. `datetime` alone takes six digits; Azure writes seven."""
+    """Whole seconds since the epoch, and the fraction. `datetime` alone takes six digits; Azure writes
+    seven."""
     match = _TIMESTAMP.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"not a timestamp: {text!r}")
