@@ -77,12 +77,13 @@ class Endpoint:
 
     def body(self, prompt: Prompt, fields: dict[str, Any]) -> bytes:
         """The JSON of a request; in the chat API the prompt is the user's only message."""
-        asked: dict[str, Any] = {"model": self.model}
         if self.api == "chat":
-            asked["messages"] = [{"role": "user", "content": prompt}]
-        else:
-            asked["prompt"] = prompt
-        return msgspec.json.encode(asked | fields)
+            return self.chat_body([{"role": "user", "content": prompt}], fields)
+        return msgspec.json.encode({"model": self.model, "prompt": prompt} | fields)
+
+    def chat_body(self, messages: list[dict[str, Any]], fields: dict[str, Any]) -> bytes:
+        """The JSON of a chat request with these messages."""
+        return msgspec.json.encode({"model": self.model, "messages": messages} | fields)
 
     async def stream(
         self, body: bytes, timeline: Timeline, on_text: Callable[[str], None] | None = None

@@ -51,7 +51,7 @@ def plot_run(result: dict[str, Any], run: LoadRun, path: Path) -> None:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, 6.6), dpi=160, facecolor="white")
+        figure = Figure(figsize=(9.6, 7.0), dpi=160, facecolor="white")
         grid = figure.add_gridspec(
             2,
             2,
@@ -60,7 +60,7 @@ def plot_run(result: dict[str, Any], run: LoadRun, path: Path) -> None:
             wspace=0.16,
             left=0.075,
             right=0.965,
-            top=0.845,
+            top=0.815,
             bottom=0.085,
         )
         limits = (result["slo"] or {}).get("limits", {})
@@ -75,7 +75,7 @@ def plot_run(result: dict[str, Any], run: LoadRun, path: Path) -> None:
         each.tick_params(labelleft=False)
         _timeline(rate, run)
         figure.text(0.075, 0.955, str(result["model"]), fontsize=15, fontweight="bold", va="center")
-        figure.text(0.075, 0.917, _subtitle(result), fontsize=10, color=_FAINT, va="center")
+        figure.text(0.075, 0.918, _subtitle(result), fontsize=9.5, color=_FAINT, va="center")
         try:
             figure.savefig(path, format=kind)
         except OSError as error:
@@ -99,7 +99,7 @@ def _ecdf(
     `num_free` requests have no value and meet any limit (TPOT of a single token): the curve starts at their
     share.
     """
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=12)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=22)
     axes.set_xlabel("ms")
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -117,17 +117,17 @@ def _ecdf(
     for quantile in (0.5, 0.9, 0.99):
         rank = next((i for i, share in enumerate(shares) if share >= quantile), None)
         if rank is not None:
-            _mark(axes, ordered[rank], shares[rank], f"P{quantile * 100:.0f}  {number(ordered[rank])}", right)
+            _mark(axes, ordered[rank], shares[rank], f"{quantile:.0%} by {number(ordered[rank])}", right)
     if limit is not None:
         met = (num_free + sum(value <= limit for value in ordered)) / issued
         axes.axvline(limit, color=_LIMIT, linewidth=1.4, linestyle=(0, (4, 2)))
-        left = limit > right * 0.5
+        place = "left" if limit < right * 0.25 else "right" if limit > right * 0.75 else "center"
         axes.annotate(
-            f"SLO {limit:g} ms\n{met:.0%} meet it",
-            (limit, 0.06),
-            xytext=(-6 if left else 6, 0),
+            f"SLO {limit:g} ms, {met:.0%} meet it",
+            (limit, 1.04),
+            xytext=(0, 4),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha=place,
             va="bottom",
             color=_LIMIT,
             fontsize=9,
@@ -151,12 +151,12 @@ def _mark(axes: Any, x: float, y: float, label: str, right: float) -> None:
 
 def _timeline(axes: Any, run: LoadRun) -> None:
     seconds = run.ended_s - run.started_s
-    num_bins = max(10, min(120, round(seconds)))
+    num_bins = max(20, min(160, round(2 * seconds)))
     rates = token_rate(run.timelines, run.started_s, run.ended_s, num_bins)
     edges = [i * seconds / num_bins for i in range(num_bins + 1)]
     axes.set_title("Output tokens per second", loc="left", fontsize=11, fontweight="bold", pad=10)
     axes.set_xlabel("seconds since the start")
-    axes.stairs(rates, edges, color=_CURVE, linewidth=1.6)
+    axes.stairs(rates, edges, baseline=None, color=_CURVE, linewidth=1.6)
     axes.stairs(rates, edges, fill=True, color=_CURVE, alpha=0.12)
     axes.set_xlim(0, seconds)
     axes.set_ylim(0, max([*rates, 1.0]) * 1.18)

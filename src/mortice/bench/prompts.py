@@ -20,18 +20,18 @@ from mortice.specs.errors import RequestError
 PromptSource = Literal["auto", "words", "token-ids"]
 
 _FIRST = "Here"
-WORDS = tuple(
-    (
-        "time year work life part case week hand home room area book word side kind head hour game line city name "
-        "team idea body back face door land road form food song wind fire tree bird fish boat ship hill lake rain "
-        "snow star moon gold iron rock sand wood wall roof cool warm cold slow fast deep wide long tall high dark "
-        "blue grey pink soft hard good well best last next past late soon once over down away here near then when "
-        "what that this them they your some many more most much less each both such same very just only even ever "
-        "also from with into upon make take give find tell keep hold move turn walk read play help show want need "
-        "like know feel mean come went said made took gave kept held left sent paid sold lost west east milk rice "
-        "salt meat corn seed leaf root farm town park bank shop post note page list card code data file test unit"
-    ).split()
-)
+_WORD_LIST = """
+time year work life part case week hand home room area book word side kind head hour game line city
+name team idea body back face door land road form food song wind fire tree bird fish boat ship hill
+lake rain snow star moon gold iron rock sand wood wall roof cool warm cold slow fast deep wide long
+tall high dark blue grey pink soft hard good well best last next past late soon once over down away
+here near then when what that this them they your some many more most much less each both such same
+very just only even ever also from with into upon make take give find tell keep hold move turn walk
+read play help show want need like know feel mean come went said made took gave kept held left sent
+paid sold lost west east milk rice salt meat corn seed leaf root farm town park bank shop post note
+page list card code data file test unit
+"""
+WORDS = tuple(_WORD_LIST.split())
 # Token ids that nearly every vocabulary has and that are ordinary tokens in it: special ones sit at either
 # end.
 ID_RANGE = (1000, 16000)

@@ -17,7 +17,7 @@ from mortice.bench.load import LoadRun
 from mortice.bench.loop import run as run_loop
 from mortice.bench.plot import plot_format, plot_run
 from mortice.bench.report import request_record
-from mortice.bench.run import Bench, BenchOptions, Watch
+from mortice.bench.run import Bench, BenchOptions
 from mortice.bench.show import ProgressBar, show_comparison, show_goodput, show_result
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
@@ -48,7 +48,7 @@ class PromptKind(StrEnum):
 _LOAD, _TRACE, _SLO, _SERVER, _OUT = "Load", "Trace replay", "Latency targets", "Server", "Output"
 
 
-def bench(  # noqa: PLR0913  one parameter an option
+def bench(
     base_url: Annotated[
         str, typer.Option(help="Up to /v1.", rich_help_panel=_SERVER)
     ] = "http://127.0.0.1:8123/v1",
