@@ -13,7 +13,7 @@ from mortice.specs.errors import RequestError
 
 Message = dict[str, Any]
 
-HELP = "/reset forgets the conversation, /save FILE writes it as JSON, /quit (or Ctrl-D) ends, Ctrl-C stops an answer"
+HELP = "/reset starts anew, /save FILE writes it as JSON, /quit (or Ctrl-D) ends, Ctrl-C stops an answer"
 
 
 class Conversation:

@@ -166,10 +166,11 @@ def _slo_line(slo: dict[str, Any], issued: int) -> Text:
 
 def _cpu_line(result: dict[str, Any]) -> str:
     client, server = result["client"], result["server"]
-    line = f"client CPU {client['cpu_s']:.2f} s, {client['share_of_core']:.1%} of a core ({client['event_loop']})"
-    return (
-        line if not server else (line + f"; server CPU {server['cpu_s']:.2f} s, {server['cores']:.2f} cores")
-    )
+    share = f"{client['share_of_core']:.1%}"
+    line = f"client CPU {client['cpu_s']:.2f} s, {share} of a core ({client['event_loop']})"
+    if server:
+        line += f"; server CPU {server['cpu_s']:.2f} s, {server['cores']:.2f} cores"
+    return line
 
 
 def _notes(document: dict[str, Any], console: Console) -> None:

@@ -15,9 +15,10 @@ from mortice.bench.compare import load_result
 from mortice.bench.goodput import GoodputSearch, find_goodput
 from mortice.bench.load import LoadRun
 from mortice.bench.loop import run as run_loop
+from mortice.bench.options import BenchOptions
 from mortice.bench.plot import plot_format, plot_run
 from mortice.bench.report import request_record
-from mortice.bench.run import Bench, BenchOptions
+from mortice.bench.run import Bench
 from mortice.bench.show import ProgressBar, show_comparison, show_goodput, show_result
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO

@@ -4,7 +4,9 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -14,10 +16,11 @@ from mortice.bench.endpoint import Endpoint
 from mortice.bench.loop import new_loop
 from mortice.specs.errors import RequestError
 
+readline: ModuleType | None
 try:
-    import readline
+    readline = import_module("readline")
 except ImportError:  # no readline on Windows: lines are then read without history
-    readline = None  # type: ignore[assignment]
+    readline = None
 
 _HISTORY_LINES = 1000
 
