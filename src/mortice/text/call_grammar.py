@@ -1,8 +1,8 @@
 """The Lark grammar of an answer that may reason first and call tools.
 
-Marks such as `<tool_call>` are one token in some vocabularies and spelled out in others. llguidance keeps tokens of
-that shape apart from text, so a mark that is one token stands in the grammar as that token, and free text must name
-the other such tokens that it may hold.
+Marks such as `<tool_call>` are one token in some vocabularies and spelled out in others. llguidance keeps
+tokens of that shape apart from text, so a mark that is one token stands in the grammar as that token, and
+free text must name the other such tokens that it may hold.
 """
 
 import json
@@ -23,7 +23,7 @@ Reasoning = Literal["none", "open", "maybe"]
 class TokenTags(msgspec.Struct, frozen=True):
     """How a vocabulary spells the marks that grammars speak of."""
 
-    single: frozenset[str] = frozenset()  # of OPEN, CLOSE, THINK, END_THINK: those that are one token each
+    single: dict[str, int] = {}  # of OPEN, CLOSE, THINK, END_THINK: those that are one token each
     free: tuple[int, ...] = ()  # other tokens apart from text that may stand in running text
 
 
@@ -54,7 +54,9 @@ def call_grammar(
 
 
 def _start(reasoning: Reasoning) -> str:
-    return {"none": "body", "open": 'think "\\n\\n"? body', "maybe": 'body | opened think "\\n\\n"? body'}[reasoning]
+    return {"none": "body", "open": 'think "\\n\\n"? body', "maybe": 'body | opened think "\\n\\n"? body'}[
+        reasoning
+    ]
 
 
 def _body(choice: ToolChoice | None, has_answer: bool) -> str:
@@ -64,14 +66,16 @@ def _body(choice: ToolChoice | None, has_answer: bool) -> str:
         return "calls"
     if has_answer:
         return "calls | answer"
-    return "text | late_call" if choice.single else "late_call* text"
+    return "free | late_call" if choice.single else "late_call* free"
 
 
 def _text(tags: TokenTags) -> list[str]:
-    if not tags.free:
-        return ["text: TEXT", "TEXT: /(.|\\n)*/"]
-    ids = ",".join(str(index) for index in tags.free)
-    return [f"text: (TEXT | <[{ids}]>)*", "TEXT: /(.|\\n)+/"]
+    """`text` runs within reasoning, `free` outside it, where a model may also reason unasked."""
+    thinking = tuple(index for mark, index in tags.single.items() if mark in (THINK, END_THINK))
+    rules = ["TEXT: /(.|\\n)+/"]
+    for name, ids in (("text", tags.free), ("free", tags.free + thinking)):
+        rules.append(f"{name}: (TEXT | <[{','.join(map(str, sorted(ids)))}]>)*" if ids else f"{name}: TEXT?")
+    return rules
 
 
 def _think(reasoning: Reasoning, tags: TokenTags) -> list[str]:
@@ -87,7 +91,7 @@ def _calls(choice: ToolChoice, tags: TokenTags, schema_of: Callable[[Function], 
     more = "" if choice.single else f' ("\\n" call){{0,{MAX_CALLS - 1}}}'
     late = [f"late_open[lazy]: /(.|\\n)*/ {json.dumps(OPEN)}", "late_call: late_open function"]
     if OPEN in tags.single:
-        late[1] += f" | text {OPEN} function"
+        late[1] += f" | free {OPEN} function"
     rules = [
         f"calls: call{more}",
         f"call: {_mark(OPEN, tags)} function",

@@ -1,8 +1,8 @@
 """The metadata at the head of a GGUF file: keys and values, no tensors.
 
-Layout (little endian): "GGUF", version u32, number of tensors u64, number of keys u64, then for each key its name, the
-type of its value (u32) and the value. A string is its length in bytes (u64) and UTF-8; an array is the type of its
-items, their number (u64) and the items.
+Layout (little endian): "GGUF", version u32, number of tensors u64, number of keys u64, then for each key its
+name, the type of its value (u32) and the value. A string is its length in bytes (u64) and UTF-8; an array is
+the type of its items, their number (u64) and the items.
 """
 
 import mmap
@@ -20,7 +20,8 @@ _U64 = struct.Struct("<Q")
 
 
 def read_gguf_metadata(path: str | Path) -> dict[str, Any]:
-    """All keys of the file's head; arrays are lists. Raises RequestError (param "model") if it is no GGUF file."""
+    """All keys of the file's head; arrays are lists. Raises RequestError (param "model") if it is no GGUF
+    file."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _Head(view).read()

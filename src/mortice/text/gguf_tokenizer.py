@@ -1,8 +1,8 @@
 """Builds a tokenizer from what a GGUF file says of it.
 
-The file names the algorithm (`tokenizer.ggml.model`) and, for byte-level BPE, how text is split before merging
-(`tokenizer.ggml.pre`); vocabulary, merges or scores, and the type of each token follow. The splits are those of the
-tokenizers the names stand for.
+The file names the algorithm (`tokenizer.ggml.model`) and, for byte-level BPE, how text is split before
+merging (`tokenizer.ggml.pre`); vocabulary, merges or scores, and the type of each token follow. The splits
+are those of the tokenizers the names stand for.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,8 @@ SPLITS = {
 
 
 def build_gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer a file's metadata describes. Raises RequestError naming an algorithm or split that is unknown."""
+    """The tokenizer a file's metadata describes. Raises RequestError naming an algorithm or split that is
+    unknown."""
     kind = metadata.get("tokenizer.ggml.model")
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -122,8 +123,8 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
 
 
 def _gemma(metadata: Mapping[str, Any], tokens: list[str]) -> Tokenizer:
-    # Runs of spaces stand in the file as spaces, but are looked up escaped; Gemma's scores do not follow the order of
-    # its merges, the order of the tokens does.
+    # Runs of spaces stand in the file as spaces, but are looked up escaped; Gemma's scores do not follow the
+    # order of its merges, the order of the tokens does.
     spelled = ["▁" * len(text) if text and not text.strip(" ") else text for text in tokens]
     ranks = [-float(index) for index in range(len(spelled))]
     tokenizer = _merging(spelled, _merges(spelled, ranks), _unknown(metadata, tokens))

@@ -1,22 +1,22 @@
-"""One grammar for one request: the form of its answer, the tools it may or must call, the reasoning before them.
+"""One grammar for one request: the form of its answer, the tools it may or must call, the reasoning before
+them.
 
-The grammar is llguidance's, as JSON: a main Lark grammar that says what may follow what, and one grammar for the
-answer. JSON is written in one fixed way (", " and ": " and no other whitespace), so that a weak model cannot walk in
-circles of blanks. A tool call is written in the Hermes form
+The grammar is llguidance's, as JSON: a main Lark grammar that says what may follow what, and one grammar for
+the answer. JSON is written in one fixed way (", " and ": " and no other whitespace), so that a weak model
+cannot walk in circles of blanks. A tool call is written in the Hermes form
 
     <tool_call>
     {"name": "f", "arguments": {...}}
     </tool_call>
 
-where the arguments satisfy the function's parameters. Where calls are free to come or not, text runs unhindered up to
-`<tool_call>` and from there on it is held to the form.
+where the arguments satisfy the function's parameters. Where calls are free to come or not, text runs
+unhindered up to `<tool_call>` and from there on it is held to the form.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
@@ -26,35 +26,21 @@ from mortice.text.call_grammar import (
     END_THINK,
     OPEN,
     THINK,
-    Reasoning,
     TokenTags,
     call_grammar,
 )
+from mortice.text.calls import GrammarInput
 from mortice.text.tool_choice import Function, ToolChoice, read_tool_choice
 
 MAX_CHOICES = 4096
 _JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-class GrammarInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The fields of a request that bind its output, as plain JSON values."""
-
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool = True
-    guided_json: dict[str, Any] | bool | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    structured_outputs: dict[str, Any] | None = None
-    reasoning: Reasoning = "none"  # open: the prompt ends within <think>; maybe: the model may open it
-
-
 def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], special_ids: frozenset[int]) -> TokenTags:
-    """How a vocabulary spells marks. `added`: its added tokens by text; `special_ids`: those that are control tokens."""
+    """How a vocabulary spells marks. `added`: its added tokens by text; `special_ids`: those that are control
+    tokens."""
     apart = {text: index for text, index in added.items() if tokenizer.is_special_token(index)}
-    single = frozenset(apart).intersection((OPEN, CLOSE, THINK, END_THINK))
+    single = {text: index for text, index in apart.items() if text in (OPEN, CLOSE, THINK, END_THINK)}
     free = (index for text, index in apart.items() if text not in single and index not in special_ids)
     return TokenTags(single, tuple(sorted(free)))
 
@@ -62,8 +48,8 @@ def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], special_ids: fr
 def grammar_for(request: GrammarInput, tags: TokenTags | None = None) -> str | None:
     """The grammar the output must match, None where it is free.
 
-    Raises RequestError naming the field for a constraint that is malformed. Whether a schema or expression compiles
-    is found out by `check_grammar`.
+    Raises RequestError naming the field for a constraint that is malformed. Whether a schema or expression
+    compiles is found out by `check_grammar`.
     """
     answer = _answer(request)
     choice = read_tool_choice(request.tools, request.tool_choice, request.parallel_tool_calls)
@@ -87,7 +73,8 @@ def grammar_for(request: GrammarInput, tags: TokenTags | None = None) -> str | N
 def check_grammar(request: GrammarInput, tokenizer: LLTokenizer, tags: TokenTags) -> str | None:
     """As `grammar_for`, and compiled once for this vocabulary. May run long on hostile input.
 
-    Raises RequestError with llguidance's message and the field whose schema, expression or grammar is at fault.
+    Raises RequestError with llguidance's message and the field whose schema, expression or grammar is at
+    fault.
     """
     grammar = grammar_for(request, tags)
     if grammar is None:
@@ -117,10 +104,10 @@ def _compile(grammar: str, tokenizer: LLTokenizer, place: str) -> None:
     except RequestError as error:
         raise RequestError(f"{place} cannot be compiled: {error.message}", param=place) from error
     mask = matcher.compute_bitmask()
+    if not matcher.is_accepting() and (matcher.stop_reason().startswith("NoExtension") or not any(mask)):
+        raise RequestError(f"{place} cannot be satisfied by any text", param=place)
     if matcher.is_error():
         raise RequestError(f"{place} is too complex: {_first_line(matcher.get_error())}", param=place)
-    if not any(mask) and not matcher.is_accepting():
-        raise RequestError(f"{place} cannot be satisfied by any text", param=place)
 
 
 def _first_line(message: str) -> str:
@@ -130,7 +117,8 @@ def _first_line(message: str) -> str:
     return " ".join(dict.fromkeys([*lines[:1], *causes]))[:500] or "unknown error"
 
 
-# --- the answer: response_format and the structured options ---------------------------------------------------------
+# --- the answer: response_format and the structured options
+# ---------------------------------------------------------
 
 
 def _constraints(request: GrammarInput) -> dict[str, tuple[str, Any]]:
@@ -172,7 +160,8 @@ def _place(request: GrammarInput) -> str:
 def _answer(request: GrammarInput) -> dict[str, Any] | None:
     """An entry of llguidance's list of grammars."""
     for place, (kind, value) in _constraints(request).items():
-        return _ANSWERS[kind](value, place)
+        answer: dict[str, Any] = _ANSWERS[kind](value, place)
+        return answer
     return None
 
 
@@ -182,8 +171,8 @@ def _schema_answer(schema: Any, place: str, lenient: bool = False) -> dict[str, 
             schema = json.loads(schema)
         except ValueError as error:
             raise RequestError(f"{place} is not JSON: {error}", param=place) from error
-    if isinstance(schema, bool):
-        schema = {} if schema else {"not": {}}
+    if schema is True:
+        schema = {}
     if not isinstance(schema, dict):
         raise RequestError(f"{place} must be a JSON schema, an object", param=place)
     return {"json_schema": _with_form(schema, lenient)}
@@ -236,5 +225,6 @@ def _with_form(schema: dict[str, Any], lenient: bool) -> dict[str, Any]:
 
 
 def _lenient(function: Function, choice: ToolChoice | None) -> bool:
-    """Where calls are free, a keyword that cannot be enforced is passed over instead of refusing the request."""
+    """Where calls are free, a keyword that cannot be enforced is passed over instead of refusing the
+    request."""
     return choice is not None and not choice.required and not function.strict

@@ -34,8 +34,8 @@ class TextModel:
         eos_token_ids: Sequence[int] = (),
         vocab_size: int = 0,
     ) -> None:
-        """`named_tokens`: bos_token, eos_token and so on, as templates want them. `vocab_size`: of the logits, where
-        it is larger than the tokenizer's."""
+        """`named_tokens`: bos_token, eos_token and so on, as templates want them. `vocab_size`: of the
+        logits, where it is larger than the tokenizer's."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -78,7 +78,9 @@ class TextModel:
 
     @cached_property
     def _llguidance(self) -> LLTokenizer:
-        return LLTokenizer(self.tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=self.eos_token_ids or None)
+        return LLTokenizer(
+            self.tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=self.eos_token_ids or None
+        )
 
 
 def load_text_model(path: str | Path) -> TextModel:

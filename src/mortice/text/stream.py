@@ -1,4 +1,4 @@
-"""Token ids in, text out, one piece at a time: what a client may see of a sequence that is still being written."""
+"""Token ids in, text out, one piece at a time: what a client may see of a sequence still being written."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,8 @@ MAX_STOP_BYTES = 1024  # UTF-8 bytes of one stop string
 
 
 def check_stop(stop: str | Sequence[str] | None) -> list[str]:
-    """The stop strings of a request as a list. Raises RequestError (param "stop") for what cannot be honoured."""
+    """The stop strings of a request as a list. Raises RequestError (param "stop") for what cannot be
+    honoured."""
     strings = [] if stop is None else [stop] if isinstance(stop, str) else list(stop)
     if len(strings) > MAX_STOP:
         raise RequestError(f"at most {MAX_STOP} stop strings, not {len(strings)}", param="stop")
@@ -32,9 +33,9 @@ def check_stop(stop: str | Sequence[str] | None) -> list[str]:
 class TextStream:
     """The text of one sequence as its tokens come.
 
-    Held back: bytes that do not yet make a character, and text that may turn out to be the beginning of a stop
-    string. The sequence stops at the stop string that is complete first (of those that end together, the longest),
-    however the tokens were cut into pushes.
+    Held back: bytes that do not yet make a character, and text that may turn out to be the beginning of a
+    stop string. The sequence stops at the stop string that is complete first (of those that end together, the
+    longest), however the tokens were cut into pushes.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class TextStream:
     ) -> None:
         """`keep_ids`: special tokens shown even where special tokens are skipped (marks of tool calls).
 
-        `at_start`: no text stands before the first token, so the space that encoding puts there is taken off; a
-        stream that continues a prompt keeps it.
+        `at_start`: no text stands before the first token, so the space that encoding puts there is taken off;
+        a stream that continues a prompt keeps it.
         """
         self.stopped: str | None = None  # the stop string that ended the text
         self.num_tokens_used = 0  # tokens pushed, up to and including the one that completed the stop string
@@ -75,7 +76,8 @@ class TextStream:
         return out
 
     def finish(self) -> str:
-        """The rest: what was held back and can no longer become a stop string. Call once, when the tokens end."""
+        """The rest: what was held back and can no longer become a stop string. Call once, when the tokens
+        end."""
         out = "" if self.stopped is not None else self._pass(self._decode(b"", True))
         out, self._held = out + self._held, ""
         return out

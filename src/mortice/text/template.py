@@ -1,8 +1,8 @@
 """Chat templates: messages in, the prompt's text out.
 
-Templates come with models and are programs, so they run in jinja's sandbox, and in the text worker where a loop can be
-ended. What they may call is what model makers expect: `raise_exception`, `strftime_now`, `tojson`, `generation`
-blocks, loop controls.
+Templates come with models and are programs, so they run in jinja's sandbox, and in the text worker where a
+loop can be ended. What they may call is what model makers expect: `raise_exception`, `strftime_now`,
+`tojson`, `generation` blocks, loop controls.
 """
 
 import datetime
@@ -13,23 +13,12 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
-import msgspec
 
 from mortice.specs.errors import RequestError
+from mortice.text.calls import ChatInput
 from mortice.text.load import TextModel
 
-_MARK = "\ue000mortice continues here\ue000"  # private-use characters: found again in the rendered text, then cut off
-
-
-class ChatInput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A chat as OpenAI's API gives it. `messages` and `tools` are the request's own, as plain JSON values."""
-
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None  # "none" hides the tools; other choices show them all
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = {}
+_MARK = "\ue000mortice continues here\ue000"  # private-use characters; found in the rendered text, then cut off
 
 
 def render_chat(model: TextModel, chat: ChatInput) -> str:
@@ -79,7 +68,8 @@ def _render(source: str, values: dict[str, Any]) -> str:
     try:
         return template.render(values)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        # A template is the model maker's program: with messages it did not foresee it may raise anything of these.
+        # A template is the model maker's program: with messages it did not foresee it may raise anything of
+        # these.
         raise RequestError(f"the chat template refuses these messages: {error}", param="messages") from error
 
 
@@ -175,7 +165,8 @@ def _without_tools(
     return [{"role": "system", "content": preamble}, *told]
 
 
-_TOOLS_PREAMBLE = """You may call functions to help with the request. Their signatures stand within <tools></tools>:
+_TOOLS_PREAMBLE = """You may call functions to help with the request.
+Their signatures stand within <tools></tools>:
 <tools>
 {tools}
 </tools>

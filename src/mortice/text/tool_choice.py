@@ -31,12 +31,14 @@ class ToolChoice:
 
 
 def read_tool_choice(
-    tools: list[dict[str, Any]] | None, tool_choice: str | dict[str, Any] | None, parallel_tool_calls: bool = True
+    tools: list[dict[str, Any]] | None,
+    tool_choice: str | dict[str, Any] | None,
+    parallel_tool_calls: bool = True,
 ) -> ToolChoice | None:
     """The choice a request makes, None where no tool may be called.
 
-    Tools and choices are taken in the form of chat completions ({"type": "function", "function": {"name": ...}}) and
-    in that of responses ({"type": "function", "name": ...}). Raises RequestError naming the field.
+    Tools and choices are taken in the form of chat completions ({"type": "function", "function": {"name":
+    ...}}) and in that of responses ({"type": "function", "name": ...}). Raises RequestError naming the field.
     """
     functions = _functions(tools or [])
     if tool_choice is None or tool_choice == "auto":
@@ -60,7 +62,9 @@ def read_tool_choice(
             raise RequestError("allowed_tools needs a list of tools", param="tool_choice")
         mode = allowed.get("mode", "auto")
         if mode not in ("auto", "required"):
-            raise RequestError(f"the mode of allowed_tools is auto or required, not {mode!r}", param="tool_choice")
+            raise RequestError(
+                f"the mode of allowed_tools is auto or required, not {mode!r}", param="tool_choice"
+            )
         return ToolChoice(_named(functions, allowed["tools"]), mode == "required", not parallel_tool_calls)
     raise RequestError(f"tool_choice of type {kind!r} is not supported", param="tool_choice")
 
@@ -80,7 +84,8 @@ def _functions(tools: list[dict[str, Any]]) -> tuple[Function, ...]:
         name = body.get("name") if isinstance(body, dict) else None
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise RequestError(
-                "a function's name has 1 to 64 letters, digits, underscores, dots and dashes", param=f"{place}.name"
+                "a function's name has 1 to 64 letters, digits, underscores, dots and dashes",
+                param=f"{place}.name",
             )
         if name in functions:
             raise RequestError(f"two functions are named {name}", param=f"{place}.name")
@@ -108,7 +113,9 @@ def _named(functions: tuple[Function, ...], choices: list[Any]) -> tuple[Functio
         name = body.get("name") if isinstance(body, dict) else None
         found = [function for function in functions if function.name == name]
         if not found:
-            raise RequestError(f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
+            raise RequestError(
+                f"tool_choice names {name!r}, which is not among the tools", param="tool_choice"
+            )
         chosen += found
     if not chosen:
         raise RequestError("tool_choice allows no tool", param="tool_choice")

@@ -19,7 +19,8 @@ class Vocabulary:
         return len(self.token_bytes)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of a whole sequence. Bytes that are no UTF-8 become U+FFFD; ids outside the table are nothing."""
+        """The text of a whole sequence. Bytes that are no UTF-8 become U+FFFD; ids outside the table are
+        nothing."""
         table, special = self.token_bytes, self.special_ids if skip_special_tokens else ()
         raw = b"".join(table[i] for i in ids if 0 <= i < len(table) and i not in special)
         text = raw.decode(errors="replace")
