@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mortice.ops.activation import by_rows
 from mortice.ops.linear import Linear
 from mortice.ops.rows import by_row_blocks
 
@@ -93,7 +94,8 @@ def run_experts(
         rows = tokens[first : first + count]
 
         def mlp(inputs: Tensor, expert: Expert = expert) -> Tensor:
-            return expert.down.product(activation(expert.gate_up.product(inputs)))
+            wide = expert.gate_up.product(inputs)
+            return expert.down.product(by_rows(activation, wide) if deterministic else activation(wide))
 
         chosen = x.index_select(0, rows)
         y = by_row_blocks(mlp, chosen) if deterministic else mlp(chosen)
