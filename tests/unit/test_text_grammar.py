@@ -11,6 +11,7 @@ from mortice.specs.errors import RequestError
 from mortice.text.calls import GrammarInput
 from mortice.text.fake import byte_text_model
 from mortice.text.grammar import check_grammar, grammar_for, new_matcher
+from mortice.text.load import TextModel
 
 MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>")
 PARAMETERS = {"properties": {"c": {"type": "string"}}, "required": ["c"], "additionalProperties": False}
@@ -84,8 +85,20 @@ def test_structured_options():
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_choices_are_taken_literally(choices):
+    tokenizer = model(False).llguidance_tokenizer()
+    grammar = check_grammar(GrammarInput(guided_choice=choices), tokenizer, model(False).grammar_tags)
     for choice in choices:
-        assert accepts(choice, guided_choice=choices)
+        matcher, ids = new_matcher(tokenizer, grammar), [*choice.encode()]  # the fake's ids are bytes
+        assert matcher.try_consume_tokens(ids) == len(ids)
+        assert matcher.is_accepting()
+
+
+def test_masks_are_as_wide_as_the_logits():
+    one = TextModel(byte_text_model().tokenizer, eos_token_ids=[257], vocab_size=300)
+    matcher = new_matcher(one.llguidance_tokenizer(), grammar_for(GrammarInput(guided_choice=["ab"])))
+    assert len(matcher.compute_bitmask()) * 8 >= 300
+    assert matcher.consume_tokens([97, 98])
+    assert matcher.consume_token(257)
 
 
 @pytest.mark.parametrize("marked", [False, True])
