@@ -125,6 +125,18 @@ async def test_a_caller_who_leaves_does_not_shift_the_answers(service):
     assert leaving.cancelled()
 
 
+async def test_a_caller_who_leaves_costs_no_worker(tmp_path):
+    service = TextService(write_byte_model(tmp_path), text_limit_s=60.0)
+    await service.start()
+    leaving = asyncio.create_task(service.encode("x" * 1_000_000))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    assert await service.encode("a") == [97]
+    assert leaving.cancelled()
+    assert service._text.num_starts == 1
+    await service.stop()
+
+
 async def test_limits_are_checked_before_the_worker_is_asked(service):
     deep = {}
     for _ in range(MAX_DEPTH + 1):
