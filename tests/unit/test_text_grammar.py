@@ -119,6 +119,7 @@ def test_masks_are_as_wide_as_the_logits():
         ("<tool_call>", False, False),
         ("<think>hm</think> <tool_response>", True, False),
         ("", True, False),
+        ("a <|im_start|> b", True, False),
     ],
 )
 def test_tool_choice(marked, text, auto, required):

@@ -13,7 +13,7 @@ unhindered up to `<tool_call>` and from there on it is held to the form.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
@@ -28,11 +28,11 @@ MAX_CHOICES = 4096
 _JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], special_ids: frozenset[int]) -> TokenTags:
-    """How a vocabulary spells marks. `added`: its added tokens by text; `special_ids`: the control tokens."""
+def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], eos_token_ids: Collection[int]) -> TokenTags:
+    """How a vocabulary spells marks. `added`: its added tokens by text. Free text may hold any token."""
     apart = {text: index for text, index in added.items() if tokenizer.is_special_token(index)}
     single = {text: index for text, index in apart.items() if text in (OPEN, CLOSE, THINK, END_THINK)}
-    free = (index for text, index in apart.items() if text not in single and index not in special_ids)
+    free = (index for text, index in apart.items() if text not in single and index not in eos_token_ids)
     return TokenTags(single, tuple(sorted(free)))
 
 
