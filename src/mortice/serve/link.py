@@ -3,6 +3,7 @@ work.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
@@ -20,6 +21,10 @@ SSE = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+DISCARD_BYTES = 16 << 20
+DISCARD_S = 2.0
 
 
 class ClientGone(Exception):
@@ -51,10 +56,11 @@ class Link:
         hang-up.
         """
         length = self.header(b"content-length")
-        if length is not None and length.isdigit() and int(length) > max_bytes:
-            raise _too_large(max_bytes)
         try:
             async with asyncio.timeout(timeout_s):
+                if length is not None and length.isdigit() and int(length) > max_bytes:
+                    await self._discard()
+                    raise _too_large(max_bytes)
                 return await self._read(max_bytes)
         except TimeoutError as error:
             message = f"the body did not arrive within {timeout_s:g} s"
@@ -69,11 +75,29 @@ class Link:
                 raise ClientGone
             part = message.get("body", b"")
             size += len(part)
+            more = message.get("more_body", False)
             if size > max_bytes:
+                if more:
+                    await self._discard()
                 raise _too_large(max_bytes)
             parts.append(part)
-            if not message.get("more_body", False):
+            if not more:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _discard(self) -> None:
+        """Take some of a body that is too large: a client that still sends would see a reset and not our
+        answer.
+        """
+        if self.header(b"expect") is not None:  # it asked first, and has not begun to send
+            return
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_S):
+                while size < DISCARD_BYTES:
+                    message = await self._receive()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
     async def until_gone(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`; if the client hangs up first, cancel it in the same turn of the loop and raise

@@ -59,7 +59,9 @@ async def run_server(
                 await asyncio.sleep(0.005)
             if on_started is not None and server.started:
                 on_started(*listening.getsockname()[:2])
-            await serving
+            await asyncio.shield(
+                serving
+            )  # to be cancelled means to stop, and stopping is done below, in order
         finally:
             draining.cancel()
             server.should_exit = True
