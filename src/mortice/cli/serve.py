@@ -105,6 +105,7 @@ def serve(
     chosen.check()
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise RequestError(f"log_level is debug, info, warning or error, not {log_level!r}", param="log_level")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     options = ServeOptions(
         admission=chosen.admission,

@@ -48,6 +48,10 @@ class CausalLM(ABC):
         return name.endswith("rotary_emb.inv_freq")
 
     @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+    @property
     def num_layers(self) -> int:
         return self.spec.num_layers
 
