@@ -95,7 +95,9 @@ def test_time_runs_out_for_new_requests_only(kind):
 
 def test_fewer_jobs_than_users():
     loaded = run(
-        closed_loop(jobs(0), sender(1.0), concurrency=8, clock=CLOCK, stop_after_s=None, on_end=lambda t: None)
+        closed_loop(
+            jobs(0), sender(1.0), concurrency=8, clock=CLOCK, stop_after_s=None, on_end=lambda t: None
+        )
     )
     assert len(loaded.timelines) == 1
     assert not loaded.stopped_early

@@ -71,6 +71,7 @@ class Client:
             fixed += f"Authorization: Bearer {api_key}\r\n"
         self._fixed_headers = fixed
         self._idle: list[_Connection] = []
+        self.num_resent = 0  # requests sent again because their kept-alive connection was gone
 
     async def exchange(
         self, method: str, path: str, body: bytes | None = None, *, sink: BodySink | None = None
@@ -101,6 +102,7 @@ class Client:
                     # served and a fresh connection is fair. Anything later is the server's failure.
                     if failed.kind != "closed":
                         raise
+                    self.num_resent += 1
         return await self._run(await self._connect(), request, sink)
 
     async def _connect(self) -> "_Connection":
