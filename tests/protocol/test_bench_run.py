@@ -208,7 +208,8 @@ async def test_server_cpu_comes_from_its_metrics():
 
 
 async def test_goodput_finds_where_a_scripted_server_gives_up():
-    """Requests that arrive sooner than 20 ms after the last one are refused, so attainment falls with the rate."""
+    """Requests that arrive sooner than 20 ms after the last one are refused, so attainment falls with the
+    rate."""
     last = [0.0]
 
     def script(index, body):

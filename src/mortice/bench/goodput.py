@@ -60,7 +60,8 @@ class GoodputSearch:
             await self._look_for_islands(attempt, low, high)
 
     async def _close(self, attempt: Try, low: float, high: float) -> tuple[float, float]:
-        """Narrow a bracket whose `high` failed. With `low` 0, nothing passed yet: halve until something does."""
+        """Narrow a bracket whose `high` failed. With `low` 0, nothing passed yet: halve until something
+        does."""
         floor = high / 64
         while self._room and low == 0 and high > floor:
             if await self._passes(attempt, high / 2):

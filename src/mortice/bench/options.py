@@ -75,9 +75,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
             if amount is not None and not 0 < amount < float("inf"):
                 raise RequestError(f"{flag} must be above 0, not {amount:g}", param=flag)
         if not 0 < slo.target <= 1:
-            raise RequestError(
-                f"--target is a share above 0 and up to 1, not {slo.target:g}", param="--target"
-            )
+            raise RequestError(f"--target must be above 0 and up to 1, not {slo.target:g}", param="--target")
         self._check_loop()
 
     def _check_loop(self) -> None:
@@ -103,9 +101,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
                 if value is not None:
                     raise RequestError(f"{flag} needs --trace", param=flag)
         if self.prompts == "token-ids" and self.api == "chat":
-            raise RequestError(
-                "--prompts token-ids needs --api completions: chat takes text", param="--prompts"
-            )
+            raise RequestError("--prompts token-ids needs --api completions", param="--prompts")
 
 
 def _at_least(flag: str, value: float | None, least: int) -> None:

@@ -29,9 +29,7 @@ class Workload:
             raise RequestError(f"--trace: {error.message}", param="--trace") from error
         if options.jitter:
             if trace.format != "mooncake":
-                raise RequestError(
-                    f"--jitter undoes Mooncake's 3 s tick; {trace.name} has none", param="--jitter"
-                )
+                raise RequestError("--jitter undoes the 3 s tick of a Mooncake trace", param="--jitter")
             trace = jittered(trace, MOONCAKE_TICK_S, options.seed)
         if options.trace_duration_s is not None:
             trace = trace.until(options.trace_duration_s)
