@@ -19,7 +19,7 @@ class Part:
 
     linear: Linear
     first: int
-    size: int
+    piece: "Piece"
     columns: int
 
 
@@ -83,17 +83,19 @@ class Builder:
         bias: bool = False,
         form: Form | None = None,
         visits: float = 1.0,
+        adaptable: bool = True,
     ) -> Linear:
         """One matrix product for several projections of the same input, their rows one below the other.
 
-        `visits`: the share of tokens that go through it; below 1, it cannot carry adapters.
+        `visits`: the share of tokens that go through it. `adaptable`: it sees all rows of a step, so adapters
+        that name rows can change it.
         """
         made = Linear()
         self.linears.append((made, visits))
         first = 0
         for piece in pieces:
-            if visits == 1.0:
-                self.parts[piece.name] = Part(made, first, piece.size, columns)
+            if adaptable:
+                self.parts[piece.name] = Part(made, first, piece, columns)
             first += piece.size
         shapes: dict[str, tuple[int, ...]] = {f"{p.name}.weight": (p.size, columns) for p in pieces}
         if bias:

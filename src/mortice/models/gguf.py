@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -105,14 +105,18 @@ class GGUFSource:
                 rows = unpermute(rows, self.config.get(heads, self.config["num_attention_heads"]))
         return rows, self.file.tensors[held].kind
 
-    def tensor(self, name: str) -> Tensor:
-        rows, kind = self.raw(name)
+    def check(self, name: str) -> None:
+        kind = self.file.tensors[self.where[name][0]].kind
         try:
-            values = dequantize(rows, kind)
+            dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
         except NotImplementedError as error:
             raise RequestError(
                 f"{self.label}: tensor {name} has type {kind.name}, not supported", param=name
             ) from error
+
+    def tensor(self, name: str) -> Tensor:
+        rows, kind = self.raw(name)
+        values = dequantize(rows, kind)
         found = torch.from_numpy(np.array(values, dtype=np.float32)).view(self.shape(name))
         if self.kind == "gemma3_text" and name.endswith("norm.weight"):
             found -= 1.0  # the converter stores the factor, the checkpoint its distance from 1
