@@ -52,7 +52,7 @@ def read_adapter(
         check_shape(source, down, (rank, part.columns))
         check_shape(source, up, (part.piece.size, rank))
         scale = adapter_scale(folder, config, stem.removeprefix(PREFIX), rank)
-        raised = arrange(source.tensor(up).float(), part.piece.order) * scale
+        raised = arrange(source.tensor(up), part.piece.order) * scale
         lowered = source.tensor(down).to(device, dtype, copy=True)
         made.append((part.linear, LowRank(lowered, raised.to(device, dtype), part.first)))
         read |= {down, up}

@@ -15,6 +15,7 @@ from mortice.models.source import GroupCodes
 from mortice.specs.errors import RequestError
 from mortice.specs.gguf import gguf_config
 
+SLICE = 1 << 18  # values dequantised at a time
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 TOP |= {"output.weight": "lm_head.weight", "rope_freqs.weight": "rope_freqs.weight"}
 LAYER = {
@@ -114,13 +115,20 @@ class GGUFSource:
                 f"{self.label}: tensor {name} has type {kind.name}, not supported", param=name
             ) from error
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         rows, kind = self.raw(name)
-        values = dequantize(rows, kind)
-        found = torch.from_numpy(np.array(values, dtype=np.float32)).view(self.shape(name))
-        if self.kind == "gemma3_text" and name.endswith("norm.weight"):
-            found -= 1.0  # the converter stores the factor, the checkpoint its distance from 1
-        return found
+        shape = self.shape(name)
+        found = torch.empty(len(rows), shape[-1], dtype=dtype)
+        lowered = self.kind == "gemma3_text" and name.endswith("norm.weight")
+        # Dequantising makes several float32 copies: a slice at a time keeps them small beside the model.
+        step = max(1, SLICE // shape[-1])
+        for first in range(0, len(rows), step):
+            values = torch.from_numpy(
+                np.array(dequantize(rows[first : first + step], kind), dtype=np.float32)
+            )
+            # Gemma's converter stores the factor, the checkpoint its distance from 1.
+            found[first : first + step].copy_(values - 1.0 if lowered else values)
+        return found.view(shape)
 
     def codes(self, name: str) -> GroupCodes | None:
         rows, kind = self.raw(name)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -59,9 +60,9 @@ class SafetensorsSource:
                 f"{path}: tensor {name} is {dtype}, expected F64, F32, F16 or BF16", param=name
             )
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         found: Tensor = self.open(self.where[name]).get_tensor(name)
-        return found
+        return found.to(dtype)
 
     def codes(self, name: str) -> GroupCodes | None:
         return None

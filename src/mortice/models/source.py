@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mortice.specs.errors import RequestError
@@ -31,8 +32,8 @@ class Source(Protocol):
     def check(self, name: str) -> None:
         """Raise RequestError if `tensor` could not give this one."""
 
-    def tensor(self, name: str) -> Tensor:
-        """In any floating dtype."""
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As `dtype`; may be the source's own memory, to be copied and not written to."""
 
     def codes(self, name: str) -> GroupCodes | None:
         """The tensor as it is stored, if that is in groups of 4 bits."""
@@ -58,8 +59,8 @@ class TensorsSource:
                 f"{self.label}: tensor {name} is {dtype}, expected a floating dtype", param=name
             )
 
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.tensors[name].to(dtype)
 
     def codes(self, name: str) -> GroupCodes | None:
         return None
@@ -92,9 +93,9 @@ class StackedExperts:
     def check(self, name: str) -> None:
         self.source.check(self.where[name][0])
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         held, expert = self.where[name]
-        found = self.source.tensor(held)
+        found = self.source.tensor(held, dtype)
         return found if expert < 0 else found[expert]
 
     def codes(self, name: str) -> GroupCodes | None:
@@ -119,8 +120,8 @@ class Renamed:
     def check(self, name: str) -> None:
         self.source.check(self.where[name])
 
-    def tensor(self, name: str) -> Tensor:
-        return self.source.tensor(self.where[name])
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.source.tensor(self.where[name], dtype)
 
     def codes(self, name: str) -> GroupCodes | None:
         return self.source.codes(self.where[name])
