@@ -333,6 +333,8 @@ def deepseek_experts(config: Config, num_layers: int, third: bool) -> MoESpec | 
         raise config.wrong(
             "topk_method", f"is {router!r}; supported are greedy, group_limited_greedy, noaux_tc"
         )
+    if not third and config.flag("norm_topk_prob", False):
+        raise config.wrong("norm_topk_prob", "is not supported for deepseek_v2")
     groups, top_groups = config.integer("n_group", 1), config.integer("topk_group", 1)
     if count % groups or top_groups > groups:
         raise config.wrong(

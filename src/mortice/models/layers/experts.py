@@ -38,10 +38,13 @@ class MixtureOfExperts:
         for e in range(moe.num_experts):
             gate, up, down = (name.format(e) for name in names.experts)
             pieces = Piece(gate, moe.expert_size), Piece(up, moe.expert_size)
-            gate_up = builder.linear(pieces, spec.hidden_size, visits=visits)
+            gate_up = builder.linear(pieces, spec.hidden_size, visits=visits, adaptable=False)
             self.experts.append(
                 Expert(
-                    gate_up, builder.linear([Piece(down, spec.hidden_size)], moe.expert_size, visits=visits)
+                    gate_up,
+                    builder.linear(
+                        [Piece(down, spec.hidden_size)], moe.expert_size, visits=visits, adaptable=False
+                    ),
                 )
             )
         self.shared = None
