@@ -10,9 +10,11 @@ An ordinary layer has two planes (K and V); a latent-attention layer has one (th
 """
 
 import hashlib
+from typing import Literal
 
 import msgspec
 
+ChecksumMode = Literal["full", "sampled", "off"]  # every byte; 256 bytes of every 4096; none
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -44,7 +46,7 @@ class BlockRef(msgspec.Struct, array_like=True, frozen=True):
 
     block_id: int
     generation: int  # goes up each time the owner gives the block to new content
-    checksum: int  # xxh3-64 of the block's bytes; 0 where the owner does not checksum
+    checksum: int  # xxh3-64 of what `PoolAddress.checksum` says of the block's bytes; 0 where there is none
 
 
 class PoolAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +56,11 @@ class PoolAddress(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     block_bytes: int
     layout_digest: str
+    checksum: ChecksumMode = "off"  # what the owner's block checksums cover
     shm_name: str = ""  # POSIX shared memory on `host`, empty where there is none
-    host: str = ""  # boot identity of the host, to tell who shares memory with whom
+    host: str = ""  # identity of the host's shared memory: equal where one can map what the other made
     tcp: str = ""  # "address:port" of the owner's block server
-    nixl: bytes = b""  # agent metadata
+    nixl: bytes = b""  # agent metadata and the addresses of the pool's memory
 
 
 class KVDescriptor(msgspec.Struct, frozen=True, kw_only=True):

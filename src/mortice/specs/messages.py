@@ -53,6 +53,12 @@ class Pushed(msgspec.Struct, tag="pushed", frozen=True, kw_only=True):
     error: str | None = None
 
 
+class PeerGone(msgspec.Struct, tag="peer_gone", frozen=True):
+    """The owner of this pool is dead: drop what is mapped of it or connected to it."""
+
+    pool_id: str
+
+
 class Call(msgspec.Struct, tag="call", frozen=True, kw_only=True):
     """An administrative verb with JSON-like arguments; answered by exactly one `Reply` of the same id."""
 
@@ -125,8 +131,19 @@ class Reply(msgspec.Struct, tag="reply", frozen=True, kw_only=True):
     status: int = 500  # HTTP status that the error should become
 
 
-ToWorker = Submit | Abort | LeaseRenew | LeaseRelease | PushTarget | Pushed | Call
-FromWorker = Hello | Deltas | Prefilled | WorkerStats | KVEvents | LeaseRenew | LeaseRelease | PushTarget | Pushed | Reply
+ToWorker = Submit | Abort | LeaseRenew | LeaseRelease | PushTarget | Pushed | PeerGone | Call
+FromWorker = (
+    Hello
+    | Deltas
+    | Prefilled
+    | WorkerStats
+    | KVEvents
+    | LeaseRenew
+    | LeaseRelease
+    | PushTarget
+    | Pushed
+    | Reply
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -70,6 +70,9 @@ class Lane:
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             await self._kill()
             raise EngineError(f"the {self.name} worker does not start") from error
+        except asyncio.CancelledError:
+            await self._kill()
+            raise
         if isinstance(reply, Ready):
             return reply
         await self._kill()
@@ -122,7 +125,7 @@ class Lane:
                 await self._kill()
                 if last:
                     raise RequestError(
-                        f"the {self.name} is too complex: processing it takes more memory than one request may use",
+                        f"the {self.name} is too complex: it takes more memory than one request may use",
                         code=f"{self.name}_too_complex",
                     ) from error
             except asyncio.CancelledError:

@@ -18,7 +18,7 @@ from mortice.specs.errors import RequestError
 from mortice.text.calls import ChatInput
 from mortice.text.load import TextModel
 
-_MARK = "\ue000mortice continues here\ue000"  # private-use characters; found in the rendered text, then cut off
+_MARK = "\ue000mortice continues here\ue000"  # private-use characters: no message holds it
 
 
 def render_chat(model: TextModel, chat: ChatInput) -> str:

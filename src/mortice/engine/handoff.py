@@ -1,0 +1,181 @@
+"""Both ends of the hand-over of KV, seen from one worker.
+
+As prefill worker it grants leases over finished prompts and keeps the blocks until the reader says it has them, the
+request dies, or nobody renews the lease. As decode worker it lets KV wait on its owner until the scheduler has room,
+then fetches it on the transport's threads. A fetch that fails is computed here instead; nothing is ever read that
+was not verified.
+
+    owner:   grant -> (renew)* -> release | expire
+    reader:  offered -> fetching -> arrived | not arrived, and in either case the lease is released
+"""
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mortice.kv.leases import LeaseTable
+from mortice.kv.pool import BlockPool
+from mortice.sched.sequence import Arrival
+from mortice.specs.kv import KVDescriptor
+from mortice.specs.messages import Pushed, PushTarget
+from mortice.transport.base import KVTransport, Pool, TransferResult
+from mortice.transport.descriptor import check_landed, describe, describe_target
+from mortice.transport.errors import TransferError
+
+
+@dataclass(slots=True)
+class HandoffCounters:
+    bytes_received: int = 0
+    receive_s: float = 0.0
+    num_received: int = 0
+    num_failed: int = 0
+    num_expired: int = 0
+
+
+class Handoff:
+    """Single-threaded but for `done` callbacks of the transport, which only put results on a queue and wake the loop."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        pool: BlockPool,
+        memory: Pool,
+        transport: KVTransport,
+        leases: LeaseTable,
+        push: bool,
+        wake: Callable[[], None],
+    ) -> None:
+        self._worker_id = worker_id
+        self._pool = pool
+        self._memory = memory
+        self._transport = transport
+        self._push = push
+        self._wake = wake
+        self.leases = leases
+        self.counters = HandoffCounters()
+        self._num_granted = 0
+        self._offers: dict[str, KVDescriptor] = {}  # what this worker waits for or fetches, by lease
+        self._results: queue.SimpleQueue[TransferResult] = queue.SimpleQueue()
+        self._pushes: dict[str, str] = {}  # push under way: own lease -> the reader's lease
+
+    # -- owner --------------------------------------------------------------------------------------------------
+
+    def grant(self, request_id: str, blocks: list[int], num_tokens: int, now_s: float) -> KVDescriptor:
+        """Keep these blocks, whose references pass to the lease, for whoever holds the descriptor."""
+        self._num_granted += 1
+        lease_id = f"{self._worker_id}/{self._num_granted}"
+        self.leases.grant(lease_id, request_id, blocks, now_s)
+        return describe(self._memory, lease_id, blocks, num_tokens)
+
+    def release(self, lease_ids: list[str]) -> None:
+        for lease_id in lease_ids:
+            if lease_id not in self._pushes:  # a push reads the blocks until its result is in
+                self._pool.release(self.leases.release(lease_id))
+
+    def cancel(self, request_id: str) -> None:
+        """The request is gone: leases granted for it end."""
+        blocks = self.leases.release_request(request_id)
+        if blocks:
+            self._pool.release(blocks)
+
+    def expire(self, now_s: float) -> None:
+        for lease in self.leases.expire(now_s):
+            if lease.lease_id in self._pushes:
+                self.leases.grant(lease.lease_id, lease.request_id, lease.blocks, now_s)
+                continue
+            self._pool.release(lease.blocks)
+            self.counters.num_expired += 1
+
+    def push(self, order: PushTarget) -> Pushed | None:
+        """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone."""
+        lease = self.leases.get(order.lease_id)
+        if lease is None:
+            return Pushed(
+                lease_id=order.lease_id, target_lease_id=order.target.lease_id, error="the lease is over"
+            )
+        self._pushes[order.lease_id] = order.target.lease_id
+        num_blocks = len(order.target.blocks)
+        self._transport.write(
+            lease.blocks[-num_blocks:] if num_blocks else [], order.target, 0, self._done_push(lease.lease_id)
+        )
+        return None
+
+    # -- reader -------------------------------------------------------------------------------------------------
+
+    def offer(self, descriptor: KVDescriptor) -> None:
+        """KV waits for this worker under the descriptor's lease."""
+        self._offers[descriptor.lease_id] = descriptor
+
+    def fetch(self, arrival: Arrival) -> PushTarget | None:
+        """Start the transfer into arrival.blocks; in push mode answer with the order for the owner."""
+        source = self._offers[arrival.lease_id]
+        into = arrival.blocks[arrival.num_skip :]
+        if not into:
+            self._finish(TransferResult(arrival.lease_id, 0, 0.0))
+            return None
+        if self._push:
+            target_id = f"{arrival.lease_id}>{self._worker_id}"
+            target = describe_target(self._memory, target_id, into, arrival.num_tokens)
+            return PushTarget(lease_id=arrival.lease_id, target=target)
+        self._transport.read(source, arrival.num_skip, into, self._finish)
+        return None
+
+    def pushed(self, word: Pushed, blocks: list[int]) -> TransferResult:
+        """The owner says it wrote `blocks`; trust it only if the checksums of its descriptor agree."""
+        source = self._offers.get(word.lease_id)
+        error = word.error
+        if error is None and source is not None and blocks:
+            expected = [ref.checksum for ref in source.blocks[-len(blocks) :]]
+            try:
+                check_landed(self._memory.blocks, np.array(blocks), expected, source.pool.checksum)
+            except TransferError as mismatch:
+                error = str(mismatch)
+        num_bytes = len(blocks) * self._memory.address.block_bytes
+        return TransferResult(word.lease_id, num_bytes, 0.0, error)
+
+    def withdraw(self, lease_id: str) -> None:
+        self._offers.pop(lease_id, None)
+
+    def offered(self) -> list[str]:
+        """Leases that this worker must keep alive."""
+        return list(self._offers)
+
+    # -- results of the transport -------------------------------------------------------------------------------
+
+    def results(self) -> tuple[list[TransferResult], list[Pushed]]:
+        """Transfers that ended since the last call: reads of this worker's, and pushes to report to their readers."""
+        reads: list[TransferResult] = []
+        pushed: list[Pushed] = []
+        while not self._results.empty():
+            result = self._results.get()
+            target = self._pushes.pop(result.lease_id, None)
+            if target is None:
+                reads.append(result)
+            else:
+                self._pool.release(self.leases.release(result.lease_id))
+                pushed.append(Pushed(lease_id=result.lease_id, target_lease_id=target, error=result.error))
+        return reads, pushed
+
+    def count(self, result: TransferResult) -> None:
+        if result.error is None:
+            self.counters.num_received += 1
+            self.counters.bytes_received += result.num_bytes
+            self.counters.receive_s += result.seconds
+        else:
+            self.counters.num_failed += 1
+
+    def _finish(self, result: TransferResult) -> None:
+        self._results.put(result)
+        self._wake()
+
+    def _done_push(self, lease_id: str) -> Callable[[TransferResult], None]:
+        def done(result: TransferResult) -> None:
+            self._finish(TransferResult(lease_id, result.num_bytes, result.seconds, result.error))
+
+        return done
+
+    def peer_gone(self, pool_id: str) -> None:
+        self._transport.forget(pool_id)

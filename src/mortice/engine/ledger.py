@@ -1,0 +1,75 @@
+"""The step ledger: where each step's time went and what it moved, one JSON line a step.
+
+The planner is fitted on these lines; a reader sees at once what the host adds to the model's own time.
+"""
+
+import json
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+
+class Stage(AbstractContextManager):
+    """Adds the time spent inside to one stage of the ledger."""
+
+    def __init__(self, ledger: "Ledger", name: str) -> None:
+        self._ledger, self._name, self._start = ledger, name, 0.0
+
+    def __enter__(self) -> "Stage":
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        spent = time.perf_counter() - self._start
+        self._ledger.step_s[self._name] = self._ledger.step_s.get(self._name, 0.0) + spent
+
+
+class Ledger:
+    """Sums host seconds a stage over the life of a worker; writes a line a step if given a file."""
+
+    def __init__(
+        self, path: str | None, worker_id: str, weight_bytes: int, kv_token_bytes: int, flops_per_token: int
+    ) -> None:
+        self.worker_id = worker_id
+        self.weight_bytes, self.kv_token_bytes, self.flops_per_token = (
+            weight_bytes,
+            kv_token_bytes,
+            flops_per_token,
+        )
+        self.step_s: dict[str, float] = {}
+        self.total_s: dict[str, float] = {}
+        self.num_steps = 0
+        self._file: TextIO | None = None
+        if path is not None:
+            self._file = Path(f"{path}.{worker_id}").open("a", buffering=1)  # noqa: SIM115 - closed by close()
+
+    def stage(self, name: str) -> Stage:
+        return Stage(self, name)
+
+    def end_step(self, *, num_seqs: int, num_tokens: int, context_tokens: int, num_outputs: int) -> None:
+        """`context_tokens`: tokens of KV that attention read, summed over sequences."""
+        self.num_steps += 1
+        for name, spent in self.step_s.items():
+            self.total_s[name] = self.total_s.get(name, 0.0) + spent
+        if self._file is not None:
+            line = {
+                "t_s": round(time.time(), 6),
+                "worker": self.worker_id,
+                "step": self.num_steps,
+                "num_seqs": num_seqs,
+                "num_tokens": num_tokens,
+                "num_outputs": num_outputs,
+                "weight_bytes": self.weight_bytes,
+                "kv_read_bytes": context_tokens * self.kv_token_bytes,
+                "kv_write_bytes": num_tokens * self.kv_token_bytes,
+                "flops": num_tokens * self.flops_per_token,
+                "stage_s": {name: round(spent, 7) for name, spent in self.step_s.items()},
+            }
+            self._file.write(json.dumps(line) + "\n")
+        self.step_s = {}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,166 @@
+"""The worker process: reads its configuration from standard input, loads the model, and runs the loop."""
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import msgspec
+import torch
+import zmq
+
+from mortice.engine.admin import Admin
+from mortice.engine.assemble import assemble, layout_of
+from mortice.engine.config import WorkerConfig
+from mortice.engine.draft import ModelDrafter
+from mortice.engine.loop import Loop, Waker
+from mortice.models.fake import FAKE_SCHEME, FakeModel
+from mortice.models.load import load_model
+from mortice.specs.errors import EngineError, MorticeError
+from mortice.specs.messages import Hello, Reply, encode
+from mortice.text.load import load_text_model
+from mortice.transport.choose import open_transport
+from mortice.transport.give_back import give_back
+from mortice.transport.pool import PrivatePool, SharedPool
+
+log = logging.getLogger("mortice.engine")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    logging.basicConfig(
+        level=config.log_level, format=f"%(asctime)s %(levelname)s {config.worker_id} %(message)s"
+    )
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the cluster's to handle: it drains first
+    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, config.worker_id.encode())
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.connect(config.endpoint)
+    try:
+        loop = build(config, socket)
+    except Exception as error:
+        if not isinstance(error, MorticeError):
+            log.exception("the worker cannot start")
+        known = error if isinstance(error, MorticeError) else EngineError(f"{type(error).__name__}: {error}")
+        socket.send(encode(Reply(id=0, error=known.message, status=known.status)))
+        socket.close()
+        zmq.Context.instance().term()
+        sys.exit(2)
+    gc.collect()
+    gc.freeze()
+    loop.run()
+
+
+def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
+    """Everything a worker holds. Raises MorticeError for what the user can mend."""
+    clock = _StageClock()
+    deployment = config.deployment
+    torch.set_num_threads(config.threads)
+    device = torch.device(deployment.device if deployment.device != "auto" else _best_device())
+    clock.mark("import")
+    model: Any
+    if config.model_path.startswith(FAKE_SCHEME):
+        model, dtype, max_context, eos = (
+            FakeModel(),
+            "float32",
+            FakeModel.max_context,
+            list(FakeModel.eos_token_ids),
+        )
+    else:
+        dtype = deployment.dtype or default_dtype(device)
+        model = load_model(
+            config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
+        )
+        max_context, eos = model.spec.max_context, list(model.spec.eos_token_ids)
+    drafter = None
+    if config.draft_model_path is not None:
+        drafter = ModelDrafter.load(config.draft_model_path, dtype=dtype, vocab_size=model.vocab_size)
+    clock.mark("weights")
+    layout = layout_of(model, block_size=deployment.limits.block_size, dtype=dtype, identity=deployment.model)
+    num_blocks = max(1, config.kv_bytes // layout.block_bytes)
+    transfer = deployment.transfer
+    pool_type = PrivatePool if transfer.transport in ("tcp", "nixl") else SharedPool
+    memory = pool_type(layout, num_blocks, checksum=transfer.checksum)
+    waker = Waker()
+    transport = open_transport(transfer.transport, memory, token=config.token, listen=transfer.listen)
+    max_context = min(
+        max_context, deployment.limits.max_context or max_context, num_blocks * layout.block_size
+    )
+    engine = assemble(
+        model,
+        layout,
+        memory,
+        transport,
+        deployment,
+        worker_id=config.worker_id,
+        eos_token_ids=eos,
+        max_context=max_context,
+        load_tokenizer=lambda: load_text_model(config.model_path).llguidance_tokenizer(),
+        wake=waker.wake,
+        device=device,
+        drafter=drafter,
+    )
+    admin = Admin(engine, free_memory=lambda: give_back(memory.blocks), model_path=config.model_path)
+    for name, folder in deployment.adapters.items():
+        admin.load_adapter(name, folder)
+    clock.mark("cache")
+    hello = Hello(
+        worker_id=config.worker_id,
+        pid=os.getpid(),
+        layout=layout,
+        pool=memory.address,
+        max_context=max_context,
+        vocab_size=model.vocab_size,
+        eos_token_ids=eos,
+        weight_version=engine.weight_version,
+        startup_s=clock.stages,
+    )
+    return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s)
+
+
+class _StageClock:
+    """Seconds of each stage of the start, the first counted from the start of the process."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            started = float(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            self._last = time.monotonic() - (float(uptime.read().split()[0]) - started)
+
+    def mark(self, stage: str) -> None:
+        now = time.monotonic()
+        self.stages[stage] = round(now - self._last, 3)
+        self._last = now
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: torch.device) -> str:
+    """bfloat16 where the device multiplies it at least as fast as float32."""
+    if device.type == "cuda":
+        return "bfloat16"
+    fast = (
+        torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return "bfloat16" if fast else "float32"
+
+
+def _die_with_parent() -> None:
+    """The kernel kills this process when the cluster's ends, however that came about."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

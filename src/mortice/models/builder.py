@@ -1,0 +1,141 @@
+"""Makes the parts of a model that hold weights, and remembers which checkpoint tensors fill them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mortice.models.source import Slot, Source
+from mortice.ops.linear import DenseWeight, Linear, PackedWeight, Weight
+from mortice.ops.quantized import Int4Weight, Int8Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows first : first + size of a Linear: what a checkpoint calls one projection, and an adapter can
+    change."""
+
+    linear: Linear
+    first: int
+    size: int
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One projection of a checkpoint: `name`.weight is [size, K]. `order` rearranges its rows as they are
+    loaded."""
+
+    name: str
+    size: int
+    order: Tensor | None = None
+
+
+Form = Literal["dense", "packed", "int8", "int4"]
+
+
+class Builder:
+    def __init__(self, *, dtype: torch.dtype, form: Form, device: str, keep: bool = False) -> None:
+        """`form`: how matrices are held. `keep`: those that the source holds in 4 bits stay so."""
+        self.dtype = dtype
+        self.form: Form = form
+        # 4 bits are too few for the last layer, whose errors are the model's.
+        self.head_form: Form = "int8" if form == "int4" else form
+        self.device = device
+        self.keep = keep
+        self.slots: list[Slot] = []
+        self.parts: dict[str, Part] = {}
+        self.linears: list[tuple[Linear, float]] = []
+
+    def vector(self, name: str, size: int, *, offset: float = 0.0, exact: bool = False) -> Tensor:
+        """A tensor [size] that holds `name` plus `offset`; `exact`: in float32."""
+        held = torch.empty(size, dtype=torch.float32 if exact else self.dtype, device=self.device)
+
+        def fill(source: Source) -> None:
+            held.copy_(source.tensor(name).to(torch.float32) + offset)
+
+        self.slots.append(Slot({name: (size,)}, fill))
+        return held
+
+    def norm(self, name: str, size: int, offset: float = 0.0) -> Tensor:
+        """The weight of an RMS norm. Where it is an offset plus what is stored, it stays in float32: 1 + w in
+        bfloat16 would lose w."""
+        return self.vector(name, size, offset=offset, exact=bool(offset))
+
+    def matrix(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
+        """A tensor [rows, columns] as it is, for look-ups and other uses; `exact`: in float32."""
+        dtype = torch.float32 if exact else self.dtype
+        held = torch.empty(rows, columns, dtype=dtype, device=self.device)
+
+        def fill(source: Source) -> None:
+            held.copy_(source.tensor(name))
+
+        self.slots.append(Slot({name: (rows, columns)}, fill))
+        return held
+
+    def linear(
+        self,
+        pieces: Sequence[Piece],
+        columns: int,
+        *,
+        bias: bool = False,
+        form: Form | None = None,
+        visits: float = 1.0,
+    ) -> Linear:
+        """One matrix product for several projections of the same input, their rows one below the other.
+
+        `visits`: the share of tokens that go through it; below 1, it cannot carry adapters.
+        """
+        made = Linear()
+        self.linears.append((made, visits))
+        first = 0
+        for piece in pieces:
+            if visits == 1.0:
+                self.parts[piece.name] = Part(made, first, piece.size, columns)
+            first += piece.size
+        shapes: dict[str, tuple[int, ...]] = {f"{p.name}.weight": (p.size, columns) for p in pieces}
+        if bias:
+            shapes |= {f"{p.name}.bias": (p.size,) for p in pieces}
+
+        def fill(source: Source) -> None:
+            weight = self.kept(source, pieces) if self.keep else None
+            if weight is None:
+                weight = hold(self.stack(source, pieces, "weight"), form or self.form)
+            made.load(weight, self.stack(source, pieces, "bias") if bias else None)
+
+        self.slots.append(Slot(shapes, fill))
+        return made
+
+    def stack(self, source: Source, pieces: Sequence[Piece], kind: str) -> Tensor:
+        found = [arrange(source.tensor(f"{p.name}.{kind}"), p.order).to(self.dtype) for p in pieces]
+        return (torch.cat(found) if len(found) > 1 else found[0].clone()).to(self.device)
+
+    def kept(self, source: Source, pieces: Sequence[Piece]) -> Weight | None:
+        """The matrix in the 4 bits of its source; None unless all its pieces are in 4 bits."""
+        stored = [source.codes(f"{p.name}.weight") for p in pieces]
+        whole = [part for part in stored if part is not None]
+        if len(whole) < len(pieces):
+            return None
+        rows = sum(p.size for p in pieces)
+        if not Int4Weight.fits(rows, whole[0].codes.shape[1]):
+            return None
+        codes, scale, zero = (
+            torch.cat([arrange(getattr(part, field), p.order) for part, p in zip(whole, pieces, strict=True)])
+            for field in ("codes", "scale", "zero")
+        )
+        return Int4Weight(codes, scale, zero, self.dtype)
+
+
+def hold(weight: Tensor, form: Form) -> Weight:
+    """`weight` in the given form; int8 where 4-bit groups do not fit its shape."""
+    if form == "int4" and Int4Weight.fits(*weight.shape):
+        return Int4Weight.quantize(weight)
+    if form in ("int4", "int8"):
+        return Int8Weight.quantize(weight)
+    return PackedWeight(weight) if form == "packed" else DenseWeight(weight)
+
+
+def arrange(rows: Tensor, order: Tensor | None) -> Tensor:
+    return rows if order is None else rows.index_select(0, order)

@@ -1,0 +1,144 @@
+"""A GGUF file as a source of Hugging Face tensors: names mapped back, values dequantised, conversions
+undone."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from torch import Tensor
+
+from mortice.models.gguf_file import GGUFFile
+from mortice.models.source import GroupCodes
+from mortice.specs.errors import RequestError
+from mortice.specs.gguf import gguf_config
+
+TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
+TOP |= {"output.weight": "lm_head.weight", "rope_freqs.weight": "rope_freqs.weight"}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GEMMA3 = {"post_attention_norm": "post_attention_layernorm", "ffn_norm": "pre_feedforward_layernorm"}
+GEMMA3 |= {"post_ffw_norm": "post_feedforward_layernorm"}
+ROUTERS = {"qwen3_moe": "mlp.gate", "mixtral": "block_sparse_moe.gate"}
+EXPERTS = {
+    "qwen3_moe": {
+        "gate": "mlp.experts.{}.gate_proj",
+        "up": "mlp.experts.{}.up_proj",
+        "down": "mlp.experts.{}.down_proj",
+    },
+    "mixtral": {
+        "gate": "block_sparse_moe.experts.{}.w1",
+        "up": "block_sparse_moe.experts.{}.w3",
+        "down": "block_sparse_moe.experts.{}.w2",
+    },
+}
+
+
+class GGUFSource:
+    """`config` is what the checkpoint's config.json would say."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = GGUFFile(path)
+        self.label = str(path)
+        self.config = gguf_config(
+            self.file.metadata, {name: t.shape for name, t in self.file.tensors.items()}
+        )
+        self.kind: str = self.config["model_type"]
+        self.where: dict[str, tuple[str, int]] = {}  # Hugging Face name to (GGUF name, expert or -1)
+        for name in self.file.tensors:
+            self.where |= self.hf_names(name)
+
+    def hf_names(self, name: str) -> dict[str, tuple[str, int]]:
+        """The checkpoint tensors that one GGUF tensor holds: one, or one for each expert."""
+        if name in TOP:
+            return {TOP[name]: (name, -1)}
+        parts = name.split(".")
+        if (
+            len(parts) != 4 - (parts[-1] not in ("weight", "bias"))
+            or parts[0] != "blk"
+            or not parts[1].isdigit()
+        ):
+            return {name: (name, -1)}
+        at, middle, ending = f"model.layers.{parts[1]}.", parts[2], parts[3]
+        if middle == "ffn_gate_inp" and self.kind in ROUTERS:
+            return {f"{at}{ROUTERS[self.kind]}.{ending}": (name, -1)}
+        pattern = EXPERTS.get(self.kind, {}).get(middle.removeprefix("ffn_").removesuffix("_exps"))
+        if pattern and middle.endswith("_exps"):
+            count = self.file.tensors[name].shape[0]
+            return {f"{at}{pattern.format(e)}.{ending}": (name, e) for e in range(count)}
+        names = LAYER | GEMMA3 if self.kind == "gemma3_text" else LAYER
+        return {f"{at}{names[middle]}.{ending}" if middle in names else name: (name, -1)}
+
+    def names(self) -> Iterable[str]:
+        return (name for name in self.where if name != "rope_freqs.weight")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        held, expert = self.where[name]
+        shape = self.file.tensors[held].shape
+        return shape[1:] if expert >= 0 else shape
+
+    def raw(self, name: str) -> tuple[np.ndarray, GGMLQuantizationType]:
+        """Bytes of the tensor by rows, in the row order of a Hugging Face checkpoint."""
+        held, expert = self.where[name]
+        rows = self.file.rows(held)
+        if expert >= 0:
+            per_expert = len(rows) // self.file.tensors[held].shape[0]
+            rows = rows[expert * per_expert : (expert + 1) * per_expert]
+        if self.config["model_type"] in ("llama", "mixtral") and ".self_attn." in name:
+            heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(
+                name.split(".")[-2]
+            )
+            if heads:
+                rows = unpermute(rows, self.config.get(heads, self.config["num_attention_heads"]))
+        return rows, self.file.tensors[held].kind
+
+    def tensor(self, name: str) -> Tensor:
+        rows, kind = self.raw(name)
+        try:
+            values = dequantize(rows, kind)
+        except NotImplementedError as error:
+            raise RequestError(
+                f"{self.label}: tensor {name} has type {kind.name}, not supported", param=name
+            ) from error
+        found = torch.from_numpy(np.array(values, dtype=np.float32)).view(self.shape(name))
+        if self.kind == "gemma3_text" and name.endswith("norm.weight"):
+            found -= 1.0  # the converter stores the factor, the checkpoint its distance from 1
+        return found
+
+    def codes(self, name: str) -> GroupCodes | None:
+        rows, kind = self.raw(name)
+        if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
+            return None
+        has_low = kind == GGMLQuantizationType.Q4_1
+        blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, 20 if has_low else 18)
+        scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)[..., 0]
+        packed = blocks[..., 4 if has_low else 2 :]
+        codes = np.concatenate((packed & 15, packed >> 4), axis=-1).reshape(len(rows), -1)
+        zero = np.zeros_like(scale)
+        if has_low:  # w = code * scale + low
+            zero = blocks[..., 2:4].copy().view(np.float16).astype(np.float32)[..., 0] + 8 * scale
+        return GroupCodes(*(torch.from_numpy(part) for part in (codes, scale, zero)))
+
+    def rope_divisors(self) -> tuple[float, ...]:
+        """How llama.cpp carries Llama-3's stretched frequencies: a divisor for each pair; empty without."""
+        return tuple(self.tensor("rope_freqs.weight").tolist()) if "rope_freqs.weight" in self.where else ()
+
+
+def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp pairs neighbouring rotary features in q and k of this family; put the halves back apart."""
+    dim = len(rows) // heads
+    order = np.arange(len(rows)).reshape(heads, dim // 2, 2).swapaxes(1, 2).reshape(-1)
+    return rows[order]

@@ -1,0 +1,1 @@
+"""Llama and what is shaped like it: SmolLM2, Mistral."""

@@ -1,0 +1,159 @@
+"""Attention over a paged KV cache, for a ragged batch that mixes prompt chunks and decode rows.
+
+`plan` is made once a step and holds every index; the layers then only gather and multiply. Sequences with
+equally many new tokens and contexts of similar length form a group that is one call of torch's fused
+attention: all decode rows of a step are usually one group, each prompt chunk is its own.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """n sequences with q new tokens each, whose keys are gathered from b blocks each."""
+
+    rows: Tensor | None  # [n * q] int64, tokens of the batch; None: all of them, in order
+    num_seqs: int
+    num_queries: int
+    blocks: Tensor | None  # [n * b] int64; None: the step's own keys are all there is
+    mask: Tensor | None  # [n, 1, q, b * block_size], 0 or -inf in the queries' dtype; None: causal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    groups: tuple[Group, ...]
+    num_tokens: int
+
+
+def plan(
+    query_start: Sequence[int],
+    context_lens: Sequence[int],
+    block_tables: Tensor,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
+) -> Plan:
+    """`window`: a token sees the last `window` tokens, itself included; 0: all. Other arguments as in
+    StepInput."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for s, context in enumerate(context_lens):
+        new = query_start[s + 1] - query_start[s]
+        fresh = new == context and (window == 0 or new <= window)
+        reach = min(context, window + new) if window else context
+        # A group is as wide as its widest member: contexts that differ by more than four times are kept
+        # apart.
+        groups[new, -1 - s if fresh and new > 1 else max(reach, 256).bit_length() // 2].append(s)
+    made = [
+        build_group(
+            members, new, kind < 0, query_start, context_lens, block_tables, block_size, window, dtype
+        )
+        for (new, kind), members in groups.items()
+        if new
+    ]
+    return Plan(tuple(made), query_start[-1])
+
+
+def build_group(
+    members: list[int],
+    new: int,
+    fresh: bool,
+    query_start: Sequence[int],
+    context_lens: Sequence[int],
+    block_tables: Tensor,
+    block_size: int,
+    window: int,
+    dtype: torch.dtype,
+) -> Group:
+    device = block_tables.device
+    starts = torch.tensor([query_start[s] for s in members], device=device)
+    whole = len(members) * new == query_start[-1] and members == sorted(members)
+    rows = None if whole else (starts[:, None] + torch.arange(new, device=device)).flatten()
+    if fresh:
+        return Group(rows, len(members), new, None, None)
+    contexts = [context_lens[s] for s in members]
+    # The first block that any query of a sequence can see, and how many from there on cover the longest
+    # member.
+    first = [max(0, c - new + 1 - window) // block_size if window else 0 for c in contexts]
+    count = max(-(-c // block_size) - f for c, f in zip(contexts, first, strict=True))
+    columns = torch.tensor(first, device=device)[:, None] + torch.arange(count, device=device)
+    tables = block_tables.index_select(0, torch.tensor(members, device=device))
+    blocks = tables.gather(1, columns.clamp_(max=tables.shape[1] - 1))
+    keys = torch.tensor(first, device=device)[:, None] * block_size + torch.arange(
+        count * block_size, device=device
+    )
+    queries = torch.tensor(contexts, device=device)[:, None] - new + torch.arange(new, device=device)
+    hidden = keys[:, None, :] > queries[:, :, None]
+    if window:
+        hidden |= keys[:, None, :] <= queries[:, :, None] - window
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))
+    return Group(rows, len(members), new, blocks.flatten(), mask[:, None])
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, k_plane: Tensor, v_plane: Tensor, plan: Plan, scale: float
+) -> Tensor:
+    """softmax(q k^T * scale) v over each token's context.
+
+    `q` [T, H, D]; `k`, `v` [T, G, D] are the step's own keys and values, already written to the planes
+    [num_blocks, block_size, G, D]. Head h reads KV head h // (H / G). Answers [T, H * D].
+    """
+    if len(plan.groups) == 1 and plan.groups[0].rows is None:
+        return attend_group(q, k, v, k_plane, v_plane, plan.groups[0], scale).reshape(plan.num_tokens, -1)
+    out = torch.empty_like(q)
+    for group in plan.groups:
+        rows = group.rows
+        assert rows is not None
+        fresh = group.blocks is None
+        part = attend_group(
+            q.index_select(0, rows),
+            k.index_select(0, rows) if fresh else k,
+            v.index_select(0, rows) if fresh else v,
+            k_plane,
+            v_plane,
+            group,
+            scale,
+        )
+        out.index_copy_(0, rows, part.reshape(-1, *q.shape[1:]))
+    return out.flatten(1)
+
+
+def attend_group(
+    q: Tensor, k: Tensor, v: Tensor, k_plane: Tensor, v_plane: Tensor, group: Group, scale: float
+) -> Tensor:
+    """Answers [n, q, H, D] for `q` [n * q, H, D]."""
+    n, new, (heads, dim) = group.num_seqs, group.num_queries, q.shape[1:]
+    kv_heads = k_plane.shape[2]
+    share = heads // kv_heads
+    if group.blocks is None:
+        # KV heads go to the batch dimension and are spread over their query heads by a stride of 0, not by a
+        # copy.
+        q5 = q.view(new, kv_heads, share, dim).permute(1, 2, 0, 3)
+        k5 = k.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
+        v5 = v.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
+        out = F.scaled_dot_product_attention(q5, k5, v5, is_causal=True, scale=scale)
+        return out.permute(2, 0, 1, 3)
+    keys = k_plane.index_select(0, group.blocks).view(n, -1, kv_heads, dim).transpose(1, 2)
+    values = v_plane.index_select(0, group.blocks).view(n, -1, kv_heads, dim).transpose(1, 2)
+    assert group.mask is not None
+    if new == 1:  # heads that share keys are the query rows: the keys are read once for all of them
+        out = F.scaled_dot_product_attention(
+            q.view(n, kv_heads, share, dim),
+            keys,
+            values,
+            attn_mask=group.mask.expand(-1, -1, share, -1),
+            scale=scale,
+        )
+        return out.view(n, 1, heads, dim)
+    q5 = q.view(n, new, kv_heads, share, dim).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share, new, dim)
+    length = keys.shape[2]
+    k5 = keys.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
+    v5 = values.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
+    mask = group.mask.expand(-1, kv_heads, -1, -1).reshape(n * kv_heads, 1, new, length)
+    out = F.scaled_dot_product_attention(q5, k5, v5, attn_mask=mask, scale=scale)
+    return out.view(n, kv_heads, share, new, dim).permute(0, 3, 1, 2, 4).reshape(n, new, heads, dim)

@@ -1,0 +1,109 @@
+"""y = x W^T + b, where W may be several matrices stacked by rows, and LoRA adapters beside it.
+
+A weight is held by an object that knows its product: as given (DenseWeight), reordered for the matrix unit
+(PackedWeight), or in 8 or 4 bits (ops/quantized.py).
+LoRA (arXiv 2106.09685): rows of the batch that name an adapter get x down^T up^T added.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mortice.ops.rows import by_row_blocks
+
+
+class AdapterRows(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> Tensor: ...
+
+
+class Batch(Protocol):
+    """What an operator must know of the step it runs in."""
+
+    @property
+    def deterministic(self) -> bool: ...
+    @property
+    def adapters(self) -> Sequence[AdapterRows]: ...
+
+
+class Weight(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...  # that one product reads
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+class DenseWeight:
+    def __init__(self, weight: Tensor) -> None:
+        """`weight` [N, K], kept."""
+        self.weight = weight
+        self.shape = tuple(weight.shape)
+        self.nbytes = weight.nbytes
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, self.weight, bias)
+
+
+class PackedWeight:
+    """bfloat16 in oneDNN's own order. The plain call reorders on every use: 1.5 to 2 times slower at few
+    rows."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """`weight` [N, K], copied."""
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.shape = tuple(weight.shape)
+        self.nbytes = weight.nbytes
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, bias, "none", [], "")
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Adds x down^T up^T to columns first : first + len(up) of the output. The adapter's scale is inside
+    `up`."""
+
+    down: Tensor  # [r, K]
+    up: Tensor  # [n, r]
+    first: int
+
+    def product(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down), self.up)
+
+
+class Linear:
+    """A weight [N, K], an optional bias [N], and the adapters loaded beside it. Empty until `load`."""
+
+    def __init__(self) -> None:
+        self.weight: Weight = DenseWeight(torch.empty(0, 0))
+        self.bias: Tensor | None = None
+        self.adapters: dict[str, list[LowRank]] = {}
+
+    def load(self, weight: Weight, bias: Tensor | None = None) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: Tensor, batch: Batch) -> Tensor:
+        """`x` [T, K] to [T, N]; row t sees only row t."""
+        y = by_row_blocks(self.product, x) if batch.deterministic else self.weight.product(x, self.bias)
+        if batch.adapters and self.adapters:
+            self.add_adapters(x, y, batch)
+        return y
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.weight.product(x, self.bias)
+
+    def add_adapters(self, x: Tensor, y: Tensor, batch: Batch) -> None:
+        for chosen in batch.adapters:
+            for pair in self.adapters.get(chosen.name, ()):
+                rows = x.index_select(0, chosen.rows)
+                delta = by_row_blocks(pair.product, rows) if batch.deterministic else pair.product(rows)
+                y[:, pair.first : pair.first + delta.shape[1]].index_add_(0, chosen.rows, delta)

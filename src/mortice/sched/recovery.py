@@ -1,0 +1,37 @@
+"""What becomes of a dead worker's place, and of the requests it had."""
+
+from dataclasses import dataclass, field
+
+MAX_ATTEMPTS = 4  # workers that may die under one request before the request is held to be the cause
+
+
+@dataclass(slots=True)
+class RestartPolicy:
+    """When to start a replacement: at once after a first death, later after each quick one, never after too many.
+
+    A life shorter than `quick_s` after becoming ready is a quick death; a longer one clears the count.
+    """
+
+    quick_s: float = 10.0
+    first_delay_s: float = 0.0
+    max_delay_s: float = 8.0
+    max_quick_deaths: int = 6
+    _quick_deaths: int = field(default=0, init=False)
+
+    def died(self, *, became_ready: bool, lived_s: float) -> float | None:
+        """Seconds to wait before the replacement starts; None to give the place up."""
+        if became_ready and lived_s >= self.quick_s:
+            self._quick_deaths = 0
+        else:
+            self._quick_deaths += 1
+        # A worker that served before it was killed proves that its configuration works: never give it up for that.
+        if not became_ready and self._quick_deaths >= self.max_quick_deaths:
+            return None
+        if self._quick_deaths <= 1:
+            return self.first_delay_s
+        return min(self.max_delay_s, 0.25 * 2 ** (self._quick_deaths - 2))
+
+
+def should_retry(num_attempts: int) -> bool:
+    """Whether a request whose worker died for the `num_attempts`-th time goes to another worker."""
+    return num_attempts < MAX_ATTEMPTS
