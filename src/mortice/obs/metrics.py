@@ -5,7 +5,6 @@ Names, units and meanings are those that dashboards written for vLLM already kno
 never changes: it is first hidden for one version, then deleted.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, cast
 
@@ -81,6 +80,7 @@ class Metric(msgspec.Struct, frozen=True):
     source: Literal["edge", "worker"]
     labels: tuple[str, ...] = ()  # beside model_name (edge) or model_name, worker and role (worker)
     buckets: tuple[float, ...] = ()
+    key: str = ""  # its key in WorkerStats.counters, if that is not the name without `_total`
 
 
 _EDGE: Final = "edge"
@@ -151,22 +151,57 @@ TABLE: tuple[Metric, ...] = (
         ("stage",),
     ),
     Metric(
-        "spec_decode_num_draft_tokens_total", "counter", "tokens", "Draft tokens that were verified.", _WORKER
+        "spec_decode_num_draft_tokens_total",
+        "counter",
+        "tokens",
+        "Draft tokens that were verified.",
+        _WORKER,
+        key="spec_proposed",
     ),
     Metric(
-        "spec_decode_num_accepted_tokens_total", "counter", "tokens", "Draft tokens that were right.", _WORKER
+        "spec_decode_num_accepted_tokens_total",
+        "counter",
+        "tokens",
+        "Draft tokens that were right.",
+        _WORKER,
+        key="spec_accepted",
     ),
     Metric("estimated_flops_per_gpu_total", "counter", "FLOP", "Arithmetic of the model's steps.", _WORKER),
     Metric("estimated_read_bytes_per_gpu_total", "counter", "bytes", "Bytes the steps had to read.", _WORKER),
     Metric(
         "estimated_write_bytes_per_gpu_total", "counter", "bytes", "Bytes the steps had to write.", _WORKER
     ),
-    Metric("kv_transfers_total", "counter", "transfers", "KV transfers by outcome.", _WORKER, ("outcome",)),
     Metric(
-        "kv_transfer_bytes_total", "counter", "bytes", "KV bytes read from or written to a peer.", _WORKER
+        "kv_transfers_total",
+        "counter",
+        "transfers",
+        "Prompts whose KV came from a peer.",
+        _WORKER,
+        key="kv_received",
     ),
     Metric(
-        "kv_transfer_seconds_total", "counter", "seconds", "Time from asking for KV to having it.", _WORKER
+        "kv_transfer_failures_total",
+        "counter",
+        "transfers",
+        "Prompts whose KV did not come.",
+        _WORKER,
+        key="kv_receive_failures",
+    ),
+    Metric(
+        "kv_transfer_bytes_total",
+        "counter",
+        "bytes",
+        "KV bytes read from or written to a peer.",
+        _WORKER,
+        key="kv_received_bytes",
+    ),
+    Metric(
+        "kv_transfer_seconds_total",
+        "counter",
+        "seconds",
+        "Time from asking for KV to having it.",
+        _WORKER,
+        key="kv_receive_seconds",
     ),
     Metric(
         "kv_transfer_checksum_failures_total",
@@ -183,6 +218,7 @@ TABLE: tuple[Metric, ...] = (
         "leases",
         "Leases that ended because nobody renewed them.",
         _WORKER,
+        key="leases_expired",
     ),
     Metric("worker_up", "gauge", "bool", "1 if the worker can serve.", _WORKER),
     Metric(
@@ -243,16 +279,36 @@ TABLE: tuple[Metric, ...] = (
     ),
     Metric("e2e_request_latency_seconds", "histogram", "seconds", "Arrival to end.", _EDGE, (), _SLOW),
     Metric(
-        "request_queue_time_seconds", "histogram", "seconds", "Arrival to the first step.", _EDGE, (), _SLOW
+        "request_queue_time_seconds",
+        "histogram",
+        "seconds",
+        "Arrival to being sent to a worker.",
+        _EDGE,
+        (),
+        _SLOW,
     ),
     Metric(
-        "request_prefill_time_seconds", "histogram", "seconds", "First step to first token.", _EDGE, (), _SLOW
+        "request_prefill_time_seconds",
+        "histogram",
+        "seconds",
+        "From there to the first token, the wait in the worker included.",
+        _EDGE,
+        (),
+        _SLOW,
     ),
     Metric(
         "request_transfer_time_seconds", "histogram", "seconds", "KV on its way to decode.", _EDGE, (), _FAST
     ),
     Metric("request_decode_time_seconds", "histogram", "seconds", "KV in place to end.", _EDGE, (), _SLOW),
-    Metric("request_inference_time_seconds", "histogram", "seconds", "First step to end.", _EDGE, (), _SLOW),
+    Metric(
+        "request_inference_time_seconds",
+        "histogram",
+        "seconds",
+        "From being sent to a worker to the end.",
+        _EDGE,
+        (),
+        _SLOW,
+    ),
     Metric("request_prompt_tokens", "histogram", "tokens", "Prompt tokens of a request.", _EDGE, (), _TOKENS),
     Metric(
         "request_generation_tokens", "histogram", "tokens", "Output tokens of a request.", _EDGE, (), _TOKENS
@@ -262,15 +318,18 @@ TABLE: tuple[Metric, ...] = (
 )
 BY_NAME = {metric.name: metric for metric in TABLE}
 
-_KEY = re.compile(r"([a-z0-9_]+)(?:\{([a-z_]+)=([^}]*)\})?")
+BY_KEY = {
+    metric.key or metric.name.removesuffix("_total"): metric for metric in TABLE if metric.source == _WORKER
+}
 
 
 def counter_key(name: str, label: str = "") -> str:
-    """Key of a metric in `WorkerStats.counters`: the bare name, or `name{label_name=value}` for one with a
-    label.
+    """Key of a metric in `WorkerStats.counters`; one with a label has it after a colon:
+    `step_host_seconds:sample`.
     """
     metric = BY_NAME[name]
-    return f"{name}{{{metric.labels[0]}={label}}}" if metric.labels else name
+    key = metric.key or metric.name.removesuffix("_total")
+    return f"{key}:{label}" if metric.labels else key
 
 
 class Metrics:
@@ -356,17 +415,18 @@ def _samples(stats: WorkerStats) -> Iterator[tuple[str, str, float]]:
     yield "engine_weight_version", "", stats.weight_version
     for state in _STATES:
         yield "engine_sleep_state", state, float(stats.state == state)
+    counted = [stats.counters[key] for key in ("prompt_tokens", "generation_tokens") if key in stats.counters]
+    if counted:
+        yield "iteration_tokens_total", "", sum(counted)
     yield from _counters(stats.counters)
 
 
 def _counters(counters: Mapping[str, float]) -> Iterator[tuple[str, str, float]]:
     for key, value in counters.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            continue
-        metric = BY_NAME.get(match[1])
-        if metric is not None and bool(metric.labels) == (match[2] is not None):
-            yield metric.name, match[3] or "", value
+        name, _, label = key.partition(":")
+        metric = BY_KEY.get(name)
+        if metric is not None and bool(metric.labels) == bool(label):
+            yield metric.name, label, value
 
 
 def as_markdown() -> str:
@@ -377,7 +437,8 @@ def as_markdown() -> str:
         "`GET /metrics` speaks the Prometheus text format. Generated from `mortice/obs/metrics.py`.",
         "",
         f"Every name has the prefix `{PREFIX}` and the label `model_name`. What workers count has the labels",
-        "`worker` and `role` too, and starts again at zero when a worker does.",
+        "`worker` and `role` too, starts again at zero when a worker does, and is absent where a worker does not",
+        "count it.",
         "",
         "| name | kind | unit | labels | counted by | meaning |",
         "| --- | --- | --- | --- | --- | --- |",

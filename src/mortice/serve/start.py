@@ -1,4 +1,6 @@
-"""A whole server from a deployment: workers, text service, HTTP, in that order up and in reverse order down."""
+"""A whole server from a deployment: workers, text service, HTTP, in that order up and in reverse order
+down.
+"""
 
 import asyncio
 import logging
@@ -74,7 +76,9 @@ def threads_per_worker(deployment: Deployment) -> int:
 
 
 def default_kv_bytes(deployment: Deployment) -> int:
-    """A tenth of the free memory a worker, between 64 and 512 MiB: a CPU computes slowly enough to need no more."""
+    """A tenth of the free memory a worker, between 64 and 512 MiB: a CPU computes slowly enough to need no
+    more.
+    """
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     share = free // (10 * (deployment.prefill + deployment.decode))
