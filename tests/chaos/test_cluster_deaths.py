@@ -1,6 +1,4 @@
-"""Workers die at every phase, under load: every stream goes on with the same tokens, nothing leaks, the dead
-are replaced.
-"""
+"""Workers die at every phase, under load: streams go on with the same tokens, nothing leaks, the dead are replaced."""
 
 import asyncio
 import os
@@ -42,9 +40,7 @@ async def cluster(prefill: int = 1, decode: int = 1, **transfer: Any) -> AsyncIt
         limits=EngineLimits(block_size=4, token_budget=64, max_num_seqs=16),
         transfer=Transfer(**transfer),
     )
-    live = LiveCluster(
-        deployment, model_path="fake:", draft_model_path=None, threads=1, kv_bytes=200 * 2 * 2 * 4 * 4 * 4
-    )
+    live = LiveCluster(deployment, model_path="fake:", draft_model_path=None, threads=1)
     await live.start()
     try:
         yield live
@@ -183,11 +179,7 @@ async def test_verbs_reach_every_worker_and_outlive_a_restart() -> None:
 
 async def test_a_model_that_is_not_there_is_one_clear_error() -> None:
     live = LiveCluster(
-        Deployment(model="/nonexistent"),
-        model_path="/nonexistent",
-        draft_model_path=None,
-        threads=1,
-        kv_bytes=1 << 20,
+        Deployment(model="/nonexistent"), model_path="/nonexistent", draft_model_path=None, threads=1
     )
     try:
         with pytest.raises(RequestError, match="no such file"):

@@ -1,6 +1,4 @@
-"""Two engines that hand KV over through shared memory: the text is the one of a single engine, and nothing
-leaks.
-"""
+"""Two engines that hand KV over through shared memory: the text is the one of a single engine, and nothing leaks."""
 
 import random
 import time

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from mortice.obs.metrics import BY_NAME, PREFIX, TABLE, Metrics, as_markdown, counter_key, worker_families
+from mortice.obs.metric_table import BY_NAME, TABLE, counter_key
+from mortice.obs.metrics import PREFIX, Metrics, as_markdown, worker_families
 from mortice.specs.messages import WorkerStats
 
 DOCS = Path(__file__).parents[2] / "docs"
