@@ -130,7 +130,7 @@ class NixlTransport:
     def _move(self, verb: str, todo: Plan, advert: Advert) -> None:
         size = todo.peer.block_bytes
         # Requests pair the rows of both sides one by one: a run must be one on both.
-        pairs = list(runs(todo.remote, todo.local, len(todo.remote)))
+        pairs = runs(todo.remote, todo.local, len(todo.remote))
         here = _regions(self._pool.blocks.ctypes.data, ((to, count) for _, to, count in pairs), size)
         there = _regions(advert.blocks_at, ((first, count) for first, _, count in pairs), size)
         self._request(verb, todo.peer, here, there)
@@ -225,7 +225,7 @@ class NixlTransport:
 
 
 def _regions(base: int, spans: Iterable[tuple[int, int]], size: int) -> np.ndarray:
-    """Rows (address, bytes, device 0) of spans (first block, count) of blocks of `size` bytes from `base` on."""
+    """Rows (address, bytes, device 0) of spans (first block, count) of `size`-byte blocks that start at `base`."""
     return np.array([(base + first * size, count * size, 0) for first, count in spans], np.uint64)
 
 
