@@ -109,6 +109,11 @@ class CausalLM(ABC):
             source = TensorsSource(dict(weights))
         self.fill(source)
 
+    def drop_weights(self) -> None:
+        """Give the memory of all matrices back; `update_weights` is then due before the next step."""
+        for linear, _ in self.builder.linears:
+            linear.drop()
+
     def load_adapter(self, name: str, folder: str | Path) -> None:
         """Make the PEFT LoRA adapter in `folder` available to rows that name it; an adapter of that name is
         replaced."""
