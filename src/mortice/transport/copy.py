@@ -7,7 +7,7 @@ from ctypes import memmove
 import numpy as np
 
 # A transfer looks up from its copying this often, to see whether it should end. Not more often: the C library
-# writes past the cache, up to twice as fast, only where one call copies very much (above 64 MiB where measured).
+# writes past the cache, up to twice as fast, only where one call copies much (above 64 MiB where measured).
 CHUNK_BYTES = 256 << 20
 
 

@@ -225,7 +225,7 @@ class NixlTransport:
 
 
 def _regions(base: int, spans: Iterable[tuple[int, int]], size: int) -> np.ndarray:
-    """Rows (address, bytes, device 0) of spans (first block, count) of `size`-byte blocks that start at `base`."""
+    """Rows (address, bytes, device 0) of spans (first block, count) of `size`-byte blocks."""
     return np.array([(base + first * size, count * size, 0) for first, count in spans], np.uint64)
 
 
