@@ -2,6 +2,7 @@
 package."""
 
 import os
+import re
 from pathlib import Path
 
 import gguf
@@ -10,14 +11,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mortice.models.architectures import build
 from mortice.models.driver import Driver, Text
 from mortice.models.gguf import GGUFSource
+from mortice.models.gguf_file import GGUFTensor
 from mortice.models.load import load_model
 from mortice.specs.errors import RequestError
+from mortice.specs.model_config import read_model
 
 DEFAULT = Path.home() / ".cache/mortice/models/smollm2"
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
 PROMPTS = [[1, 4093, 198, 19556, 28, 905, 314, 2], list(range(1000, 1050)), [504]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +173,40 @@ def test_a_missing_tensor_and_an_unknown_architecture_are_named(tmp_path):
     write_gguf(tmp_path / "m.gguf", "Q8_0", architecture="mamba")
     with pytest.raises(RequestError, match="'mamba' is not supported"):
         load_model(tmp_path, dtype=torch.float32)
+
+
+BASE = {
+    "vocab_size": 300,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "moe_intermediate_size": 64,
+    "num_experts": 2,
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"])
+def test_names_are_those_of_the_gguf_package(kind, tmp_path):
+    """What that package calls each checkpoint tensor is called back by its checkpoint name."""
+    wanted = [
+        n
+        for s in build(read_model(BASE | {"model_type": kind}), dtype=torch.float32).builder.slots
+        for n in s.shapes
+    ]
+    family = {"qwen3_moe": "QWEN3MOE", "gemma3_text": "GEMMA3"}.get(kind, kind.upper())
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family], 2)
+    write_gguf(tmp_path / "m.gguf", "F32", architecture=gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[family]])
+    source = GGUFSource(tmp_path / "m.gguf")
+    for name in wanted:
+        stacked = re.sub(r"experts\.\d+\.", "experts.", name)
+        held = names.get_name(stacked, try_suffixes=(".weight", ".bias"))
+        assert held is not None
+        source.file.tensors[held] = gguf_tensor(held, (2, 4, 4) if "_exps" in held else (4, 4))
+        assert name in source.hf_names(held)
+
+
+def gguf_tensor(name: str, shape: tuple[int, ...]) -> GGUFTensor:
+    return GGUFTensor(name, gguf.GGMLQuantizationType.F32, shape, 0, 0)

@@ -46,6 +46,7 @@ class Builder:
         self.device = device
         self.keep = keep
         self.slots: list[Slot] = []
+        self.factors: list[Tensor] = []
         self.parts: dict[str, Part] = {}
         self.linears: list[tuple[Linear, float]] = []
 
@@ -64,8 +65,14 @@ class Builder:
         bfloat16 would lose w."""
         return self.vector(name, size, offset=offset, exact=bool(offset))
 
+    def factor(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
+        """A `matrix` that every token is multiplied by, if not as a Linear."""
+        made = self.matrix(name, rows, columns, exact=exact)
+        self.factors.append(made)
+        return made
+
     def matrix(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
-        """A tensor [rows, columns] as it is, for look-ups and other uses; `exact`: in float32."""
+        """A tensor [rows, columns] as it is; `exact`: in float32."""
         dtype = torch.float32 if exact else self.dtype
         held = torch.empty(rows, columns, dtype=dtype, device=self.device)
 

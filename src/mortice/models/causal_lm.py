@@ -71,13 +71,15 @@ class CausalLM(ABC):
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a decode step of one token reads."""
-        return round(sum(linear.weight.nbytes * visits for linear, visits in self.builder.linears))
+        products = sum(linear.weight.nbytes * visits for linear, visits in self.builder.linears)
+        return round(products) + sum(plain.nbytes for plain in self.builder.factors)
 
     @property
     def flops_per_token(self) -> int:
         """Floating-point operations of a token's matrix products, without attention's over the context."""
         sizes = ((math.prod(linear.weight.shape), visits) for linear, visits in self.builder.linears)
-        return round(sum(2 * size * visits for size, visits in sizes))
+        plain = sum(factor.numel() for factor in self.builder.factors)
+        return 2 * round(sum(size * visits for size, visits in sizes) + plain)
 
     def fill(self, source: Source) -> None:
         """Take every weight from the source. Raises RequestError, before anything is changed, if it does not
@@ -146,6 +148,8 @@ class CausalLM(ABC):
         x = embed(self.embedding, step.input_ids, self.spec.embedding_scale)
         for layer in self.layers:
             x = layer(x, step, kv)
+        if not len(step.logit_rows):
+            return x.new_empty(0, self.spec.vocab_size, dtype=torch.float32)
         if len(step.logit_rows) != len(x):
             x = x.index_select(0, step.logit_rows)
         return self.head(rms_norm(x, self.norm, self.spec.norm_eps), step).float()

@@ -29,7 +29,7 @@ class MixtureOfExperts:
             moe.router, moe.top_k, moe.normalise, moe.scaling, moe.num_groups, moe.top_groups
         )
         self.activation = ACTIVATIONS[spec.activation]
-        self.gate = builder.matrix(f"{names.gate}.weight", moe.num_experts, spec.hidden_size, exact=True)
+        self.gate = builder.factor(f"{names.gate}.weight", moe.num_experts, spec.hidden_size, exact=True)
         self.bias = (
             builder.vector(names.bias, moe.num_experts, exact=True) if moe.router == "noaux_tc" else None
         )
