@@ -27,6 +27,23 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 10_000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10_000.0}
 GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+EXPERTS = {"num_experts_per_tok": 3, "moe_intermediate_size": 24}
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,  # theirs takes it for the rotary width
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+} | EXPERTS
+MSCALE = {"mscale": 0.707, "mscale_all_dim": 1.0}
 CONFIGS = {
     "llama": ("llama", {}),
     "llama-tied-biased": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -40,6 +57,12 @@ CONFIGS = {
     "qwen2": ("qwen2", {}),
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
     "qwen3": ("qwen3", {}),
+    "qwen3-moe": ("qwen3_moe", EXPERTS | {"num_experts": 8, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek-v2-greedy": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek-v2-groups": ("deepseek_v2", DEEPSEEK | {"topk_method": "group_limited_greedy"}),
+    "deepseek-v3": ("deepseek_v3", DEEPSEEK | {"norm_topk_prob": True}),
+    "deepseek-v3-yarn": ("deepseek_v3", DEEPSEEK | {"rope_parameters": YARN | MSCALE, "q_lora_rank": None}),
     "gemma3": (
         "gemma3_text",
         {"sliding_window": 20, "query_pre_attn_scalar": 24, "layer_types": GEMMA_LAYERS},

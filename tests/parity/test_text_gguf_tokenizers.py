@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from mortice.text.alphabet import SPELLING
+from mortice.text.calls import GrammarInput
+from mortice.text.grammar import grammar_for, new_matcher
 from mortice.text.load import load_text_model
 
 torch.set_num_threads(1)
@@ -110,6 +112,16 @@ def test_decodes_as_transformers(pair):
     for text in SAMPLES:
         ids = ours.encode(text, False)
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_grammars_read_the_same_tokens(pair):
+    ours, _, _ = pair
+    ids = ours.encode("hello world 12é", False)
+    text = ours.vocabulary.token_bytes
+    grammar = grammar_for(GrammarInput(guided_choice=[b"".join(text[index] for index in ids).decode()]))
+    matcher = new_matcher(ours.llguidance_tokenizer(), grammar)
+    assert matcher.try_consume_tokens(ids) == len(ids)
+    assert matcher.is_accepting()
 
 
 def test_first_token_as_transformers(pair):

@@ -61,7 +61,7 @@ def theirs():
     """Transformers' tokenizer, with the split that the model was trained with.
 
     Reading a GGUF file, transformers leaves out the "smollm" pre-tokenizer, in which each digit stands alone;
-    The model's own tokenizer and llama.cpp have the "smollm" pre-tokenizer, in which each digit stands alone;
+    the model's own tokenizer and llama.cpp have it. It can show where numerals follow blanks.
     """
     path = model_path()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -1,6 +1,7 @@
 """What the grammar of a request lets through, token by token, and what it refuses."""
 
 import json
+import re
 from functools import cache
 
 import pytest
@@ -8,9 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mortice.specs.errors import RequestError
+from mortice.text.call_grammar import MAX_CALLS
 from mortice.text.calls import GrammarInput
 from mortice.text.fake import byte_text_model
 from mortice.text.grammar import check_grammar, grammar_for, new_matcher
+from mortice.text.load import TextModel
+from mortice.text.stream import TextStream
+from mortice.text.tools import CallArguments, CallStart, Content, ToolCallParser
 
 MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>", "<tool_response>")
 PARAMETERS = {"properties": {"c": {"type": "string"}}, "required": ["c"], "additionalProperties": False}
@@ -84,8 +89,20 @@ def test_structured_options():
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=4))
 def test_choices_are_taken_literally(choices):
+    tokenizer = model(False).llguidance_tokenizer()
+    grammar = check_grammar(GrammarInput(guided_choice=choices), tokenizer, model(False).grammar_tags)
     for choice in choices:
-        assert accepts(choice, guided_choice=choices)
+        matcher, ids = new_matcher(tokenizer, grammar), [*choice.encode()]  # the fake's ids are bytes
+        assert matcher.try_consume_tokens(ids) == len(ids)
+        assert matcher.is_accepting()
+
+
+def test_masks_are_as_wide_as_the_logits():
+    one = TextModel(byte_text_model().tokenizer, eos_token_ids=[257], vocab_size=300)
+    matcher = new_matcher(one.llguidance_tokenizer(), grammar_for(GrammarInput(guided_choice=["ab"])))
+    assert len(matcher.compute_bitmask()) * 8 >= 300
+    assert matcher.consume_tokens([97, 98])
+    assert matcher.consume_token(257)
 
 
 @pytest.mark.parametrize("marked", [False, True])
@@ -102,6 +119,7 @@ def test_choices_are_taken_literally(choices):
         ("<tool_call>", False, False),
         ("<think>hm</think> <tool_response>", True, False),
         ("", True, False),
+        ("a <|im_start|> b", True, False),
     ],
 )
 def test_tool_choice(marked, text, auto, required):
@@ -268,3 +286,53 @@ def test_any_schema_compiles_or_is_refused(schema):
         assert error.param == "guided_json"  # noqa: PT017 - either outcome is right
     else:
         assert grammar is None or json.loads(grammar)["grammars"]
+
+
+BOUNDED = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Oslo", "Łódź", '"x"']},
+        "days": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 30}, "maxItems": 3},
+        "exact": {"type": "boolean"},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-\\d{3}$"},
+    },
+    "required": ["city", "code"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("marked", [False, True])
+@given(st.randoms(use_true_random=False))
+def test_a_random_writer_can_only_write_right_calls(marked, chance):
+    """Whatever allowed token comes next, the calls parse and their arguments satisfy the parameters."""
+    one = model(marked)
+    tools = [{"type": "function", "function": {"name": "find", "parameters": BOUNDED}}, G]
+    request = GrammarInput(tools=tools, tool_choice="required")
+    matcher = new_matcher(one.llguidance_tokenizer(), grammar_for(request, one.grammar_tags))
+    ids = []
+    while 257 not in ids:
+        mask = int.from_bytes(matcher.compute_bitmask(), "little")
+        allowed = [index for index in range(one.vocab_size) if mask >> index & 1]
+        ids.append(chance.choice(allowed))
+        assert matcher.consume_token(ids[-1])
+        assert len(ids) < 5000
+    parser = ToolCallParser("hermes")
+    stream = TextStream(one.vocabulary)
+    events = [event for index in ids for event in parser.feed(stream.push([index]))]
+    events += parser.feed(stream.finish()) + parser.finish()
+    assert 1 <= parser.num_calls <= MAX_CALLS
+    names = [event.name for event in events if isinstance(event, CallStart)]
+    assert not any(isinstance(event, Content) for event in events)
+    for index, name in enumerate(names):
+        text = "".join(e.delta for e in events if isinstance(e, CallArguments) and e.index == index)
+        arguments = json.loads(text)
+        if name == "g":
+            assert arguments == {}
+            continue
+        assert name == "find"
+        assert {"city", "code"} <= set(arguments) <= set(BOUNDED["properties"])
+        assert arguments["city"] in BOUNDED["properties"]["city"]["enum"]
+        assert re.fullmatch(r"[A-Z]{2}-\d{3}", arguments["code"])
+        assert all(1 <= day <= 30 for day in arguments.get("days", []))
+        assert len(arguments.get("days", [])) <= 3
+        assert isinstance(arguments.get("exact", True), bool)

@@ -85,6 +85,32 @@ async def test_a_greedy_call_ends_alone(service):
     assert other == [97]
 
 
+async def test_a_schema_that_takes_too_long_ends_alone(tmp_path):
+    service = TextService(write_byte_model(tmp_path), grammar_limit_s=0.1)
+    await service.start()
+    bomb = {"type": "object", "properties": {f"k{i}": {"type": "integer"} for i in range(6000)}}
+    slow, other, text = await asyncio.gather(
+        service.compile_grammar(GrammarInput(guided_json=bomb)),
+        service.compile_grammar(GrammarInput(guided_regex="a")),
+        service.encode("a"),
+        return_exceptions=True,
+    )
+    assert isinstance(slow, RequestError)
+    assert (slow.code, slow.param) == ("grammar_timeout", "guided_json")
+    assert isinstance(other, str)
+    assert text == [97]
+    await service.stop()
+
+
+async def test_a_worker_out_of_memory_ends_one_call(tmp_path):
+    service = TextService(write_byte_model(tmp_path), memory_bytes=32 << 20)
+    await service.start()
+    error = await refused(service.encode("x" * 3_000_000))
+    assert error.code == "text_too_complex"
+    assert await service.encode("a") == [97]
+    await service.stop()
+
+
 async def test_a_worker_killed_from_outside_is_not_noticed(service):
     os.kill(service._text.pid, signal.SIGKILL)
     assert await service.encode("a") == [97]
@@ -97,6 +123,18 @@ async def test_a_caller_who_leaves_does_not_shift_the_answers(service):
     leaving.cancel()
     assert await service.encode("a") == [97]
     assert leaving.cancelled()
+
+
+async def test_a_caller_who_leaves_costs_no_worker(tmp_path):
+    service = TextService(write_byte_model(tmp_path), text_limit_s=60.0)
+    await service.start()
+    leaving = asyncio.create_task(service.encode("x" * 1_000_000))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    assert await service.encode("a") == [97]
+    assert leaving.cancelled()
+    assert service._text.num_starts == 1
+    await service.stop()
 
 
 async def test_limits_are_checked_before_the_worker_is_asked(service):

@@ -1,5 +1,6 @@
 """Streaming text equals whole text, whatever the cuts; stop strings equal a search through the whole."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -69,6 +70,26 @@ def test_pushes_make_the_whole_text(ids, cuts, skip):
 def test_stop_strings_equal_a_search_through_the_whole(ids, cuts, stops, include):
     streamed = stream(ids, cuts, stop=stops, include_stop_str_in_output=include)
     assert streamed == naive(ids, stops, include)
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=40),
+    st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=2),
+)
+def test_stop_strings_that_repeat_themselves(ids, stops):
+    assert stream(ids, [1] * len(ids), stop=stops) == naive(ids, stops, False)
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_stop_string_is_found_after_a_false_beginning(size):
+    """All strings of a and b, after each of their beginnings: a mismatch falls back the right way."""
+    ids = {char: PIECES.index(char.encode()) for char in "ab"}
+    for letters in itertools.product("ab", repeat=size):
+        stop = "".join(letters)
+        for cut in range(size):
+            text = stop[:cut] + stop
+            found = stream([ids[char] for char in text], [1] * len(text), stop=[stop])
+            assert found.text == text[: text.index(stop)]
 
 
 @given(IDS, STOPS)

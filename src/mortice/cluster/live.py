@@ -118,9 +118,11 @@ class LiveCluster:
             await self._launch(member)
         deadline = time.monotonic() + STARTUP_S
         while not all(member.hello for member in self._members.values()):
-            failures = [m.failure for m in self._members.values() if m.failure]
-            if failures:
-                raise RequestError(failures[0], param="model")
+            failed = next((m for m in self._members.values() if m.failure), None)
+            if failed is not None:
+                error = _error_of(failed.failure_status, failed.failure or "")
+                error.param = "model"
+                raise error
             if time.monotonic() > deadline:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
@@ -384,7 +386,7 @@ class LiveCluster:
 
     def _replied(self, member: Member, reply: Reply) -> None:
         if reply.id == 0:  # the answer to nothing: the worker cannot start, and says why
-            member.failure = reply.error
+            member.failure, member.failure_status = reply.error, reply.status
             return
         _, future = self._calls.pop(reply.id, ("", None))
         if future is None or future.done():

@@ -21,6 +21,7 @@ class Member:
     hello: Hello | None = None  # None until the worker can serve
     stats: WorkerStats | None = None
     failure: str | None = None  # why the place was given up
+    failure_status: int = 500  # HTTP status the failure would be: below 500 the user can mend it
     started_s: float = 0.0
     ready_s: float = 0.0
     heard_s: float = 0.0

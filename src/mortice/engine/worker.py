@@ -20,7 +20,7 @@ from mortice.engine.draft import ModelDrafter
 from mortice.engine.loop import Loop, Waker
 from mortice.models.fake import FAKE_SCHEME, FakeModel
 from mortice.models.load import load_model
-from mortice.specs.errors import MorticeError
+from mortice.specs.errors import EngineError, MorticeError
 from mortice.specs.messages import Hello, Reply, encode
 from mortice.text.load import load_text_model
 from mortice.transport.choose import open_transport
@@ -47,8 +47,11 @@ def main() -> None:
     socket.connect(config.endpoint)
     try:
         loop = build(config, socket)
-    except MorticeError as error:
-        socket.send(encode(Reply(id=0, error=error.message, status=error.status)))
+    except Exception as error:
+        if not isinstance(error, MorticeError):
+            log.exception("the worker cannot start")
+        known = error if isinstance(error, MorticeError) else EngineError(f"{type(error).__name__}: {error}")
+        socket.send(encode(Reply(id=0, error=known.message, status=known.status)))
         socket.close()
         zmq.Context.instance().term()
         sys.exit(2)

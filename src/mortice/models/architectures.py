@@ -4,14 +4,27 @@ import torch
 
 from mortice.models.builder import Builder, Form
 from mortice.models.causal_lm import CausalLM
+from mortice.models.deepseek.model import DeepSeek
 from mortice.models.gemma3.model import Gemma3
 from mortice.models.llama.model import Llama
+from mortice.models.mixtral.model import Mixtral
 from mortice.models.qwen2.model import Qwen2
 from mortice.models.qwen3.model import Qwen3
+from mortice.models.qwen3_moe.model import Qwen3Moe
+from mortice.models.step3.model import Step3
 from mortice.specs.errors import RequestError
 from mortice.specs.model import ModelSpec
 
-MODELS: dict[str, type[CausalLM]] = {"llama": Llama, "qwen2": Qwen2, "qwen3": Qwen3, "gemma3": Gemma3}
+MODELS: dict[str, type[CausalLM]] = {
+    "llama": Llama,
+    "qwen2": Qwen2,
+    "qwen3": Qwen3,
+    "qwen3_moe": Qwen3Moe,
+    "mixtral": Mixtral,
+    "deepseek": DeepSeek,
+    "step3": Step3,
+    "gemma3": Gemma3,
+}
 
 
 def build(spec: ModelSpec, *, dtype: torch.dtype, quantize: str = "none", device: str = "cpu") -> CausalLM:

@@ -20,6 +20,7 @@ class Part:
     linear: Linear
     first: int
     size: int
+    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,11 @@ class Builder:
         self.keep = keep
         self.slots: list[Slot] = []
         self.parts: dict[str, Part] = {}
-        self.linears: list[Linear] = []
+        self.linears: list[tuple[Linear, float]] = []
 
-    def vector(
-        self, name: str, size: int, *, offset: float = 0.0, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """A tensor [size] that holds `name` plus `offset`."""
-        held = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+    def vector(self, name: str, size: int, *, offset: float = 0.0, exact: bool = False) -> Tensor:
+        """A tensor [size] that holds `name` plus `offset`; `exact`: in float32."""
+        held = torch.empty(size, dtype=torch.float32 if exact else self.dtype, device=self.device)
 
         def fill(source: Source) -> None:
             held.copy_(source.tensor(name).to(torch.float32) + offset)
@@ -63,11 +62,12 @@ class Builder:
     def norm(self, name: str, size: int, offset: float = 0.0) -> Tensor:
         """The weight of an RMS norm. Where it is an offset plus what is stored, it stays in float32: 1 + w in
         bfloat16 would lose w."""
-        return self.vector(name, size, offset=offset, dtype=torch.float32 if offset else None)
+        return self.vector(name, size, offset=offset, exact=bool(offset))
 
-    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
-        """A tensor [rows, columns] that is looked up, not multiplied."""
-        held = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+    def matrix(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
+        """A tensor [rows, columns] as it is, for look-ups and other uses; `exact`: in float32."""
+        dtype = torch.float32 if exact else self.dtype
+        held = torch.empty(rows, columns, dtype=dtype, device=self.device)
 
         def fill(source: Source) -> None:
             held.copy_(source.tensor(name))
@@ -76,14 +76,24 @@ class Builder:
         return held
 
     def linear(
-        self, pieces: Sequence[Piece], columns: int, *, bias: bool = False, form: Form | None = None
+        self,
+        pieces: Sequence[Piece],
+        columns: int,
+        *,
+        bias: bool = False,
+        form: Form | None = None,
+        visits: float = 1.0,
     ) -> Linear:
-        """One matrix product for several projections of the same input, their rows one below the other."""
+        """One matrix product for several projections of the same input, their rows one below the other.
+
+        `visits`: the share of tokens that go through it; below 1, it cannot carry adapters.
+        """
         made = Linear()
-        self.linears.append(made)
+        self.linears.append((made, visits))
         first = 0
         for piece in pieces:
-            self.parts[piece.name] = Part(made, first, piece.size)
+            if visits == 1.0:
+                self.parts[piece.name] = Part(made, first, piece.size, columns)
             first += piece.size
         shapes: dict[str, tuple[int, ...]] = {f"{p.name}.weight": (p.size, columns) for p in pieces}
         if bias:

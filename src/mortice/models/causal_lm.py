@@ -1,5 +1,6 @@
 """What every model here is: token ids in, KV into the paged cache, logits out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -42,8 +43,7 @@ class CausalLM(ABC):
     @abstractmethod
     def build_layer(self, layer: int, rotary: Rotary) -> Layer: ...
 
-    @staticmethod
-    def ignored(name: str) -> bool:
+    def ignored(self, name: str) -> bool:
         """Checkpoint tensors that this architecture does not read."""
         return name.endswith("rotary_emb.inv_freq")
 
@@ -59,7 +59,13 @@ class CausalLM(ABC):
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that a decode step of one token reads."""
-        return sum(linear.weight.nbytes for linear in self.builder.linears)
+        return round(sum(linear.weight.nbytes * visits for linear, visits in self.builder.linears))
+
+    @property
+    def flops_per_token(self) -> int:
+        """Floating-point operations of a token's matrix products, without attention's over the context."""
+        sizes = ((math.prod(linear.weight.shape), visits) for linear, visits in self.builder.linears)
+        return round(sum(2 * size * visits for size, visits in sizes))
 
     def fill(self, source: Source) -> None:
         """Take every weight from the source. Raises RequestError, before anything is changed, if it does not

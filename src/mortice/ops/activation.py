@@ -1,7 +1,12 @@
 """Gated activations of an MLP whose gate and up projections are one matrix."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mortice.ops.rows import SERIAL
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -14,6 +19,13 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 * I] to [T, I]: gelu(gate) * up, with gelu's tanh approximation."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def by_rows(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    """activation(gate_up), in pieces so small that torch keeps each on one thread: see
+    deterministic_attention."""
+    rows = max(1, SERIAL // gate_up.shape[1])
+    return torch.cat([activation(piece) for piece in gate_up.split(rows)])
 
 
 ACTIVATIONS = {"silu": silu_mul, "gelu_tanh": gelu_mul}

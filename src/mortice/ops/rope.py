@@ -95,5 +95,9 @@ class RopeTable:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `x` [T, heads, dim] by the rows of a RopeTable."""
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, dims=-1), sin)
+    """Turn `x` [T, heads, dim] by the rows of a RopeTable.
+
+    Products and sum are rounded one by one: a fused multiply-add would round otherwise at the end of a
+    thread's share.
+    """
+    return (x * cos).add_(x.roll(x.shape[-1] // 2, dims=-1).mul_(sin))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 16
+SERIAL = 32_768  # elements up to which torch keeps an elementwise function on one thread
 
 
 def padded(count: int) -> int:

@@ -1,5 +1,4 @@
-"""One grammar for one request: the form of its answer, the tools it may or must call, the reasoning before
-them.
+"""One grammar for one request: the form of its answer, the tools it may or must call, the thought before it.
 
 The grammar is llguidance's, as JSON: a main Lark grammar that says what may follow what, and one grammar for
 the answer. JSON is written in one fixed way (", " and ": " and no other whitespace), so that a weak model
@@ -14,21 +13,14 @@ unhindered up to `<tool_call>` and from there on it is held to the form.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from mortice.specs.errors import RequestError
-from mortice.text.call_grammar import (
-    CLOSE,
-    END_THINK,
-    OPEN,
-    THINK,
-    TokenTags,
-    call_grammar,
-)
+from mortice.text.call_grammar import CLOSE, END_THINK, OPEN, THINK, TokenTags, call_grammar
 from mortice.text.calls import GrammarInput
 from mortice.text.tool_choice import Function, ToolChoice, read_tool_choice
 
@@ -36,12 +28,11 @@ MAX_CHOICES = 4096
 _JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], special_ids: frozenset[int]) -> TokenTags:
-    """How a vocabulary spells marks. `added`: its added tokens by text; `special_ids`: those that are control
-    tokens."""
+def token_tags(tokenizer: LLTokenizer, added: Mapping[str, int], eos_token_ids: Collection[int]) -> TokenTags:
+    """How a vocabulary spells marks. `added`: its added tokens by text. Free text may hold any token."""
     apart = {text: index for text, index in added.items() if tokenizer.is_special_token(index)}
     single = {text: index for text, index in apart.items() if text in (OPEN, CLOSE, THINK, END_THINK)}
-    free = (index for text, index in apart.items() if text not in single and index not in special_ids)
+    free = (index for text, index in apart.items() if text not in single and index not in eos_token_ids)
     return TokenTags(single, tuple(sorted(free)))
 
 
@@ -73,21 +64,29 @@ def grammar_for(request: GrammarInput, tags: TokenTags | None = None) -> str | N
 def check_grammar(request: GrammarInput, tokenizer: LLTokenizer, tags: TokenTags) -> str | None:
     """As `grammar_for`, and compiled once for this vocabulary. May run long on hostile input.
 
-    Raises RequestError with llguidance's message and the field whose schema, expression or grammar is at
-    fault.
+    Raises RequestError with llguidance's message and the field whose schema or expression is at fault.
     """
     grammar = grammar_for(request, tags)
     if grammar is None:
         return None
+    place = "tools" if request.tools else _place(request)
+    try:
+        _compile(grammar, tokenizer, place)
+    except RequestError:
+        for part_place, part in _parts(request):
+            _compile(json.dumps({"grammars": [part]}), tokenizer, part_place)
+        raise  # each part is right by itself: together they are too much
+    return grammar
+
+
+def _parts(request: GrammarInput) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the user wrote, each with its field: the parameters of tools, the form of the answer."""
     choice = read_tool_choice(request.tools, request.tool_choice, request.parallel_tool_calls)
     for function in choice.functions if choice else ():
-        schema = _with_form(function.parameters, _lenient(function, choice))
-        _compile(json.dumps({"grammars": [{"json_schema": schema}]}), tokenizer, function.place)
-    answer = None if choice and choice.required else _answer(request)
-    if answer is not None:
-        _compile(json.dumps({"grammars": [answer]}), tokenizer, _place(request))
-    _compile(grammar, tokenizer, "tools" if choice else _place(request))
-    return grammar
+        yield function.place, {"json_schema": _with_form(function.parameters, _lenient(function, choice))}
+    answer = _answer(request)
+    if answer is not None and not (choice and choice.required):
+        yield _place(request), answer
 
 
 def new_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
@@ -103,11 +102,12 @@ def _compile(grammar: str, tokenizer: LLTokenizer, place: str) -> None:
         matcher = new_matcher(tokenizer, grammar)
     except RequestError as error:
         raise RequestError(f"{place} cannot be compiled: {error.message}", param=place) from error
-    mask = matcher.compute_bitmask()
-    if not matcher.is_accepting() and (matcher.stop_reason().startswith("NoExtension") or not any(mask)):
+    matcher.compute_bitmask()
+    said = matcher.get_error()
+    if "NoExtension" in said:
         raise RequestError(f"{place} cannot be satisfied by any text", param=place)
-    if matcher.is_error():
-        raise RequestError(f"{place} is too complex: {_first_line(matcher.get_error())}", param=place)
+    if said:
+        raise RequestError(f"{place} is too complex: {_first_line(said)}", param=place)
 
 
 def _first_line(message: str) -> str:

@@ -70,6 +70,9 @@ class Lane:
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
             await self._kill()
             raise EngineError(f"the {self.name} worker does not start") from error
+        except asyncio.CancelledError:
+            await self._kill()
+            raise
         if isinstance(reply, Ready):
             return reply
         await self._kill()

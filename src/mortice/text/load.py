@@ -74,7 +74,7 @@ class TextModel:
     def grammar_tags(self) -> TokenTags:
         """How this vocabulary spells the marks of tool calls and reasoning."""
         added = {token.content: index for index, token in self.tokenizer.get_added_tokens_decoder().items()}
-        return token_tags(self._llguidance, added, self.special_ids)
+        return token_tags(self._llguidance, added, self.eos_token_ids)
 
     @cached_property
     def _llguidance(self) -> LLTokenizer:

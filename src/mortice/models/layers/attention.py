@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mortice.models.builder import Builder, Piece
-from mortice.models.layers.paging import attention_plan, write_rows
+from mortice.models.layers.paging import attention_plan, attention_tiles, write_rows
 from mortice.models.layers.rotary import Rotary
 from mortice.models.step import KVCache, StepInput
 from mortice.ops.attention import attend
+from mortice.ops.deterministic_attention import attend_tiles
 from mortice.ops.norm import rms_norm
 from mortice.specs.model import AttentionSpec, ModelSpec
 
@@ -79,5 +80,8 @@ def paged_attention(
     k_rows.index_copy_(0, write_rows(step, kv, 0), k.reshape(len(k), -1))
     v_rows.index_copy_(0, write_rows(step, kv, 1), v.reshape(len(v), -1))
     k_plane, v_plane = kv.planes[layer.layer]
+    if step.deterministic:
+        tiles = attention_tiles(step, kv, layer.window)
+        return attend_tiles(q, k_plane, v_plane, tiles, layer.spec.scale).flatten(1)
     plan = attention_plan(step, kv, layer.window, layer.dtype)
     return attend(q, k, v, k_plane, v_plane, plan, layer.spec.scale)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mortice.models.builder import Builder, Piece
 from mortice.models.step import StepInput
-from mortice.ops.activation import ACTIVATIONS
+from mortice.ops.activation import ACTIVATIONS, by_rows
 
 
 class MLPNames(NamedTuple):
@@ -32,4 +32,6 @@ class GatedMLP:
 
     def __call__(self, x: Tensor, step: StepInput) -> Tensor:
         """[T, hidden] to [T, hidden]."""
-        return self.down(self.activation(self.gate_up(x, step)), step)
+        wide = self.gate_up(x, step)
+        y = by_rows(self.activation, wide) if step.deterministic else self.activation(wide)
+        return self.down(y, step)

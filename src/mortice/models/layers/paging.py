@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mortice.models.step import KVCache, StepInput
 from mortice.ops import attention
+from mortice.ops.deterministic_attention import Tiles, lay_tiles
 
 
 def attention_plan(step: StepInput, kv: KVCache, window: int, dtype: torch.dtype) -> attention.Plan:
@@ -13,6 +14,17 @@ def attention_plan(step: StepInput, kv: KVCache, window: int, dtype: torch.dtype
     if found is None:
         found = step.cache[key] = attention.plan(
             step.query_start, step.context_lens, step.block_tables, kv.block_size, window, dtype
+        )
+    return found
+
+
+def attention_tiles(step: StepInput, kv: KVCache, window: int) -> Tiles:
+    """The plan of a deterministic step."""
+    key = ("tiles", window)
+    found: Tiles | None = step.cache.get(key)
+    if found is None:
+        found = step.cache[key] = lay_tiles(
+            step.query_start, step.context_lens, step.block_tables, kv.block_size, window
         )
     return found
 

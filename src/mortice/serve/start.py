@@ -1,0 +1,81 @@
+"""A whole server from a deployment: workers, text service, HTTP, in that order up and in reverse order down."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from mortice.cluster.live import LiveCluster
+from mortice.serve.app import build_app
+from mortice.serve.options import ServeOptions
+from mortice.serve.run import bind, run_server
+from mortice.specs.deployment import Deployment
+from mortice.specs.errors import RequestError
+from mortice.text.service import TextService
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+Ready = Callable[[str], Awaitable[None]]
+
+
+async def serve_deployment(
+    deployment: Deployment,
+    options: ServeOptions,
+    *,
+    model_path: Path,
+    draft_model_path: Path | None,
+    host: str,
+    port: int,
+    on_ready: Ready | None = None,
+) -> None:
+    """Serve until a signal ends it. `on_ready` runs beside the server once it answers, with its base URL.
+
+    Raises RequestError for what the user can mend: the port, the model, the deployment.
+    """
+    began = time.monotonic()
+    try:
+        sock = bind(host, port)  # first, so that a port in use is found before a model is loaded
+    except OSError as error:
+        raise RequestError(str(error).split("] ")[-1], param="port") from error
+    cluster = LiveCluster(
+        deployment,
+        model_path=str(model_path),
+        draft_model_path=str(draft_model_path) if draft_model_path else None,
+        threads=deployment.threads or threads_per_worker(deployment),
+        kv_bytes=deployment.limits.kv_bytes or default_kv_bytes(deployment),
+    )
+    text = TextService(str(model_path))
+    beside: set[asyncio.Task] = set()
+
+    def started(bound_host: str, bound_port: int) -> None:
+        url = f"http://{bound_host if bound_host != '0.0.0.0' else '127.0.0.1'}:{bound_port}"
+        log.info("ready in %.1f s: %s", time.monotonic() - began, url)
+        if on_ready is not None:
+            beside.add(asyncio.ensure_future(on_ready(url)))
+
+    try:
+        await asyncio.gather(cluster.start(), text.start())
+        await run_server(build_app(cluster, text, options), sock=sock, on_started=started)
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        sock.close()
+        await text.stop()
+        await cluster.stop(0)
+
+
+def threads_per_worker(deployment: Deployment) -> int:
+    """The cores this process may use, shared out among the workers."""
+    return max(1, len(os.sched_getaffinity(0)) // (deployment.prefill + deployment.decode))
+
+
+def default_kv_bytes(deployment: Deployment) -> int:
+    """A tenth of the free memory a worker, between 64 and 512 MiB: a CPU computes slowly enough to need no more."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    share = free // (10 * (deployment.prefill + deployment.decode))
+    return max(64 * MIB, min(512 * MIB, share))

@@ -1,0 +1,93 @@
+"""A real server on an ephemeral port over a fake cluster, with a real tokenizer of 256 bytes and a few
+marks.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from mortice.serve.app import build_app
+from mortice.serve.options import ServeOptions
+from mortice.serve.run import run_server
+from mortice.testing import FakeCluster
+from mortice.text.alphabet import SPELLING
+from mortice.text.service import TextService
+
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message.role }}\n{{ message.content }}"
+    "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|end|>{% endfor %}"
+    "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% if enable_thinking %}<think>{% endif %}{% endif %}"
+)
+SPECIAL = ("<|end|>", "<|start|>")
+EOS = 256
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """One token a byte, so that tests can write token ids as text."""
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(SPELLING)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": EOS + len(SPECIAL)}))
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    folder, *, options: ServeOptions | None = None, **settings
+) -> AsyncIterator[SimpleNamespace]:
+    """`cluster`, `edge`, `url`, `host`, `port` of a running server, and `http`, a client of it."""
+    settings.setdefault("script", lambda request, index: list(b"Hello, world"))
+    settings = {"vocab_size": EOS + len(SPECIAL), "eos_token_ids": [EOS], "adapters": ["tuned"], **settings}
+    cluster = FakeCluster(**settings)
+    text = TextService(folder)
+    await asyncio.gather(cluster.start(), text.start())
+    app = build_app(cluster, text, options or ServeOptions())
+    started = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(
+        run_server(app, port=0, on_started=lambda *address: started.set_result(address), signals=False)
+    )
+    try:
+        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+        host, port = started.result()
+        url = f"http://{host}:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+            yield SimpleNamespace(
+                cluster=cluster, edge=app.edge, url=url, http=http, host=host, port=port, until=until
+            )
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await text.stop()
+        await cluster.stop(0)
+
+
+@pytest.fixture
+def serve(model_folder):
+    """`async with serve(options=..., **settings of FakeCluster) as server`."""
+    return partial(serving, model_folder)
+
+
+@pytest.fixture
+async def server(serve):
+    async with serve() as running:
+        yield running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; the test's own time limit ends a wait in vain."""
+    while not condition():
+        await asyncio.sleep(0.002)
