@@ -121,9 +121,7 @@ class LiveCluster:
         while not all(member.hello for member in self._members.values()):
             failed = next((m for m in self._members.values() if m.failure), None)
             if failed is not None:
-                error = _error_of(failed.failure_status, failed.failure or "")
-                error.param = "model"
-                raise error
+                raise _error_of(failed.failure_status, failed.failure or "")
             if time.monotonic() > deadline:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
