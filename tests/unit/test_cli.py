@@ -13,7 +13,7 @@ from mortice.cli import app
 
 def mortice(*args: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | ({"MORTICE_HOME": str(home)} if home else {})
-    command = [sys.executable, "-m", "mortice.cli", *args]
+    command = [sys.executable, "-m", "mortice", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
 
 
