@@ -83,6 +83,7 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
         transfer: Transfer | None = None,
         speculation: Speculation | None = None,
         clock: Callable[[], float] | None = None,
+        device: str = "cpu",
     ) -> Rig:
         model = model or FakeModel()
         deployment = Deployment(
@@ -105,7 +106,7 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
             max_context=num_blocks * block_size,
             load_tokenizer=lambda: None,
             wake=lambda: None,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             **({"clock": clock} if clock else {}),
         )
 

@@ -1,4 +1,4 @@
-"""Workers die at every phase, under load: every stream goes on with the same tokens, nothing leaks, the dead are replaced."""
+"""Workers die at every phase, under load: streams go on with the same tokens, nothing leaks, the dead are replaced."""
 
 import asyncio
 import os
@@ -24,7 +24,9 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 
 def request_of(name: str, prompt: list[int], count: int, **more: Any) -> Request:
-    sampling = SamplingParams(max_tokens=count, temperature=more.pop("temperature", 0.0), seed=more.pop("seed", 0))
+    sampling = SamplingParams(
+        max_tokens=count, temperature=more.pop("temperature", 0.0), seed=more.pop("seed", 0)
+    )
     return Request(id=name, prompt_token_ids=prompt, sampling=sampling, **more)
 
 
@@ -38,7 +40,7 @@ async def cluster(prefill: int = 1, decode: int = 1, **transfer: Any) -> AsyncIt
         limits=EngineLimits(block_size=4, token_budget=64, max_num_seqs=16),
         transfer=Transfer(**transfer),
     )
-    live = LiveCluster(deployment, model_path="fake:", draft_model_path=None, threads=1, kv_bytes=200 * 2 * 2 * 4 * 4 * 4)
+    live = LiveCluster(deployment, model_path="fake:", draft_model_path=None, threads=1)
     await live.start()
     try:
         yield live
@@ -67,7 +69,14 @@ async def at_rest(live: LiveCluster) -> dict[str, dict]:
 
 @pytest.mark.parametrize(
     ("prefill", "decode", "transfer"),
-    [(0, 1, {}), (1, 1, {}), (1, 1, {"mode": "push"}), (2, 3, {}), (1, 1, {"transport": "tcp"}), (1, 1, {"transport": "tcp", "mode": "push"})],
+    [
+        (0, 1, {}),
+        (1, 1, {}),
+        (1, 1, {"mode": "push"}),
+        (2, 3, {}),
+        (1, 1, {"transport": "tcp"}),
+        (1, 1, {"transport": "tcp", "mode": "push"}),
+    ],
 )
 async def test_every_shape_gives_the_reference_text(prefill: int, decode: int, transfer: dict) -> None:
     async with cluster(prefill, decode, **transfer) as live:
@@ -134,6 +143,7 @@ async def test_a_client_that_leaves_frees_everything() -> None:
 
 async def test_sampled_text_survives_the_death_of_its_worker() -> None:
     async with cluster(1, 1) as live:
+
         def make(name: str) -> Request:
             return request_of(name, prompt_of(12, 1), 60, temperature=1.0, seed=5, n=2)
 
@@ -155,17 +165,21 @@ async def test_verbs_reach_every_worker_and_outlive_a_restart() -> None:
         await live.call("update_weights", {"path": "fake:4", "version": 4})
         os.kill(next(w.pid for w in live.workers() if w.role == "decode"), signal.SIGKILL)
         await asyncio.sleep(0.1)
-        assert await ask(live, request_of("r", prompt_of(12, 1), 9)) == reference_tokens(prompt_of(12, 1), 9, version=4)
+        assert await ask(live, request_of("r", prompt_of(12, 1), 9)) == reference_tokens(
+            prompt_of(12, 1), 9, version=4
+        )
         await live.call("sleep", {})
         with pytest.raises(WrongState):
             await ask(live, request_of("s", prompt_of(12, 1), 9))
         await live.call("wake", {})
-        assert await ask(live, request_of("t", prompt_of(12, 1), 9)) == reference_tokens(prompt_of(12, 1), 9, version=4)
+        assert await ask(live, request_of("t", prompt_of(12, 1), 9)) == reference_tokens(
+            prompt_of(12, 1), 9, version=4
+        )
 
 
 async def test_a_model_that_is_not_there_is_one_clear_error() -> None:
     live = LiveCluster(
-        Deployment(model="/nonexistent"), model_path="/nonexistent", draft_model_path=None, threads=1, kv_bytes=1 << 20
+        Deployment(model="/nonexistent"), model_path="/nonexistent", draft_model_path=None, threads=1
     )
     try:
         with pytest.raises(RequestError, match="no such file"):

@@ -55,28 +55,36 @@ class GoodputSearch:
             low, high = start_rate, start_rate * 2
             while self._room and await self._passes(attempt, high):
                 low, high = high, high * 2
-        else:
-            while self._room and high > start_rate / 64:
+        low, high = await self._close(attempt, low, high)
+        if low > 0:
+            await self._look_for_islands(attempt, low, high)
+
+    async def _close(self, attempt: Try, low: float, high: float) -> tuple[float, float]:
+        """Narrow a bracket whose `high` failed. With `low` 0, nothing passed yet: halve until something
+        does."""
+        floor = high / 64
+        while self._room and low == 0 and high > floor:
+            if await self._passes(attempt, high / 2):
                 low = high / 2
-                if await self._passes(attempt, low):
-                    break
-                low, high = 0.0, low
+            else:
+                high /= 2
         while self._room and low > 0 and high > low * (1 + self.tolerance):
             middle = (low + high) / 2
             if await self._passes(attempt, middle):
                 low = middle
             else:
                 high = middle
-        if low > 0:
-            await self._look_for_islands(attempt, low, high)
+        return low, high
 
     async def _look_for_islands(self, attempt: Try, low: float, high: float) -> None:
-        below = sorted({0.0, *(p.rate for p in self.probes if p.rate <= low)})
-        wide = max(pairwise(below), key=lambda gap: gap[1] - gap[0])
-        await self._passes(attempt, sum(wide) / 2)
         above = high * 1.25
         if all(abs(p.rate / above - 1) > 0.05 for p in self.probes):
             await self._passes(attempt, above)
+        below = sorted({0.0, *(p.rate for p in self.probes if p.rate <= low)})
+        start, end = max(pairwise(below), key=lambda gap: gap[1] - gap[0])
+        middle = (start + end) / 2
+        if not await self._passes(attempt, middle):
+            await self._close(attempt, start, middle)
 
     @property
     def _room(self) -> bool:

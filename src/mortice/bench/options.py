@@ -59,7 +59,11 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
             _at_least(flag, count, 1)
         _at_least("--warmup", self.warmup, 0)
         _at_least("--temperature", self.temperature, 0)
+        slo = self.slo
         amounts = {
+            "--slo-ttft-ms": slo.ttft_ms,
+            "--slo-tpot-ms": slo.tpot_ms,
+            "--slo-e2e-ms": slo.e2e_ms,
             "--rate": self.rate,
             "--cv": self.cv,
             "--trace-scale": self.trace_scale,
@@ -70,6 +74,8 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
         for flag, amount in amounts.items():
             if amount is not None and not 0 < amount < float("inf"):
                 raise RequestError(f"{flag} must be above 0, not {amount:g}", param=flag)
+        if not 0 < slo.target <= 1:
+            raise RequestError(f"--target must be above 0 and up to 1, not {slo.target:g}", param="--target")
         self._check_loop()
 
     def _check_loop(self) -> None:
@@ -95,7 +101,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
                 if value is not None:
                     raise RequestError(f"{flag} needs --trace", param=flag)
         if self.prompts == "token-ids" and self.api == "chat":
-            raise RequestError("the chat API takes no token ids: use --api completions", param="--prompts")
+            raise RequestError("--prompts token-ids needs --api completions", param="--prompts")
 
 
 def _at_least(flag: str, value: float | None, least: int) -> None:

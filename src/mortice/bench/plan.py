@@ -23,8 +23,13 @@ class Workload:
     def _read(self) -> Trace:
         options = self.options
         assert options.trace is not None
-        trace = read_trace(options.trace)
+        try:
+            trace = read_trace(options.trace)
+        except RequestError as error:
+            raise RequestError(f"--trace: {error.message}", param="--trace") from error
         if options.jitter:
+            if trace.format != "mooncake":
+                raise RequestError("--jitter undoes the 3 s tick of a Mooncake trace", param="--jitter")
             trace = jittered(trace, MOONCAKE_TICK_S, options.seed)
         if options.trace_duration_s is not None:
             trace = trace.until(options.trace_duration_s)

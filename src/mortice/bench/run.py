@@ -38,7 +38,6 @@ class Bench:
 
     def __init__(self, options: BenchOptions, watch: Watch | None = None) -> None:
         options.check()
-        options.slo.check()
         self.options = options
         self.workload = Workload(options)
         self.watch = watch or Watch()
@@ -118,6 +117,7 @@ class Bench:
             "share_of_core": client_s / seconds,
             "us_per_token": client_s / tokens * 1e6 if tokens else None,
             "event_loop": LOOP_NAME,
+            "num_resent": self.endpoint.client.num_resent,
         }
         server = None
         if server_before is not None and server_after is not None:
@@ -199,6 +199,8 @@ class Bench:
         note(
             late > 50, lambda: f"the client sent late (p99 {late:.0f} ms): the load was softer than asked for"
         )
+        again = result["client"]["num_resent"]
+        note(again > 0, lambda: f"{again} requests were sent again: the server had closed an idle connection")
         note(result["stopped_early"], lambda: "--max-duration ended the run before all requests were sent")
         hit = result["cached_input_tokens"]
         note(hit > 0, lambda: f"the server took {hit} input tokens from its prefix cache")

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from mortice.bench.http import now
 from mortice.bench.run import Watch
 from mortice.bench.timeline import Timeline
 
@@ -21,6 +22,7 @@ class ProgressBar(Watch):
         self._failed = 0
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._drawn_s = 0.0
 
     def begin(self, label: str, total: int) -> None:
         self._failed = 0
@@ -31,18 +33,21 @@ class ProgressBar(Watch):
             TextColumn("{task.fields[failed]}", style="red"),
             TimeElapsedColumn(),
             console=Console(stderr=True),
-            refresh_per_second=4,
+            auto_refresh=False,
             transient=True,
         )
         self._task = self._progress.add_task(label, total=total, failed="")
         self._progress.start()
+        self._drawn_s = now()
 
     def ended(self, timeline: Timeline) -> None:
         self._failed += not timeline.ok
-        if self._progress is not None:
-            self._progress.update(
-                self._task, advance=1, failed=f"{self._failed} failed" if self._failed else ""
-            )
+        if self._progress is None:
+            return
+        self._progress.update(self._task, advance=1, failed=f"{self._failed} failed" if self._failed else "")
+        if now() - self._drawn_s >= 0.5:
+            self._drawn_s = now()
+            self._progress.refresh()
 
     def finish(self) -> None:
         if self._progress is not None:

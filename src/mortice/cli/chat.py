@@ -38,7 +38,8 @@ def chat(
 ) -> None:
     """Talk to a model. Answers go to stdout as they come, TTFT and tokens/s of each to stderr.
 
-    With stdin piped, each line is a prompt of the same conversation, and a failed answer makes the exit code 1.
+    With stdin piped, each line is a prompt of the same conversation, and a failed answer makes the exit code
+    1.
     """
     endpoint = Endpoint(
         base_url, model or "", api="chat", api_key=os.environ.get(api_key_env), timeout_s=timeout

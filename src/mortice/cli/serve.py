@@ -1,7 +1,6 @@
 """`mortice serve`"""
 
 import asyncio
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from mortice.bench.loop import new_loop
 from mortice.cli.ask import ask
 from mortice.models import store
+from mortice.obs.log import setup_log
 from mortice.serve.options import ServeOptions, read_api_keys
 from mortice.serve.start import serve_deployment
 from mortice.specs.deployment import Deployment, load_deployment
@@ -22,50 +23,94 @@ _MODEL, _SPLIT, _LIMITS, _EDGE = "Model", "Prefill and decode", "Limits", "HTTP"
 
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="A folder, a .gguf file or a name; smollm2 comes by itself.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help="A folder, a .gguf file or a name; smollm2 comes by itself.", rich_help_panel=_MODEL
+        ),
     ] = None,
-    deployment: Annotated[Path | None, typer.Option(help="A deployment document; options override it.")] = None,
-    served_name: Annotated[str | None, typer.Option(help="Name that clients use.", rich_help_panel=_MODEL)] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_MODEL)] = None,
+    deployment: Annotated[
+        Path | None, typer.Option(help="A deployment document; options override it.")
+    ] = None,
+    served_name: Annotated[
+        str | None, typer.Option(help="Name that clients use.", rich_help_panel=_MODEL)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=_MODEL)
+    ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="none, int8, int4, or keep what a GGUF file has.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(help="none, int8, int4, or keep what a GGUF file has.", rich_help_panel=_MODEL),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_MODEL)] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(help="A LoRA adapter, as name=folder; may be repeated.", rich_help_panel=_MODEL)
+        list[str] | None,
+        typer.Option(help="A LoRA adapter, as name=folder; may be repeated.", rich_help_panel=_MODEL),
     ] = None,
-    speculate: Annotated[str | None, typer.Option(help="Draft tokens by ngram or draft.", rich_help_panel=_MODEL)] = None,
-    draft_model: Annotated[str | None, typer.Option(help="The small model of --speculate draft.", rich_help_panel=_MODEL)] = None,
-    max_draft: Annotated[int | None, typer.Option(help="Draft tokens a step at most.", rich_help_panel=_MODEL)] = None,
+    speculate: Annotated[
+        str | None, typer.Option(help="Draft tokens by ngram or draft.", rich_help_panel=_MODEL)
+    ] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="The small model of --speculate draft.", rich_help_panel=_MODEL)
+    ] = None,
+    max_draft: Annotated[
+        int | None, typer.Option(help="Draft tokens a step at most.", rich_help_panel=_MODEL)
+    ] = None,
     deterministic: Annotated[
-        bool | None, typer.Option(help="The same text at any concurrency, more slowly.", rich_help_panel=_MODEL)
+        bool | None,
+        typer.Option(help="The same text at any concurrency, more slowly.", rich_help_panel=_MODEL),
     ] = None,
-    prefill: Annotated[int | None, typer.Option(help="Prefill workers; 0 serves colocated.", rich_help_panel=_SPLIT)] = None,
+    prefill: Annotated[
+        int | None, typer.Option(help="Prefill workers; 0 serves colocated.", rich_help_panel=_SPLIT)
+    ] = None,
     decode: Annotated[int | None, typer.Option(help="Decode workers.", rich_help_panel=_SPLIT)] = None,
-    threads: Annotated[int | None, typer.Option(help="Compute threads a worker.", rich_help_panel=_SPLIT)] = None,
-    transport: Annotated[str | None, typer.Option(help="auto, shm, tcp or nixl.", rich_help_panel=_SPLIT)] = None,
-    transfer: Annotated[str | None, typer.Option(help="pull or push.", rich_help_panel=_SPLIT)] = None,
-    checksum: Annotated[str | None, typer.Option(help="full, sampled or off.", rich_help_panel=_SPLIT)] = None,
-    local_prefill_tokens: Annotated[
-        int | None, typer.Option(help="Uncached prompts up to this long stay with decode.", rich_help_panel=_SPLIT)
+    threads: Annotated[
+        int | None, typer.Option(help="Compute threads a worker.", rich_help_panel=_SPLIT)
     ] = None,
-    kv_bytes: Annotated[int | None, typer.Option(help="Bytes of KV blocks a worker.", rich_help_panel=_LIMITS)] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens a KV block.", rich_help_panel=_LIMITS)] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Sequences a step.", rich_help_panel=_LIMITS)] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="auto, shm, tcp or nixl.", rich_help_panel=_SPLIT)
+    ] = None,
+    transfer: Annotated[str | None, typer.Option(help="pull or push.", rich_help_panel=_SPLIT)] = None,
+    checksum: Annotated[
+        str | None, typer.Option(help="full, sampled or off.", rich_help_panel=_SPLIT)
+    ] = None,
+    local_prefill_tokens: Annotated[
+        int | None,
+        typer.Option(help="Uncached prompts up to this long stay with decode.", rich_help_panel=_SPLIT),
+    ] = None,
+    kv_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of KV blocks a worker.", rich_help_panel=_LIMITS)
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(help="Tokens a KV block.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Sequences a step.", rich_help_panel=_LIMITS)
+    ] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens a step.", rich_help_panel=_LIMITS)] = None,
-    max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.", rich_help_panel=_LIMITS)] = None,
-    max_queued: Annotated[int | None, typer.Option(help="Requests in flight before 429.", rich_help_panel=_LIMITS)] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_queued: Annotated[
+        int | None, typer.Option(help="Requests in flight before 429.", rich_help_panel=_LIMITS)
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_EDGE)] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", rich_help_panel=_EDGE)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 takes a free one.", rich_help_panel=_EDGE)
+    ] = 8000,
     api_keys: Annotated[
-        Path | None, typer.Option(help="File of API keys, one a line (or $MORTICE_API_KEYS).", rich_help_panel=_EDGE)
+        Path | None,
+        typer.Option(help="File of API keys, one a line (or $MORTICE_API_KEYS).", rich_help_panel=_EDGE),
     ] = None,
     response_store: Annotated[
         str, typer.Option(help="SQLite file of /v1/responses; 'off' keeps none.", rich_help_panel=_EDGE)
     ] = ":memory:",
-    trace_endpoint: Annotated[str | None, typer.Option(help="OTLP/HTTP endpoint for traces.", rich_help_panel=_EDGE)] = None,
+    trace_endpoint: Annotated[
+        str | None, typer.Option(help="OTLP/HTTP endpoint for traces.", rich_help_panel=_EDGE)
+    ] = None,
     ledger: Annotated[Path | None, typer.Option(help="Write one JSON line a step to FILE.<worker>.")] = None,
-    question: Annotated[str | None, typer.Option("--ask", help="Ask this once the server is up, and stay up.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--ask", help="Ask this once the server is up, and stay up.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve a model behind the OpenAI API, prefill and decode in workers of their own.
@@ -74,7 +119,11 @@ def serve(
     """
     chosen = load_deployment(deployment) if deployment else Deployment(model=model or "smollm2")
     if speculate or draft_model or max_draft:
-        given = {"method": speculate or ("draft" if draft_model else None), "draft_model": draft_model, "max_draft": max_draft}
+        given = {
+            "method": speculate or ("draft" if draft_model else None),
+            "draft_model": draft_model,
+            "max_draft": max_draft,
+        }
         chosen = _override(chosen, speculation=_set(given))
     chosen = _override(
         chosen,
@@ -104,8 +153,10 @@ def serve(
     )
     chosen.check()
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise RequestError(f"log_level is debug, info, warning or error, not {log_level!r}", param="log_level")
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        raise RequestError(
+            f"log_level is debug, info, warning or error, not {log_level!r}", param="log_level"
+        )
+    setup_log(level=log_level.upper())
     options = ServeOptions(
         admission=chosen.admission,
         api_keys=read_api_keys(str(api_keys) if api_keys else None),
@@ -120,7 +171,7 @@ def serve(
         async def on_ready(url: str) -> None:
             print(f"listening on {url}", flush=True)
             if question is not None:
-                await ask(url, question)
+                await ask(url, question, options.api_keys[0] if options.api_keys else None)
 
         await serve_deployment(
             chosen,
@@ -132,16 +183,8 @@ def serve(
             on_ready=on_ready,
         )
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _say(line: str) -> None:

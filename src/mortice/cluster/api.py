@@ -41,7 +41,8 @@ class Happening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cluster(Protocol):
-    model: ModelInfo
+    @property
+    def model(self) -> ModelInfo: ...
 
     async def start(self) -> None:
         """Start the workers and return when every role can serve. Raises MorticeError if one cannot start."""

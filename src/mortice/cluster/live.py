@@ -28,7 +28,7 @@ from mortice.cluster.member import Member
 from mortice.engine.config import WorkerConfig
 from mortice.sched.prefix_map import PrefixMap, block_names
 from mortice.sched.recovery import should_retry
-from mortice.sched.router import Load, Router
+from mortice.sched.router import Load, Route, Router
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable, WrongState
 from mortice.specs.messages import (
@@ -52,6 +52,7 @@ from mortice.specs.messages import (
     encode,
 )
 from mortice.specs.request import Delta, Request
+from mortice.transport.segment import sweep
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +71,10 @@ class LiveCluster:
         model_path: str,
         draft_model_path: str | None,
         threads: int,
-        kv_bytes: int,
     ) -> None:
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
-        self._threads, self._kv_bytes = threads, kv_bytes
+        self._threads = threads
         self._members = {
             place: Member(place, role)
             for role, count in (("prefill", deployment.prefill), ("decode", deployment.decode))
@@ -86,6 +86,7 @@ class LiveCluster:
         self._router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
         self._launcher = LocalLauncher()
         self._token = secrets.token_hex(32)
+        self._shm_prefix = f"mortice-{secrets.token_hex(4)}"
         self._call_ids = itertools.count(1)
         self._calls: dict[int, tuple[str, asyncio.Future[dict]]] = {}
         self._tasks: set[asyncio.Task] = set()
@@ -139,6 +140,7 @@ class LiveCluster:
             if member.hello is not None:
                 self._send(member.worker_id, Call(id=0, verb="shutdown"))
         await asyncio.gather(*(self._launcher.end(process, 5.0) for process in processes))
+        sweep(self._shm_prefix, ())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -223,23 +225,21 @@ class LiveCluster:
         resumed = flight.resumed
         if resumed:  # it was decoding: whoever goes on computes what was lost
             chosen = self._router.choose_decode(flight.names, loads)
-            route = None if chosen is None else (None, chosen.worker_id, "recovery")
+            route = None if chosen is None else Route(None, chosen.worker_id, "recovery")
         else:
-            picked = self._router.route(len(flight.request.prompt_token_ids), flight.names, loads)
-            route = None if picked is None else (picked.prefill, picked.decode, picked.reason)
+            route = self._router.route(len(flight.request.prompt_token_ids), flight.names, loads)
         if route is None:
             if not any(m.role == "decode" and not m.failure for m in self._members.values()):
                 flight.fail(Unavailable("no decode worker is left"))
             else:
                 self._pending.append(flight)
             return
-        prefill, decode, reason = route
-        flight.worker_id = prefill or decode
-        flight.stage = "prefill" if prefill else "decode"
-        self._tell("route", flight, detail=reason)
+        flight.worker_id = route.prefill or route.decode
+        flight.stage = "prefill" if route.prefill else "decode"
+        self._tell("route", flight, detail=route.reason)
         self._send(
             flight.worker_id,
-            Submit(request=flight.request, prefill_only=prefill is not None, resumed=resumed),
+            Submit(request=flight.request, prefill_only=route.prefill is not None, resumed=resumed),
         )
 
     def _prefilled(self, worker_id: str, message: Prefilled) -> None:
@@ -419,7 +419,7 @@ class LiveCluster:
             model_path=self._model_path,
             deployment=self.deployment,
             threads=self._threads,
-            kv_bytes=self._kv_bytes,
+            shm_prefix=self._shm_prefix,
             draft_model_path=self._draft_model_path,
             log_level=logging.getLevelName(log.getEffectiveLevel()),
         )
@@ -453,6 +453,9 @@ class LiveCluster:
         worker_id, hello = member.worker_id, member.hello
         member.hello = None
         self._prefixes.drop(worker_id)
+        sweep(
+            self._shm_prefix, [m.process.pid for m in self._members.values() if m.process and m is not member]
+        )
         if hello is not None:
             for other in self._members.values():
                 self._send(other.worker_id, PeerGone(hello.pool.pool_id))

@@ -14,6 +14,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_path: str
     deployment: Deployment
     threads: int
-    kv_bytes: int
+    shm_prefix: str  # of the names of this cluster's shared memory
     draft_model_path: str | None = None
     log_level: str = "INFO"

@@ -429,6 +429,9 @@ class Engine:
 
     def _fetch_ended(self, lease_id: str, error: str | None) -> list[FromWorker]:
         if error is None:
+            fetched = self.scheduler.fetching.get(lease_id)
+            if fetched is not None:
+                self.handoff.landed(fetched.blocks[fetched.num_skip :])
             arrival = self.scheduler.arrived(lease_id)
         else:
             log.warning("KV of lease %s could not be fetched (%s): computing it here", lease_id, error)

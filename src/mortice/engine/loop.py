@@ -116,7 +116,7 @@ class Loop:
 
     def _receive(self, wait_s: float) -> deque[ToWorker]:
         messages: deque[ToWorker] = deque()
-        self._poller.poll(wait_s * 1000)
+        self._poller.poll(int(wait_s * 1000))
         self._waker.clear()
         while True:
             try:

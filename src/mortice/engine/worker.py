@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,12 +22,13 @@ from mortice.engine.draft import ModelDrafter
 from mortice.engine.loop import Loop, Waker
 from mortice.models.fake import FAKE_SCHEME, FakeModel
 from mortice.models.load import load_model
-from mortice.specs.errors import EngineError, MorticeError
+from mortice.specs.deployment import Deployment
+from mortice.specs.errors import EngineError, MorticeError, RequestError
+from mortice.specs.kv import KVLayout
 from mortice.specs.messages import Hello, Reply, encode
 from mortice.text.load import load_text_model
-from mortice.transport.choose import open_transport
+from mortice.transport.choose import open_pool, open_transport
 from mortice.transport.give_back import give_back
-from mortice.transport.pool import PrivatePool, SharedPool
 
 log = logging.getLogger("mortice.engine")
 
@@ -39,14 +42,14 @@ def main() -> None:
     )
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the cluster's to handle: it drains first
-    socket = zmq.Context.instance().socket(zmq.DEALER)
+    socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, config.worker_id.encode())
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.connect(config.endpoint)
     try:
-        loop = build(config, socket)
+        loop, close = build(config, socket)
     except Exception as error:
         if not isinstance(error, MorticeError):
             log.exception("the worker cannot start")
@@ -57,11 +60,14 @@ def main() -> None:
         sys.exit(2)
     gc.collect()
     gc.freeze()
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        close()
 
 
-def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
-    """Everything a worker holds. Raises MorticeError for what the user can mend."""
+def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], None]]:
+    """Everything a worker holds, and what gives it back. Raises MorticeError for what the user can mend."""
     clock = _StageClock()
     deployment = config.deployment
     torch.set_num_threads(config.threads)
@@ -86,12 +92,26 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
         drafter = ModelDrafter.load(config.draft_model_path, dtype=dtype, vocab_size=model.vocab_size)
     clock.mark("weights")
     layout = layout_of(model, block_size=deployment.limits.block_size, dtype=dtype, identity=deployment.model)
-    num_blocks = max(1, config.kv_bytes // layout.block_bytes)
+    kv_bytes = deployment.limits.kv_bytes or default_kv_bytes(layout, max_context, deployment, device)
+    num_blocks = kv_bytes // layout.block_bytes
+    if num_blocks < 2:
+        raise RequestError(
+            f"{kv_bytes} bytes are less than two blocks of {layout.block_bytes} bytes",
+            param="limits.kv_bytes",
+        )
     transfer = deployment.transfer
-    pool_type = PrivatePool if transfer.transport in ("tcp", "nixl") else SharedPool
-    memory = pool_type(layout, num_blocks, checksum=transfer.checksum)
+    memory = open_pool(
+        transfer.transport,
+        layout,
+        num_blocks,
+        prefix=config.shm_prefix,
+        checksum=transfer.checksum,
+        report=log.warning,
+    )
     waker = Waker()
-    transport = open_transport(transfer.transport, memory, token=config.token, listen=transfer.listen)
+    transport = open_transport(
+        transfer.transport, memory, token=config.token, listen=transfer.listen, report=log.info
+    )
     max_context = min(
         max_context, deployment.limits.max_context or max_context, num_blocks * layout.block_size
     )
@@ -124,7 +144,24 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> Loop:
         weight_version=engine.weight_version,
         startup_s=clock.stages,
     )
-    return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s)
+
+    def close() -> None:
+        transport.close()
+        memory.close()
+        engine.ledger.close()
+
+    return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s), close
+
+
+def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment, device: torch.device) -> int:
+    """On a CPU room for one and a half contexts of full length, but no more than the worker's share of a quarter of memory:
+    it computes too slowly to use more. On a GPU most of what the weights left, as far as the host can mirror it."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    share = free // (4 * (deployment.prefill + deployment.decode))
+    if device.type == "cuda":
+        return min(int(torch.cuda.mem_get_info()[0] * 0.85), share)
+    return min(layout.token_bytes * max_context * 3 // 2, share)
 
 
 class _StageClock:

@@ -8,7 +8,15 @@ be found and taken back; the order of the free list is the order of eviction:
 Holders release a sequence's blocks from its tail to its head, so long chains are eaten from behind.
 """
 
-from collections.abc import Iterable, MutableSequence, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+
+class Counters(Protocol):
+    """Integers by position: a list, or an array in shared memory."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+    def __setitem__(self, index: int, value: int, /) -> None: ...
 
 
 class BlockPool:
@@ -18,11 +26,11 @@ class BlockPool:
     before and after its copy. The caller may pass a view of shared memory.
     """
 
-    def __init__(self, num_blocks: int, generations: MutableSequence[int] | None = None) -> None:
+    def __init__(self, num_blocks: int, generations: Counters | None = None) -> None:
         if num_blocks < 1:
             raise ValueError("a pool needs at least one block")
         self.num_blocks = num_blocks
-        self.generations: MutableSequence[int] = [0] * num_blocks if generations is None else generations
+        self.generations: Counters = [0] * num_blocks if generations is None else generations
         self._refs = [0] * num_blocks
         self._name: list[bytes | None] = [None] * num_blocks
         self._by_name: dict[bytes, int] = {}

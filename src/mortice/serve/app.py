@@ -181,7 +181,9 @@ class App:
             yield
         finally:
             following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            (ending,) = await asyncio.gather(following, return_exceptions=True)
+            if isinstance(ending, Exception):
+                self.edge.log.error("the feed of the cluster broke: timelines lack stages", exc=ending)
             await self.edge.close()
 
 

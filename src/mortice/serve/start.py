@@ -17,7 +17,6 @@ from mortice.text.service import TextService
 
 log = logging.getLogger(__name__)
 
-MIB = 1 << 20
 Ready = Callable[[str], Awaitable[None]]
 
 
@@ -45,7 +44,6 @@ async def serve_deployment(
         model_path=str(model_path),
         draft_model_path=str(draft_model_path) if draft_model_path else None,
         threads=deployment.threads or threads_per_worker(deployment),
-        kv_bytes=deployment.limits.kv_bytes or default_kv_bytes(deployment),
     )
     text = TextService(str(model_path))
     beside: set[asyncio.Task] = set()
@@ -71,11 +69,3 @@ async def serve_deployment(
 def threads_per_worker(deployment: Deployment) -> int:
     """The cores this process may use, shared out among the workers."""
     return max(1, len(os.sched_getaffinity(0)) // (deployment.prefill + deployment.decode))
-
-
-def default_kv_bytes(deployment: Deployment) -> int:
-    """A tenth of the free memory a worker, between 64 and 512 MiB: a CPU computes slowly enough to need no more."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    share = free // (10 * (deployment.prefill + deployment.decode))
-    return max(64 * MIB, min(512 * MIB, share))

@@ -68,7 +68,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device: str = "auto"  # auto | cpu | cuda
     deterministic: bool = False  # the same text at any concurrency
     seed: int = 0
-    local_prefill_tokens: int = 64  # uncached prompts up to this long are prefilled by the decode worker itself
+    local_prefill_tokens: int = (
+        64  # uncached prompts up to this long are prefilled by the decode worker itself
+    )
     limits: EngineLimits = EngineLimits()
     speculation: Speculation | None = None
     transfer: Transfer = Transfer()
@@ -81,7 +83,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if self.prefill < 0 or self.decode < 0:
             raise RequestError("prefill and decode count workers: 0 or more", param="prefill")
         if self.decode == 0:
-            raise RequestError("decode must be at least 1: a decode worker can prefill, not the reverse", param="decode")
+            raise RequestError(
+                "decode must be at least 1: a decode worker can prefill, not the reverse", param="decode"
+            )
         if self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
         limits = self.limits

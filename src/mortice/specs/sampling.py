@@ -63,7 +63,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_ids("allowed_token_ids", self.allowed_token_ids, vocab_size, vocab_size)
         _check_ids("stop_token_ids", self.stop_token_ids, vocab_size, 1024)
         if len(self.bad_words) > MAX_BAD_WORDS:
-            raise RequestError(f"at most {MAX_BAD_WORDS} bad_words, not {len(self.bad_words)}", param="bad_words")
+            raise RequestError(
+                f"at most {MAX_BAD_WORDS} bad_words, not {len(self.bad_words)}", param="bad_words"
+            )
         for word in self.bad_words:
             _check_ids("bad_words", word, vocab_size, 64)
 
@@ -84,11 +86,15 @@ _RANGES = (
 
 def _check_bias(bias: Mapping[int, float], vocab_size: int) -> None:
     if len(bias) > MAX_LOGIT_BIAS:
-        raise RequestError(f"at most {MAX_LOGIT_BIAS} entries in logit_bias, not {len(bias)}", param="logit_bias")
+        raise RequestError(
+            f"at most {MAX_LOGIT_BIAS} entries in logit_bias, not {len(bias)}", param="logit_bias"
+        )
     _check_ids("logit_bias", tuple(bias), vocab_size, MAX_LOGIT_BIAS)
     for value in bias.values():
         if not -100 <= value <= 100:
-            raise RequestError(f"logit_bias values must be between -100 and 100, not {value}", param="logit_bias")
+            raise RequestError(
+                f"logit_bias values must be between -100 and 100, not {value}", param="logit_bias"
+            )
 
 
 def _check_ids(name: str, ids: tuple[int, ...], vocab_size: int, limit: int) -> None:

@@ -85,7 +85,12 @@ def block_ids(ids: Sequence[int] | np.ndarray, num_blocks: int, whose: str) -> n
 
 def check_generations(now: np.ndarray, ids: np.ndarray, expected: np.ndarray, when: str) -> None:
     """Raise TransferError if a block of the pool with counters `now` has gone on to other content."""
-    stale = now[ids] != expected
+    check_counters(now[ids], ids, expected, when)
+
+
+def check_counters(found: np.ndarray, ids: np.ndarray, expected: np.ndarray, when: str) -> None:
+    """As `check_generations`, with the counters of the blocks `ids` picked out already."""
+    stale = found != expected
     if stale.any():
         first = int(ids[int(stale.argmax())])
         raise TransferError(f"{int(stale.sum())} blocks changed hands {when} (first: block {first})")

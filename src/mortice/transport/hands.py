@@ -16,7 +16,12 @@ NICENESS = 10  # of the copying threads, above that of the process
 class Hands:
     """Runs transfers on its own threads and turns how each ended into one call of its `done`."""
 
-    def __init__(self, name: str, num_threads: int) -> None:
+    def __init__(
+        self, name: str, num_threads: int, idle: Callable[[], None] | None = None, idle_s: float | None = None
+    ) -> None:
+        """`idle` is called every `idle_s` by a thread that has nothing else to do, for back ends that need
+        it."""
+        self._idle, self._idle_s = idle, idle_s
         self.closing = threading.Event()
         self._gate = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -71,11 +76,19 @@ class Hands:
 
     def _run(self) -> None:
         lower_priority()
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             try:
                 job()
             except Exception:  # `done` is the caller's: its defect is reported, the thread lives on
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+    def _next(self) -> Callable[[], None] | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=self._idle_s)
+            except queue.Empty:
+                if self._idle is not None:
+                    self._idle()
 
 
 def lower_priority() -> None:
