@@ -234,6 +234,7 @@ const charts = {
     label.append(input, " ms");
     head.append(title, label);
     const met = el("div", "met");
+    chart.rest.title = `Of the last requests that ended well, ${KEEP} at most`;
     met.append(chart.met, chart.rest, chart.quantiles);
     $(id).append(head, met, chart.box);
     return chart;
@@ -254,7 +255,7 @@ const charts = {
     const quantile = (q) => values[Math.min(values.length - 1, Math.ceil(q * values.length) - 1)];
     const met = values.filter((value) => value <= chart.target).length;
     set(chart.met, values.length ? `${percent(met / values.length)} %` : "–");
-    set(chart.rest, values.length ? `of the last ${count.format(values.length)} in time` : "");
+    set(chart.rest, values.length ? `of ${count.format(values.length)} in time` : "");
     chart.quantiles.replaceChildren();
     for (const q of values.length ? [0.5, 0.95, 0.99] : []) {
       const item = el("span", "", `p${q * 100} `);
@@ -272,7 +273,7 @@ const charts = {
       parts.push(svg("line", { class: "axis", x1: plot.left, x2: plot.right, y1: y(fraction), y2: y(fraction) }));
       parts.push(svg("text", { class: "tick", x: plot.left - 6, y: y(fraction) + 4, "text-anchor": "end" }, `${fraction * 100}%`));
     }
-    for (const tick of ticks(far, width > 420 ? 5 : 3)) {
+    for (const tick of ticks(far, 4)) {
       const unit = tick === 0 ? "0" : milliseconds(tick).replace(/\.0+(?= )/, "");
       parts.push(svg("text", { class: "tick", x: x(tick), y: height - 3, "text-anchor": tick ? "middle" : "start" }, unit));
     }
@@ -394,7 +395,7 @@ const flow = {
     node.box.dataset.state = worker.state;
     node.worker = worker;
     if (before === "running" && (worker.state === "starting" || worker.state === "dead")) this.died(node);
-    if (before === "starting" && worker.state === "running") this.flash(node, "born");
+    if ((before === "starting" || before === "dead") && worker.state === "running") this.flash(node, "born");
     const life = Number(worker.id.slice(worker.place.length + 1));
     set(node.life, life > 1 ? `life ${life}` : "");
     set(node.state, worker.state === "running" ? (worker.pid ? `pid ${worker.pid}` : "") : worker.state);
