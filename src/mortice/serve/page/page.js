@@ -26,6 +26,7 @@ function set(node, text) {
 
 // Three significant figures, no unit.
 function short(value) {
+  if (value === 0) return "0";
   if (value >= 100) return count.format(value);
   return value >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
@@ -193,6 +194,7 @@ function drawSpark() {
   });
   const left = points[0].split(",")[0];
   box.replaceChildren(
+    svg("line", { class: "axis", x1: 0, x2: width, y1: height - 1, y2: height - 1 }),
     svg("path", { class: "spark-area", d: `M${left},${height}L${points.join("L")}L${width},${height}Z` }),
     svg("path", { class: "spark-line", d: `M${points.join("L")}` }),
   );
@@ -232,6 +234,7 @@ const charts = {
     label.append(input, " ms");
     head.append(title, label);
     const met = el("div", "met");
+    chart.rest.title = `Of the last requests that ended well, ${KEEP} at most`;
     met.append(chart.met, chart.rest, chart.quantiles);
     $(id).append(head, met, chart.box);
     return chart;
@@ -252,13 +255,14 @@ const charts = {
     const quantile = (q) => values[Math.min(values.length - 1, Math.ceil(q * values.length) - 1)];
     const met = values.filter((value) => value <= chart.target).length;
     set(chart.met, values.length ? `${percent(met / values.length)} %` : "–");
-    set(chart.rest, values.length ? `within target, last ${count.format(values.length)}` : "");
+    set(chart.rest, values.length ? `of ${count.format(values.length)} in time` : "");
     chart.quantiles.replaceChildren();
     for (const q of values.length ? [0.5, 0.95, 0.99] : []) {
       const item = el("span", "", `p${q * 100} `);
-      item.append(el("i", "", milliseconds(quantile(q))));
+      item.append(el("i", "", short(quantile(q))));
       chart.quantiles.append(item);
     }
+    if (values.length) chart.quantiles.append("ms");
 
     const plot = { left: 34, right: width - 4, top: 14, bottom: height - 18 };
     const far = Math.max(chart.target * 1.35, values.length ? quantile(0.99) * 1.12 : 0);
@@ -269,7 +273,7 @@ const charts = {
       parts.push(svg("line", { class: "axis", x1: plot.left, x2: plot.right, y1: y(fraction), y2: y(fraction) }));
       parts.push(svg("text", { class: "tick", x: plot.left - 6, y: y(fraction) + 4, "text-anchor": "end" }, `${fraction * 100}%`));
     }
-    for (const tick of ticks(far, width > 420 ? 5 : 3)) {
+    for (const tick of ticks(far, 4)) {
       const unit = tick === 0 ? "0" : milliseconds(tick).replace(/\.0+(?= )/, "");
       parts.push(svg("text", { class: "tick", x: x(tick), y: height - 3, "text-anchor": tick ? "middle" : "start" }, unit));
     }
@@ -283,7 +287,7 @@ const charts = {
       );
       parts.push(svg("path", { class: "curve", d: steps(values, 0, far, x, y) }));
     } else {
-      parts.push(svg("text", { class: "none", x: (plot.left + plot.right) / 2, y: y(0.5) - 8, "text-anchor": "middle" }, "Appears with the first finished answer"));
+      parts.push(svg("text", { class: "none", x: plot.left + 10, y: y(0.5) - 10 }, "No answers yet"));
     }
     const at = x(chart.target);
     const late = at > plot.right - 60;
@@ -391,7 +395,7 @@ const flow = {
     node.box.dataset.state = worker.state;
     node.worker = worker;
     if (before === "running" && (worker.state === "starting" || worker.state === "dead")) this.died(node);
-    if (before === "starting" && worker.state === "running") this.flash(node, "born");
+    if ((before === "starting" || before === "dead") && worker.state === "running") this.flash(node, "born");
     const life = Number(worker.id.slice(worker.place.length + 1));
     set(node.life, life > 1 ? `life ${life}` : "");
     set(node.state, worker.state === "running" ? (worker.pid ? `pid ${worker.pid}` : "") : worker.state);
@@ -774,7 +778,7 @@ const chat = {
   },
 
   turn() {
-    const box = el("div", "said model busy");
+    const box = el("div", "said reply busy");
     const thought = el("span", "think"), text = el("span", "text");
     box.append(thought, text);
     $("log").append(box);
