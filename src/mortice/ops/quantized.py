@@ -24,6 +24,9 @@ class Int8Weight:
         self.scale = scale
         self.shape = tuple(codes.shape)
         self.nbytes = codes.nbytes + scale.nbytes
+        # torch's bfloat16 kernel reads 16 columns at a time, past the end of a row that is not a multiple of
+        # that.
+        self.fused = codes.shape[1] % 16 == 0
 
     @staticmethod
     def quantize(weight: Tensor) -> "Int8Weight":
@@ -34,9 +37,8 @@ class Int8Weight:
         return Int8Weight(codes, scale)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        # The fused kernel reads whole groups of columns, beyond the end of a weight that has no whole number of them.
-        if len(x) < FEW and self.shape[1] % GROUP == 0:
-            y = torch._weight_int8pack_mm(x, self.codes, self.scale)
+        if self.fused and len(x) < FEW:
+            y = torch._weight_int8pack_mm(x.contiguous(), self.codes, self.scale)
         else:
             y = F.linear(x, self.codes.to(x.dtype)).mul_(self.scale)
         return y if bias is None else y.add_(bias)
