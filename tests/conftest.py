@@ -1,5 +1,6 @@
 """Engines on the fake model, without processes or sockets."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,8 @@ class Rig:
             self.turn()
             if not self.engine.has_work and not self.engine.scheduler.fetching:
                 return
+            if not self.engine.scheduler.running:
+                time.sleep(0.0005)  # a transfer runs on another thread
         raise AssertionError("the engine does not come to rest")
 
     def deltas(self, request_id: str, index: int = 0) -> list[Delta]:

@@ -1,11 +1,16 @@
-"""A real server on an ephemeral port over a fake cluster, with a real tokenizer of 256 bytes and a few
-marks.
+"""Two servers on ephemeral ports: `serve`, over a fake cluster with a tokenizer of 256 bytes and a few marks; and
+`real_server`, the whole of `mortice serve` on SmolLM2.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,9 +18,11 @@ import httpx
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from mortice.models import store
 from mortice.serve.app import build_app
 from mortice.serve.options import ServeOptions
 from mortice.serve.run import run_server
+from mortice.specs.errors import MorticeError
 from mortice.testing import FakeCluster
 from mortice.text.alphabet import SPELLING
 from mortice.text.service import TextService
@@ -98,3 +105,63 @@ async def until(condition: Callable[[], bool]) -> None:
     """Let the loop turn until the condition holds; the test's own time limit ends a wait in vain."""
     while not condition():
         await asyncio.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class RealServer:
+    url: str
+    model: str
+    model_file: str
+    log_file: str
+
+    def wait_until_at_rest(self) -> None:
+        """Until no worker holds a sequence, a lease or a fetch; each walks the books of its pool."""
+        for _ in range(200):
+            answer = httpx.post(f"{self.url}/admin/check_integrity", timeout=30).raise_for_status().json()
+            workers = answer["workers"].values()
+            if all(w["num_sequences"] == w["num_leases"] == w["num_fetching"] == 0 for w in workers):
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError(f"still held: {answer}")
+        assert len(workers) == 2
+        assert all(w["num_free_blocks"] == w["num_blocks"] for w in workers)
+
+
+@pytest.fixture(scope="session")
+def real_server(tmp_path_factory) -> Iterator[RealServer]:
+    """`mortice serve` in a process of its own: SmolLM2 in float32, every prompt prefilled by one worker and
+    decoded by another.
+    """
+    try:
+        folder = store.pull("smollm2", print)
+    except MorticeError as error:
+        pytest.skip(f"no SmolLM2 here: {error}")
+    log_file = tmp_path_factory.mktemp("server") / "log.txt"
+    options = "--prefill 1 --decode 1 --local-prefill-tokens 0 --dtype float32 --max-context 2048"
+    command = [
+        sys.executable,
+        "-m",
+        "mortice",
+        "serve",
+        "--model",
+        "smollm2",
+        "--port",
+        "0",
+        *options.split(),
+    ]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("listening on http://"), log_file.read_text()
+        yield RealServer(line.split()[-1], "smollm2", str(next(folder.glob("*.gguf"))), str(log_file))
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+    assert process.returncode == 0, log_file.read_text()
