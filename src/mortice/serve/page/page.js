@@ -314,7 +314,7 @@ function steps(values, from, to, x, y) {
 function ticks(far, wanted) {
   const rough = far / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const step = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough) * power;
   return Array.from({ length: Math.floor((far * 0.97) / step) + 1 }, (_, i) => i * step);
 }
 
@@ -345,6 +345,7 @@ const flow = {
     const colocated = !list.some((worker) => worker.role === "prefill");
     $("stage").classList.toggle("colocated", colocated);
     $("lane-prefill").hidden = colocated;
+    document.querySelector(".legend .k-kv").hidden = colocated;
     set($("lane-decode").firstElementChild, colocated ? "Prefill and decode, colocated" : "Decode");
     const lanes = { prefill: 0, decode: 0 };
     let changed = false;
