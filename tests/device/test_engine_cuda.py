@@ -48,7 +48,9 @@ def test_greedy_text_is_that_of_the_cpu(make_rig: Any, make_request: Any, config
         model = random_model(read_model(CONFIGS[config]), device=device)
         rig = make_rig(model=model, device=device, num_blocks=400, token_budget=48)
         for i, prompt in enumerate(prompts()):
-            rig.submit(Submit(request=make_request(f"r{i}", prompt, max_tokens=24, ignore_eos=True, logprobs=1)))
+            rig.submit(
+                Submit(request=make_request(f"r{i}", prompt, max_tokens=24, ignore_eos=True, logprobs=1))
+            )
         rig.run()
         texts[device] = [rig.tokens(f"r{i}") for i in range(8)]
         rig.engine.check_integrity()
@@ -56,11 +58,20 @@ def test_greedy_text_is_that_of_the_cpu(make_rig: Any, make_request: Any, config
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_hand_over_through_the_host_changes_nothing(make_rig: Any, make_request: Any, temperature: float) -> None:
+def test_a_hand_over_through_the_host_changes_nothing(
+    make_rig: Any, make_request: Any, temperature: float
+) -> None:
     def make() -> Any:
         return random_model(read_model(CONFIGS["llama"]), device="cuda")
 
-    options = {"temperature": temperature, "seed": 3, "top_p": 0.9, "max_tokens": 20, "ignore_eos": True, "n": 2}
+    options = {
+        "temperature": temperature,
+        "seed": 3,
+        "top_p": 0.9,
+        "max_tokens": 20,
+        "ignore_eos": True,
+        "n": 2,
+    }
     alone = make_rig(model=make(), device="cuda", num_blocks=400)
     prefill = make_rig(model=make(), device="cuda", num_blocks=400, name="prefill-0.1")
     decode = make_rig(model=make(), device="cuda", num_blocks=400, name="decode-0.1")
@@ -75,7 +86,9 @@ def test_a_hand_over_through_the_host_changes_nothing(make_rig: Any, make_reques
     alone.run()
     decode.run(max_turns=200_000)
     assert decode.engine.handoff.counters.num_received == 8
-    prefill.engine.handoff.release([i for m in decode.said if isinstance(m, LeaseRelease) for i in m.lease_ids])
+    prefill.engine.handoff.release(
+        [i for m in decode.said if isinstance(m, LeaseRelease) for i in m.lease_ids]
+    )
     prefill.engine.check_integrity()
     for i in range(8):
         for index in range(2):
