@@ -277,20 +277,12 @@ class LiveCluster:
             return  # a life that is over: fenced
         member.hear()
         match message:
-            case Deltas(deltas):
-                self._traffic.deltas(worker_id, deltas)
-            case Prefilled():
-                self._traffic.prefilled(worker_id, message)
+            case Deltas() | Prefilled() | LeaseRenew() | LeaseRelease() | PushTarget() | Pushed():
+                self._traffic.hear(worker_id, message)
             case WorkerStats():
                 member.stats = message
             case KVEvents():
                 self._prefixes.update(worker_id, message.stored, message.removed)
-            case LeaseRenew() | LeaseRelease():
-                self._traffic.lease_word(message)
-            case PushTarget():
-                self._traffic.push_target(worker_id, message)
-            case Pushed():
-                self._traffic.pushed(message)
             case Reply():
                 self._replied(member, message)
             case Hello():

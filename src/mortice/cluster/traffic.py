@@ -13,6 +13,7 @@ from mortice.sched.router import Load, Route, Router
 from mortice.specs.errors import EngineError, Unavailable
 from mortice.specs.messages import (
     Abort,
+    Deltas,
     LeaseRelease,
     LeaseRenew,
     Prefilled,
@@ -22,6 +23,8 @@ from mortice.specs.messages import (
     ToWorker,
 )
 from mortice.specs.request import Delta
+
+Word = Deltas | Prefilled | LeaseRenew | LeaseRelease | PushTarget | Pushed
 
 
 class Crew(Protocol):
@@ -91,68 +94,19 @@ class Traffic:
 
     # -- words of workers ---------------------------------------------------------------------------------------
 
-    def prefilled(self, worker_id: str, message: Prefilled) -> None:
-        flight = self._flights.get(message.request_id)
-        if flight is None or flight.worker_id != worker_id:
-            if message.descriptor is not None:
-                self._crew.send(worker_id, LeaseRelease([message.descriptor.lease_id]))
-            return
-        for delta in message.first:
-            flight.take(delta)
-        self._crew.tell("prefill", flight, num_tokens=len(flight.request.prompt_token_ids))
-        if message.descriptor is None:
-            return
-        chosen = self._router.choose_decode(flight.names, self._loads())
-        if chosen is None:
-            self._crew.send(worker_id, LeaseRelease([message.descriptor.lease_id]))
-            self._dispatch(flight)
-            return
-        flight.worker_id, flight.stage, flight.descriptor = chosen.worker_id, "decode", message.descriptor
-        self._crew.tell(
-            "handoff",
-            flight,
-            worker_id=worker_id,
-            peer_id=chosen.worker_id,
-            num_tokens=message.descriptor.num_tokens,
-        )
-        self._crew.send(
-            chosen.worker_id,
-            Submit(request=flight.request, resumed=flight.resumed, handoff=message.descriptor),
-        )
-
-    def deltas(self, worker_id: str, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            flight = self._flights.get(delta.request_id)
-            if flight is None or flight.worker_id != worker_id or delta.index in flight.finished:
-                continue
-            flight.take(delta)
-
-    def lease_word(self, message: LeaseRenew | LeaseRelease) -> None:
-        """Pass a reader's word on to the owners of the leases it names."""
-        by_owner: dict[str, list[str]] = {}
-        for lease_id in message.lease_ids:
-            by_owner.setdefault(owner_of(lease_id), []).append(lease_id)
-        for owner, ids in by_owner.items():
-            self._crew.send(owner, type(message)(ids))
-        if isinstance(message, LeaseRelease):
-            over = set(message.lease_ids)
-            for flight in self._flights.values():
-                if flight.descriptor is not None and flight.descriptor.lease_id in over:
-                    flight.descriptor = None
-                    self._crew.tell("decode", flight)
-
-    def push_target(self, worker_id: str, message: PushTarget) -> None:
-        """Pass a reader's order on to the owner; a dead owner's answer is given here."""
-        if not self._crew.send(owner_of(message.lease_id), message):
-            lost = Pushed(
-                lease_id=message.lease_id,
-                target_lease_id=message.target.lease_id,
-                error="the owner is gone",
-            )
-            self._crew.send(worker_id, lost)
-
-    def pushed(self, message: Pushed) -> None:
-        self._crew.send(message.target_lease_id.rpartition(">")[2], message)
+    def hear(self, worker_id: str, message: Word) -> None:
+        """A word of a living worker about requests or their KV."""
+        match message:
+            case Deltas(deltas):
+                self._deltas(worker_id, deltas)
+            case Prefilled():
+                self._prefilled(worker_id, message)
+            case LeaseRenew() | LeaseRelease():
+                self._lease_word(message)
+            case PushTarget():
+                self._push_target(worker_id, message)
+            case Pushed():
+                self._crew.send(message.target_lease_id.rpartition(">")[2], message)
 
     # -- workers that come and go -------------------------------------------------------------------------------
 
@@ -183,6 +137,66 @@ class Traffic:
             self._dispatch(flight)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _prefilled(self, worker_id: str, message: Prefilled) -> None:
+        flight = self._flights.get(message.request_id)
+        if flight is None or flight.worker_id != worker_id:
+            if message.descriptor is not None:
+                self._crew.send(worker_id, LeaseRelease([message.descriptor.lease_id]))
+            return
+        for delta in message.first:
+            flight.take(delta)
+        self._crew.tell("prefill", flight, num_tokens=len(flight.request.prompt_token_ids))
+        if message.descriptor is None:
+            return
+        chosen = self._router.choose_decode(flight.names, self._loads())
+        if chosen is None:
+            self._crew.send(worker_id, LeaseRelease([message.descriptor.lease_id]))
+            self._dispatch(flight)
+            return
+        flight.worker_id, flight.stage, flight.descriptor = chosen.worker_id, "decode", message.descriptor
+        self._crew.tell(
+            "handoff",
+            flight,
+            worker_id=worker_id,
+            peer_id=chosen.worker_id,
+            num_tokens=message.descriptor.num_tokens,
+        )
+        self._crew.send(
+            chosen.worker_id,
+            Submit(request=flight.request, resumed=flight.resumed, handoff=message.descriptor),
+        )
+
+    def _deltas(self, worker_id: str, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            flight = self._flights.get(delta.request_id)
+            if flight is None or flight.worker_id != worker_id or delta.index in flight.finished:
+                continue
+            flight.take(delta)
+
+    def _lease_word(self, message: LeaseRenew | LeaseRelease) -> None:
+        """Pass a reader's word on to the owners of the leases it names."""
+        by_owner: dict[str, list[str]] = {}
+        for lease_id in message.lease_ids:
+            by_owner.setdefault(owner_of(lease_id), []).append(lease_id)
+        for owner, ids in by_owner.items():
+            self._crew.send(owner, type(message)(ids))
+        if isinstance(message, LeaseRelease):
+            over = set(message.lease_ids)
+            for flight in self._flights.values():
+                if flight.descriptor is not None and flight.descriptor.lease_id in over:
+                    flight.descriptor = None
+                    self._crew.tell("decode", flight)
+
+    def _push_target(self, worker_id: str, message: PushTarget) -> None:
+        """Pass a reader's order on to the owner; a dead owner's answer is given here."""
+        if not self._crew.send(owner_of(message.lease_id), message):
+            lost = Pushed(
+                lease_id=message.lease_id,
+                target_lease_id=message.target.lease_id,
+                error="the owner is gone",
+            )
+            self._crew.send(worker_id, lost)
 
     def _dispatch(self, flight: Flight) -> None:
         """Give a flight to the worker that the router picks, or let it wait for one."""
