@@ -115,6 +115,7 @@ async def test_kill_any_worker_at_any_time_in_a_loop(mode: str) -> None:
                 if victims:
                     with suppress(ProcessLookupError):  # dead already, and not yet noticed
                         os.kill(rng.choice(victims).pid, signal.SIGKILL)
+            await asyncio.sleep(0.5)  # until the last death is noticed too
             stop.set()
 
         async with asyncio.timeout(100):
