@@ -15,17 +15,16 @@ import os
 import platform
 import statistics
 import sys
-import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 from comparison_plot import plot_comparison
 from contenders import Contender, chosen, contenders
-from served import MemoryWatch, Served, StartFailed
+from served import MachineUse, MemoryWatch, Served, StartFailed, cpu_name
 
 from mortice import __version__
 from mortice.bench.loop import run as run_loop
@@ -180,11 +179,9 @@ def load(served: Served, contender: Contender, concurrency: int, number: int, se
 
     async def go() -> Row:
         await bench.prepare()
-        load_before, began = os.getloadavg()[0], time.perf_counter()
-        server_before, machine_before = served.cpu_s(), busy_cpu_s()
-        result, _ = await bench.run()
-        seconds = time.perf_counter() - began
-        server_s, machine_s = served.cpu_s() - server_before, busy_cpu_s() - machine_before
+        load_before = os.getloadavg()[0]
+        with MachineUse(served) as use:
+            result, _ = await bench.run()
         bench.close()
         return {
             "load_before": load_before,
@@ -199,9 +196,7 @@ def load(served: Served, contender: Contender, concurrency: int, number: int, se
             "num_without_usage": result["num_without_usage"],
             "refused_fields": result["request"]["refused_fields"],
             "client_share_of_core": result["client"]["share_of_core"],
-            "server_cores": server_s / seconds,
-            # Of the whole machine, less server and client: what strangers took while this was measured.
-            "others_cores": max(0.0, machine_s - server_s - result["client"]["cpu_s"]) / seconds,
+            **use.figures(),
             "void": result["void"],
             "notes": result["notes"],
         }
@@ -209,7 +204,7 @@ def load(served: Served, contender: Contender, concurrency: int, number: int, se
     return run_loop(go())
 
 
-FIGURES = {  # how a load's figures are found in a row
+FIGURES: dict[str, Callable[[Row], Any]] = {  # how a load's figures are found in a row
     "output_tokens_per_s": lambda load: load["output_tokens_per_s"],
     "ttft_p50_ms": lambda load: load["ttft_ms"]["p50"],
     "ttft_p99_ms": lambda load: load["ttft_ms"]["p99"],
@@ -319,19 +314,6 @@ def write(path: Path, document: Row) -> None:
     fresh = path.with_suffix(".tmp")
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
     fresh.replace(path)
-
-
-def busy_cpu_s() -> float:
-    """CPU seconds that the machine has spent on anything since it started."""
-    times = psutil.cpu_times()
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def say(line: str) -> None:

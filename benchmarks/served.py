@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import threading
@@ -167,6 +168,37 @@ class MemoryWatch:
         self.pss_mib = max(self.pss_mib, sum(memory["Pss"] for memory in found))
 
 
+class MachineUse:
+    """Cores kept busy during a `with` block: by the server, by this process, and by everybody else.
+
+    The last is what tells a quiet machine from a shared one; a load average is too slow to.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def __enter__(self) -> "MachineUse":
+        self._before = self._now()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._after = self._now()
+
+    def figures(self) -> dict[str, float]:
+        seconds, machine, server, client = (
+            after - before for after, before in zip(self._after, self._before, strict=True)
+        )
+        others = max(0.0, machine - server - client)
+        return {"server_cores": server / seconds, "others_cores": others / seconds}
+
+    def _now(self) -> tuple[float, float, float, float]:
+        times = psutil.cpu_times()
+        machine = times.user + times.nice + times.system + times.irq + times.softirq
+        return time.perf_counter(), machine, self._served.cpu_s(), time.process_time()
+
+
 def memory_of(pid: int) -> dict[str, float]:
     """MiB by kind (Rss, Pss, Pss_Anon, Pss_File, Pss_Shmem, ...); empty if the process is gone."""
     try:
@@ -181,3 +213,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

