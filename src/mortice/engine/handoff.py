@@ -95,7 +95,13 @@ class Handoff:
             self.counters.num_expired += 1
 
     def push(self, order: PushTarget) -> Pushed | None:
-        """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone."""
+        """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone.
+
+        An order that comes twice is carried out once: a second write could outlast the first, after whose end the lease
+        is over and the blocks on both sides serve others.
+        """
+        if order.lease_id in self._pushes:
+            return None
         lease = self.leases.get(order.lease_id)
         if lease is None:
             return Pushed(
