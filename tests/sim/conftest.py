@@ -101,7 +101,7 @@ class World:
         )
         self.num_blocks = num_blocks
         self.prefixes = PrefixMap(BLOCK)
-        self.traffic = Traffic(Router(local_prefill_tokens=3, prefixes=self.prefixes), self, push=push)
+        self.traffic = Traffic(Router(local_prefill_tokens=3, prefixes=self.prefixes), self)
         self.workers: dict[str, Worker] = {}
         self.expected: dict[str, list[list[int]]] = {}
         self.failed: dict[str, MorticeError] = {}

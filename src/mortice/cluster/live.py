@@ -79,7 +79,7 @@ class LiveCluster:
         }
         self._prefixes = PrefixMap(deployment.limits.block_size)
         router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
-        self._traffic = Traffic(router, self, push=deployment.transfer.mode == "push")
+        self._traffic = Traffic(router, self)
         self._launcher = LocalLauncher()
         self._token = secrets.token_hex(32)
         self._shm_prefix = f"mortice-{secrets.token_hex(4)}"

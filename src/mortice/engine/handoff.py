@@ -193,5 +193,10 @@ class Handoff:
 
         return done
 
-    def peer_gone(self, pool_id: str) -> None:
+    def peer_gone(self, pool_id: str) -> list[str]:
+        """Drop what is known of the pool. Answers leases on it whose push will never come; a read that is under way ends
+        by itself, and only then are its blocks free of the transfer's pen."""
         self._transport.forget(pool_id)
+        if not self._push:
+            return []
+        return [lease_id for lease_id, source in self._offers.items() if source.pool.pool_id == pool_id]
