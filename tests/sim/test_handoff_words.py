@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mortice.specs.messages import LeaseRelease, PushTarget, decode_from_worker, decode_to_worker
+from mortice.specs.messages import PushTarget, decode_to_worker
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
 from mortice.transport.memory import Faults

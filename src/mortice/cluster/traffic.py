@@ -162,9 +162,8 @@ class Traffic:
     def _deltas(self, worker_id: str, deltas: list[Delta]) -> None:
         for delta in deltas:
             flight = self._flights.get(delta.request_id)
-            if flight is None or flight.worker_id != worker_id or delta.index in flight.finished:
-                continue
-            flight.take(delta)
+            if flight is not None and flight.worker_id == worker_id:
+                flight.take(delta)
 
     def _lease_word(self, message: LeaseRenew | LeaseRelease) -> None:
         """Pass a reader's word on to the owners of the leases it names."""
