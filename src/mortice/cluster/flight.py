@@ -23,7 +23,7 @@ class Flight:
     worker_id: str | None = None  # where it runs now; None while it waits for a worker
     stage: str = "pending"  # pending | prefill | decode
     descriptor: KVDescriptor | None = None  # KV that waits under a lease, until the reader has it
-    num_attempts: int = 0
+    num_attempts: int = 0  # workers that died under it since it last made progress
 
     def __post_init__(self) -> None:
         self.given = [[] for _ in range(self.request.n)]
@@ -37,10 +37,14 @@ class Flight:
         """For Submit: tokens given per sequence, None where it ended; empty if nothing was given yet."""
         if not any(self.given):
             return []
-        return [None if i in self.finished else tokens for i, tokens in enumerate(self.given)]
+        return [None if i in self.finished else list(tokens) for i, tokens in enumerate(self.given)]
 
     def take(self, delta: Delta) -> None:
-        """Pass a delta on to whoever listens."""
+        """Pass a delta on to whoever listens, unless the sequence is over (another worker may compute it once more)."""
+        if delta.index in self.finished:
+            return
+        if delta.token_ids:
+            self.num_attempts = 0
         self.given[delta.index] += delta.token_ids
         if delta.finish_reason is not None:
             self.finished.add(delta.index)

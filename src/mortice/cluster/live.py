@@ -79,7 +79,7 @@ class LiveCluster:
         }
         self._prefixes = PrefixMap(deployment.limits.block_size)
         router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
-        self._traffic = Traffic(router, self, push=deployment.transfer.mode == "push")
+        self._traffic = Traffic(router, self)
         self._launcher = LocalLauncher()
         self._token = secrets.token_hex(32)
         self._shm_prefix = f"mortice-{secrets.token_hex(4)}"
@@ -275,6 +275,8 @@ class LiveCluster:
         member = self._members.get(worker_id.rpartition(".")[0])
         if member is None or member.worker_id != worker_id:
             return  # a life that is over: fenced
+        if member.is_buried and not isinstance(message, Reply):  # why it could not start may come after its end
+            return
         member.hear()
         match message:
             case Deltas() | Prefilled() | LeaseRenew() | LeaseRelease() | PushTarget() | Pushed():
@@ -306,6 +308,7 @@ class LiveCluster:
         assert self._folder is not None
         member.life += 1
         member.hello = member.stats = None
+        member.is_buried = False
         member.started_s = time.monotonic()
         config = WorkerConfig(
             worker_id=member.worker_id,
@@ -346,7 +349,7 @@ class LiveCluster:
     def _bury(self, member: Member) -> None:
         """The worker is gone: its calls fail, its prefixes are forgotten, its requests go elsewhere."""
         worker_id, hello = member.worker_id, member.hello
-        member.hello = None
+        member.hello, member.is_buried = None, True
         self._prefixes.drop(worker_id)
         sweep(
             self._shm_prefix, [m.process.pid for m in self._members.values() if m.process and m is not member]

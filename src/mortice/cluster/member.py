@@ -19,6 +19,7 @@ class Member:
     life: int = 0
     process: asyncio.subprocess.Process | None = None
     hello: Hello | None = None  # None until the worker can serve
+    is_buried: bool = False  # its death was dealt with: last words that arrive only now are ignored
     stats: WorkerStats | None = None
     failure: str | None = None  # why the place was given up
     failure_status: int = 500  # HTTP status the failure would be: below 500 the user can mend it

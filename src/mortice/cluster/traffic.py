@@ -55,9 +55,8 @@ class Crew(Protocol):
 class Traffic:
     """Every request between the edge and the workers, each in exactly one place."""
 
-    def __init__(self, router: Router, crew: Crew, *, push: bool) -> None:
+    def __init__(self, router: Router, crew: Crew) -> None:
         self._router = router
-        self._push = push  # owners of KV write it into their readers' pools
         self._crew = crew
         self._flights: dict[str, Flight] = {}
         self._pending: deque[Flight] = deque()  # no worker could take them yet
@@ -111,16 +110,9 @@ class Traffic:
     # -- workers that come and go -------------------------------------------------------------------------------
 
     def worker_died(self, worker_id: str) -> None:
-        """Its requests go elsewhere. By now the crew must not count it among the living."""
+        """Its requests go elsewhere. By now the crew does not count it among the living, and has told them `PeerGone`."""
         for flight in self.flights():
             if flight.descriptor is not None and owner_of(flight.descriptor.lease_id) == worker_id:
-                lost = Pushed(
-                    lease_id=flight.descriptor.lease_id,
-                    target_lease_id=f"{flight.descriptor.lease_id}>{flight.worker_id}",
-                    error="the owner died",
-                )
-                if self._push and flight.worker_id is not None:
-                    self._crew.send(flight.worker_id, lost)
                 flight.descriptor = None
             if flight.worker_id == worker_id and not flight.is_over:
                 self._end_lease(flight)
@@ -170,9 +162,8 @@ class Traffic:
     def _deltas(self, worker_id: str, deltas: list[Delta]) -> None:
         for delta in deltas:
             flight = self._flights.get(delta.request_id)
-            if flight is None or flight.worker_id != worker_id or delta.index in flight.finished:
-                continue
-            flight.take(delta)
+            if flight is not None and flight.worker_id == worker_id:
+                flight.take(delta)
 
     def _lease_word(self, message: LeaseRenew | LeaseRelease) -> None:
         """Pass a reader's word on to the owners of the leases it names."""

@@ -99,7 +99,7 @@ class Engine:
             case Pushed():
                 return self.pushed(message)
             case PeerGone(pool_id):
-                self.handoff.peer_gone(pool_id)
+                return self.peer_gone(pool_id)
             case Call():
                 raise AssertionError("a call is for the loop")
         return []
@@ -143,6 +143,13 @@ class Engine:
         result = self.handoff.pushed(message, arrival.blocks[arrival.num_skip :])
         self.handoff.count(result)
         return self._fetch_ended(message.lease_id, result.error)
+
+    def peer_gone(self, pool_id: str) -> list[FromWorker]:
+        out: list[FromWorker] = []
+        for lease_id in self.handoff.peer_gone(pool_id):
+            if lease_id in self.scheduler.fetching:  # one that still waits for room learns it when it asks
+                out += self._fetch_ended(lease_id, "the owner died")
+        return out
 
     def heartbeats(self) -> list[FromWorker]:
         """Renewals for every lease this worker still means to read; expires those nobody renewed here."""

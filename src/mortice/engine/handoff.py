@@ -95,7 +95,13 @@ class Handoff:
             self.counters.num_expired += 1
 
     def push(self, order: PushTarget) -> Pushed | None:
-        """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone."""
+        """Start writing a lease's blocks into the reader's; answers at once only if the lease is gone.
+
+        An order that comes twice is carried out once: a second write could outlast the first, after whose end the lease
+        is over and the blocks on both sides serve others.
+        """
+        if order.lease_id in self._pushes:
+            return None
         lease = self.leases.get(order.lease_id)
         if lease is None:
             return Pushed(
@@ -187,5 +193,10 @@ class Handoff:
 
         return done
 
-    def peer_gone(self, pool_id: str) -> None:
+    def peer_gone(self, pool_id: str) -> list[str]:
+        """Drop what is known of the pool. Answers leases on it whose push will never come; a read that is under way ends
+        by itself, and only then are its blocks free of the transfer's pen."""
         self._transport.forget(pool_id)
+        if not self._push:
+            return []
+        return [lease_id for lease_id, source in self._offers.items() if source.pool.pool_id == pool_id]

@@ -264,6 +264,8 @@ class BatchScheduler:
         while self.arriving and (on_their_way < limit or not self.fetching):
             arrival = self.arriving[0]
             sequence = arrival.sequences[0]
+            if self._comes_after_the_waiting(arrival):
+                break
             if self._num_slots_used() + len(arrival.sequences) > self.max_num_seqs and self._num_slots_used():
                 break
             hit = self.pool.lookup(sequence.name_blocks(arrival.num_tokens, self.block_size))
@@ -279,6 +281,17 @@ class BatchScheduler:
             accepted.append(arrival)
             self.arriving.pop(0)
         return accepted
+
+    def _comes_after_the_waiting(self, arrival: Arrival) -> bool:
+        """KV from elsewhere must not take, again and again, the room that a large request of higher rank waits for. But
+        where nothing here is going to make room (leases hold it) it does not wait: the leases may wait for it."""
+        if not self.waiting or arrival.rank < self.waiting[0].rank:
+            return False
+        head = self.waiting[0]
+        hit = self._cached_prefix(head)
+        need = self._blocks_for(len(head.token_ids)) - len(hit)
+        fits = need <= self.pool.num_free - self.pool.num_acquirable_free(hit)
+        return bool(self.running or self.fetching or fits)
 
     def _commit_full_blocks(self, sequence: Sequence) -> None:
         names = sequence.name_blocks(sequence.num_computed, self.block_size)

@@ -33,5 +33,6 @@ class RestartPolicy:
 
 
 def should_retry(num_attempts: int) -> bool:
-    """Whether a request whose worker died for the `num_attempts`-th time goes to another worker."""
+    """Whether a request whose worker died for the `num_attempts`-th time since its last token goes to another worker. One
+    that gets on between the deaths is a bystander."""
     return num_attempts < MAX_ATTEMPTS

@@ -1,0 +1,139 @@
+"""Traffic without workers: what is said to whom; and the words of the dead."""
+
+from typing import Any
+
+from mortice.cluster.flight import Flight
+from mortice.cluster.live import LiveCluster
+from mortice.cluster.traffic import Traffic
+from mortice.sched.prefix_map import PrefixMap
+from mortice.sched.recovery import MAX_ATTEMPTS
+from mortice.sched.router import Load, Router
+from mortice.specs.deployment import Deployment
+from mortice.specs.errors import MorticeError
+from mortice.specs.kv import KVDescriptor, KVLayout, PoolAddress
+from mortice.specs.messages import Abort, Deltas, Hello, LeaseRelease, Prefilled, Submit, ToWorker
+from mortice.specs.request import Delta, Request
+from mortice.specs.sampling import SamplingParams
+
+
+class Crew:
+    """One prefill and one decode worker that only listen; `living` says who is there."""
+
+    def __init__(self) -> None:
+        self.living = ["prefill-0.1", "decode-0.1"]
+        self.said: list[tuple[str, ToWorker]] = []
+
+    def send(self, worker_id: str, message: ToWorker) -> bool:
+        if worker_id not in self.living:
+            return False
+        self.said.append((worker_id, message))
+        return True
+
+    def loads(self, assigned: dict[str, int], prompt_tokens: dict[str, int]) -> list[Load]:
+        return [
+            Load(w, w.partition("-")[0], assigned.get(w, 0), prompt_tokens.get(w, 0), 9, 9)
+            for w in self.living
+        ]
+
+    def can_decode(self) -> bool:
+        return True
+
+    def tell(self, kind: str, flight: Flight, **what: Any) -> None:
+        """Nobody watches."""
+
+    def replace(self, worker_id: str) -> str:
+        place, _, life = worker_id.rpartition(".")
+        self.living.remove(worker_id)
+        self.living.append(f"{place}.{int(life) + 1}")
+        return self.living[-1]
+
+
+def fly(n: int = 1) -> tuple[Traffic, Crew, Flight, list[Delta | MorticeError]]:
+    crew, heard = Crew(), []
+    traffic = Traffic(Router(local_prefill_tokens=2, prefixes=PrefixMap(4)), crew)
+    request = Request(id="r", prompt_token_ids=[1] * 9, sampling=SamplingParams(max_tokens=50), n=n)
+    flight = Flight(request, [], heard.append)
+    traffic.open(flight)
+    return traffic, crew, flight, heard
+
+
+def lease(lease_id: str) -> KVDescriptor:
+    address = PoolAddress(pool_id="p", num_blocks=9, block_bytes=4, layout_digest="")
+    return KVDescriptor(lease_id=lease_id, pool=address, blocks=[], num_tokens=9)
+
+
+def test_a_request_goes_to_prefill_then_with_its_lease_to_decode() -> None:
+    traffic, crew, flight, heard = fly()
+    word = Prefilled(request_id="r", first=[Delta("r", 0, [7])], descriptor=lease("prefill-0.1/1"))
+    traffic.hear("prefill-0.1", word)
+    traffic.hear("decode-0.1", Deltas([Delta("r", 0, [8], finish_reason="stop")]))
+    assert [(w, type(m)) for w, m in crew.said] == [("prefill-0.1", Submit), ("decode-0.1", Submit)]
+    second = crew.said[1][1]
+    assert isinstance(second, Submit)
+    assert second.resumed == [[7]]
+    assert flight.is_over
+    assert len(heard) == 2
+    traffic.close(flight)
+    assert crew.said[-1] == ("prefill-0.1", LeaseRelease(["prefill-0.1/1"]))
+    assert not len(traffic)
+
+
+def test_words_of_a_worker_that_no_longer_has_the_request_change_nothing() -> None:
+    traffic, crew, flight, heard = fly()
+    traffic.hear("decode-0.1", Deltas([Delta("r", 0, [99])]))
+    stray = Prefilled(request_id="r", first=[Delta("r", 0, [99])], descriptor=lease("decode-0.1/1"))
+    traffic.hear("decode-0.1", stray)
+    assert not heard
+    assert crew.said[-1] == ("decode-0.1", LeaseRelease(["decode-0.1/1"]))
+    traffic.close(flight)
+    assert crew.said[-1] == ("prefill-0.1", Abort(["r"]))
+
+
+def test_a_sequence_that_ended_before_a_death_is_not_told_twice() -> None:
+    traffic, crew, flight, heard = fly(n=2)
+    traffic.hear("prefill-0.1", Deltas([Delta("r", 0, [], finish_reason="error", error="grammar")]))
+    crew.replace("prefill-0.1")
+    traffic.worker_died("prefill-0.1")
+    first = [Delta("r", 0, [5]), Delta("r", 1, [6])]
+    traffic.hear(flight.worker_id or "", Prefilled(request_id="r", first=first, descriptor=None))
+    assert flight.given == [[], [6]]
+    assert len(heard) == 2
+
+
+def test_deaths_count_against_a_request_only_as_long_as_it_makes_no_progress() -> None:
+    traffic, crew, flight, heard = fly()
+    for token in range(3 * MAX_ATTEMPTS):
+        worker = flight.worker_id or ""
+        crew.replace(worker)
+        traffic.worker_died(worker)
+        traffic.hear(flight.worker_id or "", Deltas([Delta("r", 0, [token])]))
+    assert flight.given == [list(range(3 * MAX_ATTEMPTS))]
+    for _ in range(MAX_ATTEMPTS):
+        assert not isinstance(heard[-1], MorticeError)
+        worker = flight.worker_id or ""
+        crew.replace(worker)
+        traffic.worker_died(worker)
+    assert isinstance(heard[-1], MorticeError)
+    assert flight.is_over
+
+
+def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> None:
+    live = LiveCluster(Deployment(model="fake:"), model_path="fake:", draft_model_path=None, threads=1)
+    member = live._members["decode-0"]
+    member.life = 1
+    hello = Hello(
+        worker_id=member.worker_id,
+        pid=1,
+        layout=KVLayout(num_layers=1, planes=((1, 1),), block_size=4, dtype="float32", model="m"),
+        pool=PoolAddress(pool_id="p", num_blocks=9, block_bytes=4, layout_digest=""),
+        max_context=9,
+        vocab_size=9,
+        eos_token_ids=[],
+        weight_version=0,
+        startup_s={},
+    )
+    live._hear(member.worker_id, hello)
+    assert live.loads({}, {})
+    live._bury(member)
+    live._hear(member.worker_id, hello)
+    assert not live.loads({}, {}), "requests would go to a worker whose death was already dealt with"
