@@ -70,7 +70,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, {args.dtype}, load {os.getloadavg()[0]:.1f}")
     print(
-        f"{'weights':8} {'load s':>7} {'MB read':>8} {'M=1 ms':>7} {'M=8 ms':>7} {'M=32 ms':>8} {'prompt 128 ms':>14}"
+        f"{'weights':8} {'load s':>7} {'MB read':>8} "
+        f"{'M=1 ms':>7} {'M=8 ms':>7} {'M=32 ms':>8} {'prompt 128 ms':>14}"
     )
     for quantize in args.quantize:
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """Engines on the fake model, without processes or sockets."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,8 @@ class Rig:
             self.turn()
             if not self.engine.has_work and not self.engine.scheduler.fetching:
                 return
+            if not self.engine.scheduler.running:
+                time.sleep(0.0005)  # a transfer runs on another thread
         raise AssertionError("the engine does not come to rest")
 
     def deltas(self, request_id: str, index: int = 0) -> list[Delta]:
@@ -83,6 +86,7 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
         transfer: Transfer | None = None,
         speculation: Speculation | None = None,
         clock: Callable[[], float] | None = None,
+        device: str = "cpu",
     ) -> Rig:
         model = model or FakeModel()
         deployment = Deployment(
@@ -105,7 +109,7 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
             max_context=num_blocks * block_size,
             load_tokenizer=lambda: None,
             wake=lambda: None,
-            device=torch.device("cpu"),
+            device=torch.device(device),
             **({"clock": clock} if clock else {}),
         )
 

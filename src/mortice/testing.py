@@ -140,11 +140,14 @@ class FakeCluster:
         self.happen("queued", request.id, num_tokens=len(request.prompt_token_ids))
         ended = False
         try:
-            self.happen(
-                "prefill", request.id, worker_id="prefill-0", num_tokens=len(request.prompt_token_ids)
-            )
+            num_tokens = len(request.prompt_token_ids)
+            self.happen("route", request.id, worker_id="prefill-0")
             await self._sleep(self.first_token_s)
-            self.happen("handoff", request.id, worker_id="prefill-0", peer_id="decode-0")
+            self.happen("prefill", request.id, worker_id="prefill-0", num_tokens=num_tokens)
+            self.happen(
+                "handoff", request.id, worker_id="prefill-0", peer_id="decode-0", num_tokens=num_tokens
+            )
+            self.happen("decode", request.id, worker_id="decode-0")
             sequences = [
                 _Sequence(request, i, self.script(request, i), self.model.eos_token_ids)
                 for i in range(request.n)

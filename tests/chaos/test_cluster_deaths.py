@@ -5,7 +5,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -113,7 +113,9 @@ async def test_kill_any_worker_at_any_time_in_a_loop(mode: str) -> None:
                 await asyncio.sleep(rng.uniform(0.02, 0.5))
                 victims = [w for w in live.workers() if w.state == "running"]
                 if victims:
-                    os.kill(rng.choice(victims).pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # dead already, and not yet noticed
+                        os.kill(rng.choice(victims).pid, signal.SIGKILL)
+            await asyncio.sleep(0.5)  # until the last death is noticed too
             stop.set()
 
         async with asyncio.timeout(100):

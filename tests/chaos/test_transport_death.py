@@ -174,9 +174,14 @@ def test_a_passive_owner_serves_while_its_main_thread_computes_nothing(kind):
     owner = Owner(kind, 16)  # waits for a line on stdin all the time
     pool = open_pool(kind, LAYOUT, 16, prefix=PREFIX)
     transport = open_transport(kind, pool, token=TOKEN)
+    into = [5, 4, 3, 9, 10, 11, 0, 1, 2, 15, 14, 13, 6, 7, 8, 12]  # runs on one side only, on both, on none
     for _ in range(20):
-        assert wait(lambda done: transport.read(owner.source, 0, list(range(16)), done)).error is None
-    assert np.array_equal(pool.blocks, owner_module.content(16))
+        assert wait(lambda done: transport.read(owner.source, 0, into, done)).error is None
+    assert np.array_equal(pool.blocks[into], owner_module.content(16))
+    pool.blocks[:] = np.arange(16, dtype=np.uint8)[:, None]
+    assert wait(lambda done: transport.write(into, owner.source, 0, done)).error is None
+    sums = [owner.ask(f"sum {block}") for block in range(16)]
+    assert sums == [block * LAYOUT.block_bytes for block in into]
     assert len(transport.lanes()) == 1
     transport.close()
     pool.close()

@@ -1,6 +1,7 @@
 """A process that owns a pool until it is killed: prints a descriptor of it, then answers lines on its stdin.
 
-"raise N": raise the generation of block N. "sum N": the sum of block N's bytes. "end": close everything and leave.
+"raise N": raise the generation of block N. "sum N": the sum of block N's bytes. "end": close everything and
+leave.
 """
 
 import sys

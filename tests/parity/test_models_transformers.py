@@ -140,3 +140,13 @@ def test_dynamic_rope_agrees_past_the_trained_context(tmp_path):
     with torch.no_grad():
         out = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None)
     assert found[0] == out[0, 20:].tolist()
+
+
+def test_a_chunk_that_wants_no_logits_gets_none_and_still_fills_the_cache(pair):
+    _, ours = pair
+    driver, text = Driver(ours, 8), Text()
+    step = driver.step_input([(text, [5, 6, 7])])
+    step.logit_rows = step.logit_rows[:0]
+    assert ours.forward(step, driver.kv).shape == (0, TINY["vocab_size"])
+    whole = Driver(ours, 8).step([(Text(), [5, 6, 7, 8])])
+    torch.testing.assert_close(driver.step([(text, [8])]), whole, atol=1e-4, rtol=0)

@@ -255,7 +255,10 @@ async def test_recovery(small, role, mode):
         assert not any(stream.done() for stream in streams)
         os.kill(victim.pid, signal.SIGKILL)
         assert await asyncio.gather(*streams) == [expected for _, expected in cases]
-        while not all(w.state == "running" and w.pid for w in live.workers()):
+        # The death is noticed a moment after it happened: wait for the next life, then for it to serve.
+        while victim.id in {w.id for w in live.workers()} or any(
+            w.state != "running" for w in live.workers()
+        ):
             await asyncio.sleep(0.05)
         assert victim.id not in {w.id for w in live.workers()}
         await check_all(live, cases, "after")

@@ -54,9 +54,9 @@ def model_folder(tmp_path_factory):
 
 @contextlib.asynccontextmanager
 async def serving(
-    folder, *, options: ServeOptions | None = None, **settings
+    folder, *, options: ServeOptions | None = None, signals: bool = False, **settings
 ) -> AsyncIterator[SimpleNamespace]:
-    """`cluster`, `edge`, `url`, `host`, `port` of a running server, and `http`, a client of it."""
+    """`cluster`, `edge`, `task`, `url`, `host`, `port` of a running server, and `http`, a client of it."""
     settings.setdefault("script", lambda request, index: list(b"Hello, world"))
     settings = {"vocab_size": EOS + len(SPECIAL), "eos_token_ids": [EOS], "adapters": ["tuned"], **settings}
     cluster = FakeCluster(**settings)
@@ -65,7 +65,7 @@ async def serving(
     app = build_app(cluster, text, options or ServeOptions())
     started = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(
-        run_server(app, port=0, on_started=lambda *address: started.set_result(address), signals=False)
+        run_server(app, port=0, on_started=lambda *address: started.set_result(address), signals=signals)
     )
     try:
         await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
@@ -73,7 +73,14 @@ async def serving(
         url = f"http://{host}:{port}"
         async with httpx.AsyncClient(base_url=url, timeout=20) as http:
             yield SimpleNamespace(
-                cluster=cluster, edge=app.edge, url=url, http=http, host=host, port=port, until=until
+                cluster=cluster,
+                edge=app.edge,
+                task=task,
+                url=url,
+                http=http,
+                host=host,
+                port=port,
+                until=until,
             )
     finally:
         task.cancel()

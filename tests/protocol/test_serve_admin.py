@@ -161,3 +161,20 @@ async def test_version_page_and_request_ids(server):
     assert answer.headers["x-request-id"] == "mine-1"
     named = await server.http.post("/v1/completions", json={**ASK, "request_id": "mine-2"})
     assert "mine-2" in named.json()["id"]
+
+
+async def test_stages_of_a_request_are_measured(server):
+    server.cluster.first_token_s = server.cluster.pace_s = 0.01
+    await server.http.post("/v1/completions", json={**ASK, "max_tokens": 5})
+    samples = {
+        sample.name.removeprefix("mortice:"): sample.value
+        for family in text_string_to_metric_families((await server.http.get("/metrics")).text)
+        for sample in family.samples
+    }
+    stages = [
+        samples[f"request_{stage}_time_seconds_sum"] for stage in ("queue", "prefill", "transfer", "decode")
+    ]
+    assert sum(stages) == pytest.approx(samples["e2e_request_latency_seconds_sum"])
+    assert samples["request_prefill_time_seconds_sum"] >= 0.009
+    assert samples["request_decode_time_seconds_sum"] >= 0.039
+    assert samples["time_to_first_token_seconds_sum"] <= samples["e2e_request_latency_seconds_sum"]

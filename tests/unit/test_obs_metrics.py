@@ -4,7 +4,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from mortice.obs.metrics import BY_NAME, PREFIX, TABLE, Metrics, as_markdown, counter_key, worker_families
+from mortice.obs.metric_table import BY_NAME, TABLE, counter_key
+from mortice.obs.metrics import PREFIX, Metrics, as_markdown, worker_families
 from mortice.specs.messages import WorkerStats
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,7 +31,9 @@ def test_rendered_families_are_those_of_the_table():
         num_free_blocks=30,
         num_blocks=40,
         counters={
-            "num_preemptions_total": 2.0,
+            "num_preemptions": 2.0,
+            "spec_proposed": 4.0,
+            "prompt_tokens": 5.0,
             counter_key("step_host_seconds_total", "plan"): 0.5,
             "unknown": 1.0,
         },
@@ -55,6 +58,8 @@ def test_rendered_families_are_those_of_the_table():
     assert value("kv_cache_usage_perc") == [0.25]
     assert value("num_preemptions_total") == [2]
     assert value("step_host_seconds_total", stage="plan") == [0.5]
+    assert value("spec_decode_num_draft_tokens_total") == [4]
+    assert value("iteration_tokens_total") == [5]
     assert value("engine_sleep_state", state="running") == [1]
 
 

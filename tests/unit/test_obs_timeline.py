@@ -7,16 +7,13 @@ from hypothesis import strategies as st
 from mortice.obs.timeline import STAGES, Timeline
 from mortice.obs.trace import Ended, NoTracer, make_tracer
 
+_PASSED = [("queued", 101.0), ("route", 102.0), ("prefill", 104.0), ("handoff", 104.1), ("decode", 105.0)]
+_PASSED += [("decode", 109.0)]  # of a second life: the first counts
+
 
 def full() -> Timeline:
     timeline = Timeline(request_id="r", arrival_s=100.0, end_s=110.0, first_token_s=104.5)
-    for kind, t in (
-        ("queued", 101.0),
-        ("prefill", 102.0),
-        ("handoff", 104.0),
-        ("decode", 105.0),
-        ("decode", 109.0),
-    ):
+    for kind, t in _PASSED:
         timeline.mark(kind, t)
     return timeline
 
@@ -28,9 +25,14 @@ def test_stages_of_a_full_timeline():
 times = st.floats(90, 120) | st.just(0.0)
 
 
-@given(times, times, times, times, st.floats(90, 120))
-def test_stages_always_add_up(queued, prefill, handoff, decode, end):
-    timeline = Timeline("r", 100.0, queued, prefill, handoff, decode, 0.0, end)
+def test_a_prompt_computed_where_it_decodes_has_no_transfer():
+    timeline = Timeline("r", 100.0, queued_s=101.0, prefill_s=102.0, first_token_s=104.0, end_s=110.0)
+    assert timeline.stages() == {"edge": 1.0, "queue": 1.0, "prefill": 2.0, "transfer": 0.0, "decode": 6.0}
+
+
+@given(times, times, times, times, times, st.floats(90, 120))
+def test_stages_always_add_up(queued, prefill, handoff, decode, first_token, end):
+    timeline = Timeline("r", 100.0, queued, prefill, handoff, decode, first_token, end)
     stages = timeline.stages()
     assert tuple(stages) == STAGES
     assert min(stages.values()) >= 0

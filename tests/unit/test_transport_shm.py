@@ -303,8 +303,8 @@ def test_a_prefix_that_would_confuse_names_is_refused(name):
 
 def test_runs_cover_both_sides_in_order():
     source, target = np.array([3, 4, 5, 9, 10, 2]), np.array([0, 1, 7, 8, 9, 10])
-    assert list(runs(source, target, 100)) == [(3, 0, 2), (5, 7, 1), (9, 8, 2), (2, 10, 1)]
-    assert list(runs(source, target, 1)) == [
+    assert runs(source, target, 100) == [(3, 0, 2), (5, 7, 1), (9, 8, 2), (2, 10, 1)]
+    assert runs(source, target, 1) == [
         (3, 0, 1),
         (4, 1, 1),
         (5, 7, 1),
@@ -312,7 +312,8 @@ def test_runs_cover_both_sides_in_order():
         (10, 9, 1),
         (2, 10, 1),
     ]
-    assert list(runs(np.array([], np.int64), np.array([], np.int64), 4)) == []
+    assert runs(np.arange(7), np.arange(3, 10), 3) == [(0, 3, 3), (3, 6, 3), (6, 9, 1)]
+    assert runs(np.array([], np.int64), np.array([], np.int64), 4) == []
 
 
 @pytest.mark.parametrize("size", [1, 255, 4096, 4097, 12_300])

@@ -1,7 +1,6 @@
 """`mortice serve`"""
 
 import asyncio
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from mortice.bench.loop import new_loop
 from mortice.cli.ask import ask
 from mortice.models import store
+from mortice.obs.log import setup_log
 from mortice.serve.options import ServeOptions, read_api_keys
 from mortice.serve.start import serve_deployment
 from mortice.specs.deployment import Deployment, load_deployment
@@ -155,10 +156,7 @@ def serve(
         raise RequestError(
             f"log_level is debug, info, warning or error, not {log_level!r}", param="log_level"
         )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    setup_log(level=log_level.upper())
     options = ServeOptions(
         admission=chosen.admission,
         api_keys=read_api_keys(str(api_keys) if api_keys else None),
@@ -173,7 +171,7 @@ def serve(
         async def on_ready(url: str) -> None:
             print(f"listening on {url}", flush=True)
             if question is not None:
-                await ask(url, question)
+                await ask(url, question, options.api_keys[0] if options.api_keys else None)
 
         await serve_deployment(
             chosen,
@@ -185,16 +183,8 @@ def serve(
             on_ready=on_ready,
         )
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(run())
-
-
-def _loop_factory() -> Any:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _say(line: str) -> None:

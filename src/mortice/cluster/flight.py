@@ -1,7 +1,6 @@
 """A request on its way through the cluster."""
 
-import asyncio
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mortice.specs.errors import MorticeError
@@ -18,15 +17,13 @@ class Flight:
 
     request: Request
     names: list[bytes]  # of the prompt's blocks
+    hear: Callable[[Delta | MorticeError], None]  # whoever listens; an error is the last thing it hears
     given: list[list[int]] = field(default_factory=list)
     finished: set[int] = field(default_factory=set)
     worker_id: str | None = None  # where it runs now; None while it waits for a worker
     stage: str = "pending"  # pending | prefill | decode
     descriptor: KVDescriptor | None = None  # KV that waits under a lease, until the reader has it
-    prefill_end_s: float = 0.0
     num_attempts: int = 0
-    queue: "asyncio.Queue[Delta | MorticeError]" = field(default_factory=asyncio.Queue)
-    created_s: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         self.given = [[] for _ in range(self.request.n)]
@@ -47,8 +44,8 @@ class Flight:
         self.given[delta.index] += delta.token_ids
         if delta.finish_reason is not None:
             self.finished.add(delta.index)
-        self.queue.put_nowait(delta)
+        self.hear(delta)
 
     def fail(self, error: MorticeError) -> None:
         self.finished = set(range(self.request.n))
-        self.queue.put_nowait(error)
+        self.hear(error)

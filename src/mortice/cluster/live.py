@@ -11,7 +11,6 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ from mortice.cluster.feed import Feed
 from mortice.cluster.flight import Flight
 from mortice.cluster.launcher import LocalLauncher, kill
 from mortice.cluster.member import Member
+from mortice.cluster.traffic import Traffic
 from mortice.engine.config import WorkerConfig
 from mortice.sched.prefix_map import PrefixMap, block_names
-from mortice.sched.recovery import should_retry
-from mortice.sched.router import Load, Route, Router
+from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable, WrongState
 from mortice.specs.messages import (
-    Abort,
     Call,
     Deltas,
     FromWorker,
@@ -45,7 +43,6 @@ from mortice.specs.messages import (
     Pushed,
     PushTarget,
     Reply,
-    Submit,
     ToWorker,
     WorkerStats,
     decode_from_worker,
@@ -80,10 +77,9 @@ class LiveCluster:
             for role, count in (("prefill", deployment.prefill), ("decode", deployment.decode))
             for place in (f"{role}-{i}" for i in range(count))
         }
-        self._flights: dict[str, Flight] = {}
-        self._pending: deque[Flight] = deque()  # no worker could take them yet
         self._prefixes = PrefixMap(deployment.limits.block_size)
-        self._router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
+        router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
+        self._traffic = Traffic(router, self, push=deployment.transfer.mode == "push")
         self._launcher = LocalLauncher()
         self._token = secrets.token_hex(32)
         self._shm_prefix = f"mortice-{secrets.token_hex(4)}"
@@ -121,9 +117,7 @@ class LiveCluster:
         while not all(member.hello for member in self._members.values()):
             failed = next((m for m in self._members.values() if m.failure), None)
             if failed is not None:
-                error = _error_of(failed.failure_status, failed.failure or "")
-                error.param = "model"
-                raise error
+                raise _error_of(failed.failure_status, failed.failure or "")
             if time.monotonic() > deadline:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
@@ -131,14 +125,14 @@ class LiveCluster:
     async def stop(self, drain_s: float) -> None:
         self._stopping = True
         deadline = time.monotonic() + drain_s
-        while self._flights and time.monotonic() < deadline:
+        while self._traffic and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for flight in list(self._flights.values()):
+        for flight in self._traffic.flights():
             flight.fail(Unavailable("the server is shutting down"))
         processes = [m.process for m in self._members.values() if m.process is not None]
         for member in self._members.values():
             if member.hello is not None:
-                self._send(member.worker_id, Call(id=0, verb="shutdown"))
+                self.send(member.worker_id, Call(id=0, verb="shutdown"))
         await asyncio.gather(*(self._launcher.end(process, 5.0) for process in processes))
         sweep(self._shm_prefix, ())
         for task in list(self._tasks):
@@ -164,23 +158,22 @@ class LiveCluster:
             )
         if any(m.state == "asleep" for m in self._members.values()):
             raise WrongState("the engine is asleep; wake it first")
-        if request.id in self._flights:
+        if request.id in self._traffic:
             raise RequestError(f"request id {request.id!r} is in use", param="request_id")
-        flight = Flight(request, self._names_of(request))
-        self._flights[request.id] = flight
-        self._tell("queued", flight, num_tokens=len(request.prompt_token_ids))
+        heard: asyncio.Queue[Delta | MorticeError] = asyncio.Queue()
+        flight = Flight(request, self._names_of(request), heard.put_nowait)
         try:
-            self._dispatch(flight)
-            while not (flight.is_over and flight.queue.empty()):
-                item = await flight.queue.get()
+            self._traffic.open(flight)
+            while not (flight.is_over and heard.empty()):
+                item = await heard.get()
                 if isinstance(item, MorticeError):
                     raise item
                 yield item
         finally:
-            self._close(flight)
+            self._traffic.close(flight)
 
     def num_in_flight(self) -> int:
-        return len(self._flights)
+        return len(self._traffic)
 
     def ready(self) -> bool:
         return not self._stopping and any(m.is_ready and m.role == "decode" for m in self._members.values())
@@ -198,7 +191,7 @@ class LiveCluster:
             future: asyncio.Future[dict] = asyncio.get_running_loop().create_future()
             self._calls[call_id] = (member.worker_id, future)
             futures[member.worker_id] = future
-            self._send(member.worker_id, Call(id=call_id, verb=verb, args=args))
+            self.send(member.worker_id, Call(id=call_id, verb=verb, args=args))
         async with asyncio.timeout(CALL_S):
             results = await asyncio.gather(*futures.values(), return_exceptions=True)
         for result in results:
@@ -216,107 +209,45 @@ class LiveCluster:
     def happenings(self) -> AsyncIterator[Happening]:
         return self._feed.subscribe()
 
-    # -- requests -----------------------------------------------------------------------------------------------
+    # -- what traffic needs of the workers (cluster/traffic.py, Crew) ---------------------------------------------
 
-    def _dispatch(self, flight: Flight) -> None:
-        """Give a flight to the worker that the router picks, or let it wait for one."""
-        flight.worker_id, flight.stage, flight.descriptor = None, "pending", None
-        loads = self._loads()
-        resumed = flight.resumed
-        if resumed:  # it was decoding: whoever goes on computes what was lost
-            chosen = self._router.choose_decode(flight.names, loads)
-            route = None if chosen is None else Route(None, chosen.worker_id, "recovery")
-        else:
-            route = self._router.route(len(flight.request.prompt_token_ids), flight.names, loads)
-        if route is None:
-            if not any(m.role == "decode" and not m.failure for m in self._members.values()):
-                flight.fail(Unavailable("no decode worker is left"))
-            else:
-                self._pending.append(flight)
-            return
-        flight.worker_id = route.prefill or route.decode
-        flight.stage = "prefill" if route.prefill else "decode"
-        self._tell("route", flight, detail=route.reason)
-        self._send(
-            flight.worker_id,
-            Submit(request=flight.request, prefill_only=route.prefill is not None, resumed=resumed),
-        )
+    def send(self, worker_id: str, message: ToWorker) -> bool:
+        """False if that worker does not live (any more)."""
+        member = self._members.get(worker_id.rpartition(".")[0])
+        if member is None or member.worker_id != worker_id or member.hello is None or self._socket is None:
+            return False
+        # The socket has no high-water mark, so this never waits; the future is done when it returns.
+        self._socket.send_multipart([worker_id.encode(), encode(message)])
+        return True
 
-    def _prefilled(self, worker_id: str, message: Prefilled) -> None:
-        flight = self._flights.get(message.request_id)
-        if flight is None or flight.worker_id != worker_id:
-            if message.descriptor is not None:
-                self._send(worker_id, LeaseRelease([message.descriptor.lease_id]))
-            return
-        flight.prefill_end_s = time.time()
-        for delta in message.first:
-            flight.take(delta)
-        self._tell("prefill", flight, num_tokens=len(flight.request.prompt_token_ids))
-        if message.descriptor is None:
-            return
-        chosen = self._router.choose_decode(flight.names, self._loads())
-        if chosen is None:
-            self._send(worker_id, LeaseRelease([message.descriptor.lease_id]))
-            self._dispatch(flight)
-            return
-        flight.worker_id, flight.stage, flight.descriptor = chosen.worker_id, "decode", message.descriptor
-        self._tell(
-            "handoff",
-            flight,
-            worker_id=worker_id,
-            peer_id=chosen.worker_id,
-            num_tokens=message.descriptor.num_tokens,
-        )
-        self._send(
-            chosen.worker_id,
-            Submit(request=flight.request, resumed=flight.resumed, handoff=message.descriptor),
-        )
-
-    def _deltas(self, worker_id: str, deltas: list[Delta]) -> None:
-        for delta in deltas:
-            flight = self._flights.get(delta.request_id)
-            if flight is None or flight.worker_id != worker_id or delta.index in flight.finished:
-                continue
-            flight.take(delta)
-
-    def _close(self, flight: Flight) -> None:
-        """The flight is over, by its end or because nobody listens any more: nothing of it may stay anywhere."""
-        self._flights.pop(flight.request.id, None)
-        if flight in self._pending:
-            self._pending.remove(flight)
-        if flight.is_over:
-            self._tell("finish", flight, num_tokens=sum(map(len, flight.given)))
-        else:
-            self._tell("abort", flight)
-        if flight.worker_id is not None and not flight.is_over:
-            self._send(flight.worker_id, Abort([flight.request.id]))
-        self._end_lease(flight)
-
-    def _end_lease(self, flight: Flight) -> None:
-        if flight.descriptor is not None:
-            lease_id = flight.descriptor.lease_id
-            self._send(_owner_of(lease_id), LeaseRelease([lease_id]))
-            flight.descriptor = None
-
-    def _retry_pending(self) -> None:
-        waiting, self._pending = self._pending, deque()
-        for flight in waiting:
-            self._dispatch(flight)
-
-    def _loads(self) -> list[Load]:
-        count: dict[str, int] = {}
-        tokens: dict[str, int] = {}
-        for flight in self._flights.values():
-            if flight.worker_id is not None:
-                count[flight.worker_id] = count.get(flight.worker_id, 0) + 1
-                if flight.stage == "prefill":
-                    prompt = len(flight.request.prompt_token_ids)
-                    tokens[flight.worker_id] = tokens.get(flight.worker_id, 0) + prompt
+    def loads(self, assigned: dict[str, int], prompt_tokens: dict[str, int]) -> list[Load]:
         return [
-            m.load(count.get(m.worker_id, 0), tokens.get(m.worker_id, 0))
+            m.load(assigned.get(m.worker_id, 0), prompt_tokens.get(m.worker_id, 0))
             for m in self._members.values()
             if m.is_ready
         ]
+
+    def can_decode(self) -> bool:
+        return any(m.role == "decode" and not m.failure for m in self._members.values())
+
+    def tell(
+        self,
+        kind: str,
+        flight: Flight,
+        *,
+        worker_id: str = "",
+        peer_id: str = "",
+        num_tokens: int = 0,
+        detail: str = "",
+    ) -> None:
+        self._feed.publish(
+            kind,
+            request_id=flight.request.id,
+            worker_id=worker_id or flight.worker_id or "",
+            peer_id=peer_id,
+            num_tokens=num_tokens,
+            detail=detail,
+        )
 
     def _names_of(self, request: Request) -> list[bytes]:
         hello = next((m.hello for m in self._members.values() if m.hello), None)
@@ -346,43 +277,16 @@ class LiveCluster:
             return  # a life that is over: fenced
         member.hear()
         match message:
-            case Deltas(deltas):
-                self._deltas(worker_id, deltas)
-            case Prefilled():
-                self._prefilled(worker_id, message)
+            case Deltas() | Prefilled() | LeaseRenew() | LeaseRelease() | PushTarget() | Pushed():
+                self._traffic.hear(worker_id, message)
             case WorkerStats():
                 member.stats = message
             case KVEvents():
                 self._prefixes.update(worker_id, message.stored, message.removed)
-            case LeaseRenew(lease_ids) | LeaseRelease(lease_ids):
-                self._forward_lease_word(message, lease_ids)
-            case PushTarget():
-                if not self._send(_owner_of(message.lease_id), message):
-                    lost = Pushed(
-                        lease_id=message.lease_id,
-                        target_lease_id=message.target.lease_id,
-                        error="the owner is gone",
-                    )
-                    self._send(worker_id, lost)
-            case Pushed():
-                self._send(message.target_lease_id.rpartition(">")[2], message)
             case Reply():
                 self._replied(member, message)
             case Hello():
                 self._welcome(member, message)
-
-    def _forward_lease_word(self, message: LeaseRenew | LeaseRelease, lease_ids: list[str]) -> None:
-        by_owner: dict[str, list[str]] = {}
-        for lease_id in lease_ids:
-            by_owner.setdefault(_owner_of(lease_id), []).append(lease_id)
-        for owner, ids in by_owner.items():
-            self._send(owner, type(message)(ids))
-        if isinstance(message, LeaseRelease):
-            over = set(lease_ids)
-            for flight in self._flights.values():
-                if flight.descriptor is not None and flight.descriptor.lease_id in over:
-                    flight.descriptor = None
-                    self._tell("decode", flight)
 
     def _replied(self, member: Member, reply: Reply) -> None:
         if reply.id == 0:  # the answer to nothing: the worker cannot start, and says why
@@ -395,15 +299,6 @@ class LiveCluster:
             future.set_result(reply.result)
         else:
             future.set_exception(_error_of(reply.status, reply.error))
-
-    def _send(self, worker_id: str, message: ToWorker) -> bool:
-        """False if that worker does not live (any more)."""
-        member = self._members.get(worker_id.rpartition(".")[0])
-        if member is None or member.worker_id != worker_id or member.hello is None or self._socket is None:
-            return False
-        # The socket has no high-water mark, so this never waits; the future is done when it returns.
-        self._socket.send_multipart([worker_id.encode(), encode(message)])
-        return True
 
     # -- workers ------------------------------------------------------------------------------------------------
 
@@ -442,7 +337,7 @@ class LiveCluster:
         if delay_s is None:
             member.failure = f"worker {member.place} could not be kept alive"
             log.error("%s", member.failure)
-            self._retry_pending()
+            self._traffic.retry_pending()
             return
         await asyncio.sleep(delay_s)
         if not self._stopping:
@@ -458,29 +353,13 @@ class LiveCluster:
         )
         if hello is not None:
             for other in self._members.values():
-                self._send(other.worker_id, PeerGone(hello.pool.pool_id))
+                self.send(other.worker_id, PeerGone(hello.pool.pool_id))
         for call_id, (callee, future) in list(self._calls.items()):
             if callee == worker_id:
                 del self._calls[call_id]
                 if not future.done():
                     future.set_exception(EngineError(f"worker {worker_id} died during the call"))
-        for flight in list(self._flights.values()):
-            if flight.descriptor is not None and _owner_of(flight.descriptor.lease_id) == worker_id:
-                lost = Pushed(
-                    lease_id=flight.descriptor.lease_id,
-                    target_lease_id=f"{flight.descriptor.lease_id}>{flight.worker_id}",
-                    error="the owner died",
-                )
-                if self.deployment.transfer.mode == "push" and flight.worker_id is not None:
-                    self._send(flight.worker_id, lost)
-                flight.descriptor = None
-            if flight.worker_id == worker_id and not flight.is_over:
-                self._end_lease(flight)
-                flight.num_attempts += 1
-                if should_retry(flight.num_attempts):
-                    self._dispatch(flight)
-                else:
-                    flight.fail(EngineError(f"{flight.num_attempts} workers died under this request"))
+        self._traffic.worker_died(worker_id)
 
     def _welcome(self, member: Member, hello: Hello) -> None:
         member.hello = hello
@@ -497,9 +376,9 @@ class LiveCluster:
         stages = ", ".join(f"{name} {spent:.1f} s" for name, spent in hello.startup_s.items())
         log.info("worker %s ready: %s", member.worker_id, stages)
         for verb, args in self._standing:
-            self._send(member.worker_id, Call(id=next(self._call_ids), verb=verb, args=args))
+            self.send(member.worker_id, Call(id=next(self._call_ids), verb=verb, args=args))
         self._feed.publish("worker", worker_id=member.worker_id, detail="ready")
-        self._retry_pending()
+        self._traffic.retry_pending()
 
     async def _watch_silence(self) -> None:
         while True:
@@ -533,33 +412,10 @@ class LiveCluster:
                     weight_version=answer.get("weight_version", self.model.weight_version),
                 )
 
-    def _tell(
-        self,
-        kind: str,
-        flight: Flight,
-        *,
-        worker_id: str = "",
-        peer_id: str = "",
-        num_tokens: int = 0,
-        detail: str = "",
-    ) -> None:
-        self._feed.publish(
-            kind,
-            request_id=flight.request.id,
-            worker_id=worker_id or flight.worker_id or "",
-            peer_id=peer_id,
-            num_tokens=num_tokens,
-            detail=detail,
-        )
-
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _owner_of(lease_id: str) -> str:
-    return lease_id.partition("/")[0]
 
 
 def _error_of(status: int, message: str) -> MorticeError:

@@ -10,6 +10,7 @@ from mortice.engine.core import Engine
 from mortice.engine.guided import GrammarCompiler
 from mortice.engine.handoff import Handoff
 from mortice.engine.ledger import Ledger
+from mortice.engine.mirror import HostMirror
 from mortice.engine.runner import Model, Runner
 from mortice.engine.speculate import Drafter, NgramDrafter
 from mortice.kv.leases import LeaseTable
@@ -47,11 +48,16 @@ def assemble(
     drafter: Drafter | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """`memory` holds the pool's bytes on the host; for another device the caller passes a pool that lives there."""
+    """`memory` holds the pool's bytes on the host. On another device the model gets a pool of its own there, and the
+    host's is its mirror for hand-overs."""
     limits, speculation = deployment.limits, deployment.speculation
     pool = BlockPool(memory.address.num_blocks, memory.generations)
+    blocks, mirror = torch.from_numpy(memory.blocks), None
+    if device.type != "cpu":
+        blocks = torch.zeros(blocks.shape, dtype=torch.uint8, device=device)
+        mirror = HostMirror(blocks, memory.blocks)
     kv = KVCache(
-        torch.from_numpy(memory.blocks),
+        blocks,
         num_layers=layout.num_layers,
         planes=layout.planes,
         block_size=layout.block_size,
@@ -75,6 +81,7 @@ def assemble(
             transport=transport,
             leases=LeaseTable(deployment.transfer.lease_s),
             push=deployment.transfer.mode == "push",
+            mirror=mirror,
             wake=wake,
         ),
         ledger=Ledger(

@@ -25,14 +25,17 @@ from mortice.sched.batching import BatchScheduler
 from mortice.sched.sequence import Arrival, Sequence, StepPlan
 from mortice.specs.messages import (
     Abort,
+    Call,
     Deltas,
     FromWorker,
     LeaseRelease,
     LeaseRenew,
+    PeerGone,
     Prefilled,
     Pushed,
     PushTarget,
     Submit,
+    ToWorker,
 )
 from mortice.specs.request import Delta, TokenLogprob
 
@@ -79,6 +82,27 @@ class Engine:
         self._compiling: list[tuple[list[Sequence], Arrival | None, list[Future[GrammarMask]]]] = []
 
     # -- messages -----------------------------------------------------------------------------------------------
+
+    def hear(self, message: ToWorker) -> list[FromWorker]:
+        """Any word of the cluster but a `Call`, which is the loop's; answers with words that are ready at once."""
+        match message:
+            case Submit():
+                return self.submit(message)
+            case Abort():
+                return self.abort(message)
+            case LeaseRenew(lease_ids):
+                self.handoff.leases.renew(lease_ids, self.clock())
+            case LeaseRelease(lease_ids):
+                self.handoff.release(lease_ids)
+            case PushTarget():
+                return self.push(message)
+            case Pushed():
+                return self.pushed(message)
+            case PeerGone(pool_id):
+                self.handoff.peer_gone(pool_id)
+            case Call():
+                raise AssertionError("a call is for the loop")
+        return []
 
     def submit(self, message: Submit) -> list[FromWorker]:
         """Take a request in. A request that can never run here is answered with an error delta at once."""
@@ -435,6 +459,9 @@ class Engine:
 
     def _fetch_ended(self, lease_id: str, error: str | None) -> list[FromWorker]:
         if error is None:
+            fetched = self.scheduler.fetching.get(lease_id)
+            if fetched is not None:
+                self.handoff.landed(fetched.blocks[fetched.num_skip :])
             arrival = self.scheduler.arrived(lease_id)
         else:
             log.warning("KV of lease %s could not be fetched (%s): computing it here", lease_id, error)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mortice.engine.mirror import HostMirror
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
 from mortice.sched.sequence import Arrival
@@ -46,6 +47,7 @@ class Handoff:
         transport: KVTransport,
         leases: LeaseTable,
         push: bool,
+        mirror: HostMirror | None,
         wake: Callable[[], None],
     ) -> None:
         self._worker_id = worker_id
@@ -53,6 +55,7 @@ class Handoff:
         self._memory = memory
         self._transport = transport
         self._push = push
+        self._mirror = mirror  # None: the pool's own memory is the host's
         self._wake = wake
         self.leases = leases
         self.counters = HandoffCounters()
@@ -68,6 +71,8 @@ class Handoff:
         self._num_granted += 1
         lease_id = f"{self._worker_id}/{self._num_granted}"
         self.leases.grant(lease_id, request_id, blocks, now_s)
+        if self._mirror is not None:
+            self._mirror.copy_out(blocks)
         return describe(self._memory, lease_id, blocks, num_tokens)
 
     def release(self, lease_ids: list[str]) -> None:
@@ -135,6 +140,11 @@ class Handoff:
                 error = str(mismatch)
         num_bytes = len(blocks) * self._memory.address.block_bytes
         return TransferResult(word.lease_id, num_bytes, 0.0, error)
+
+    def landed(self, blocks: list[int]) -> None:
+        """A fetch into these blocks is complete and verified: bring them to where the model reads."""
+        if self._mirror is not None and blocks:
+            self._mirror.copy_in(blocks)
 
     def withdraw(self, lease_id: str) -> None:
         self._offers.pop(lease_id, None)

@@ -12,18 +12,11 @@ from mortice.engine.admin import Admin
 from mortice.engine.core import Engine
 from mortice.specs.errors import MorticeError
 from mortice.specs.messages import (
-    Abort,
     Call,
     FromWorker,
     Hello,
     KVEvents,
-    LeaseRelease,
-    LeaseRenew,
-    PeerGone,
-    Pushed,
-    PushTarget,
     Reply,
-    Submit,
     ToWorker,
     WorkerStats,
     decode_to_worker,
@@ -83,24 +76,7 @@ class Loop:
             self._tell_state()
 
     def _handle(self, message: ToWorker) -> list[FromWorker]:
-        match message:
-            case Submit():
-                return self.engine.submit(message)
-            case Abort():
-                return self.engine.abort(message)
-            case LeaseRenew(lease_ids):
-                self.engine.handoff.leases.renew(lease_ids, self.engine.clock())
-            case LeaseRelease(lease_ids):
-                self.engine.handoff.release(lease_ids)
-            case PushTarget():
-                return self.engine.push(message)
-            case Pushed():
-                return self.engine.pushed(message)
-            case PeerGone(pool_id):
-                self.engine.handoff.peer_gone(pool_id)
-            case Call():
-                return [self._call(message)]
-        return []
+        return [self._call(message)] if isinstance(message, Call) else self.engine.hear(message)
 
     def _call(self, call: Call) -> Reply:
         if call.verb == "shutdown":

@@ -105,9 +105,9 @@ class Runner:
         return step, rows
 
     def forward(self, step: StepInput) -> Tensor:
-        """Logits [R, vocab] float32 on the CPU."""
+        """Logits [R, vocab] float32, where the model is."""
         with torch.inference_mode():
-            return self.model.forward(step, self.kv).cpu()
+            return self.model.forward(step, self.kv)
 
     def _num_logit_rows(self, chunk: Chunk) -> int:
         """The newest token's and the drafts'; every row of a prompt whose log-probabilities are asked for."""

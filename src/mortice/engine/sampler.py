@@ -53,9 +53,10 @@ class SamplerState:
             or p.repetition_penalty != 1.0
         )
 
-    def prompt_ids(self) -> Tensor:
+    def prompt_ids(self, device: torch.device) -> Tensor:
         if self._prompt_ids is None:
-            self._prompt_ids = torch.tensor(sorted(set(self.token_ids[: self.prompt_len])), dtype=torch.int64)
+            ids = sorted(set(self.token_ids[: self.prompt_len]))
+            self._prompt_ids = torch.tensor(ids, dtype=torch.int64, device=device)
         return self._prompt_ids
 
 
@@ -138,8 +139,9 @@ def _edit(logits: Tensor, state: SamplerState) -> None:
     params = state.params
     output = state.token_ids[state.prompt_len :]
     banned = _banned(state, output)
+    device = logits.device
     if params.allowed_token_ids:
-        allowed = torch.tensor(params.allowed_token_ids)
+        allowed = torch.tensor(params.allowed_token_ids, device=device)
         kept = logits[allowed].clone()
         logits.fill_(-torch.inf)
         logits[allowed] = kept
@@ -148,15 +150,17 @@ def _edit(logits: Tensor, state: SamplerState) -> None:
     if state.grammar is not None:
         state.grammar.apply(logits)
     if params.logit_bias:
-        logits[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()))
+        logits[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()), device=device)
     if params.repetition_penalty != 1.0:
-        seen = torch.cat([state.prompt_ids(), torch.tensor(output, dtype=torch.int64)]).unique()
+        seen = torch.cat(
+            [state.prompt_ids(device), torch.tensor(output, dtype=torch.int64, device=device)]
+        ).unique()
         values = logits[seen]
         logits[seen] = torch.where(
             values > 0, values / params.repetition_penalty, values * params.repetition_penalty
         )
     if (params.frequency_penalty or params.presence_penalty) and output:
-        ids, counts = torch.tensor(output, dtype=torch.int64).unique(return_counts=True)
+        ids, counts = torch.tensor(output, dtype=torch.int64, device=device).unique(return_counts=True)
         logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
 
 
@@ -174,7 +178,7 @@ def _banned(state: SamplerState, output: Sequence[int]) -> list[int]:
 
 def token_logprobs(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprob]:
     """Natural-log probabilities of `token_ids` under raw logits [R, V], with rank and the `num_top` best of each row."""
-    chosen = torch.tensor(token_ids, dtype=torch.int64).unsqueeze(1)
+    chosen = torch.tensor(token_ids, dtype=torch.int64, device=logits.device).unsqueeze(1)
     norm = logits.logsumexp(-1, keepdim=True)
     value = logits.gather(1, chosen)
     ranks = ((logits > value).sum(-1) + 1).tolist()

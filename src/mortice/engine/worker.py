@@ -92,7 +92,7 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
         drafter = ModelDrafter.load(config.draft_model_path, dtype=dtype, vocab_size=model.vocab_size)
     clock.mark("weights")
     layout = layout_of(model, block_size=deployment.limits.block_size, dtype=dtype, identity=deployment.model)
-    kv_bytes = deployment.limits.kv_bytes or default_kv_bytes(layout, max_context, deployment)
+    kv_bytes = deployment.limits.kv_bytes or default_kv_bytes(layout, max_context, deployment, device)
     num_blocks = kv_bytes // layout.block_bytes
     if num_blocks < 2:
         raise RequestError(
@@ -153,11 +153,14 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
     return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s), close
 
 
-def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment) -> int:
-    """Room for one and a half contexts of full length, but no more than the worker's share of a quarter of memory."""
+def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment, device: torch.device) -> int:
+    """On a CPU room for one and a half contexts of full length, but no more than the worker's share of a quarter of memory:
+    it computes too slowly to use more. On a GPU most of what the weights left, as far as the host can mirror it."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
     share = free // (4 * (deployment.prefill + deployment.decode))
+    if device.type == "cuda":
+        return min(int(torch.cuda.mem_get_info()[0] * 0.85), share)
     return min(layout.token_bytes * max_context * 3 // 2, share)
 
 

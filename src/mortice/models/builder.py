@@ -19,7 +19,7 @@ class Part:
 
     linear: Linear
     first: int
-    size: int
+    piece: "Piece"
     columns: int
 
 
@@ -46,6 +46,7 @@ class Builder:
         self.device = device
         self.keep = keep
         self.slots: list[Slot] = []
+        self.factors: list[Tensor] = []
         self.parts: dict[str, Part] = {}
         self.linears: list[tuple[Linear, float]] = []
 
@@ -54,7 +55,7 @@ class Builder:
         held = torch.empty(size, dtype=torch.float32 if exact else self.dtype, device=self.device)
 
         def fill(source: Source) -> None:
-            held.copy_(source.tensor(name).to(torch.float32) + offset)
+            held.copy_(source.tensor(name) + offset)
 
         self.slots.append(Slot({name: (size,)}, fill))
         return held
@@ -64,13 +65,19 @@ class Builder:
         bfloat16 would lose w."""
         return self.vector(name, size, offset=offset, exact=bool(offset))
 
+    def factor(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
+        """A `matrix` that every token is multiplied by, if not as a Linear."""
+        made = self.matrix(name, rows, columns, exact=exact)
+        self.factors.append(made)
+        return made
+
     def matrix(self, name: str, rows: int, columns: int, *, exact: bool = False) -> Tensor:
-        """A tensor [rows, columns] as it is, for look-ups and other uses; `exact`: in float32."""
+        """A tensor [rows, columns] as it is; `exact`: in float32."""
         dtype = torch.float32 if exact else self.dtype
         held = torch.empty(rows, columns, dtype=dtype, device=self.device)
 
         def fill(source: Source) -> None:
-            held.copy_(source.tensor(name))
+            held.copy_(source.tensor(name, held.dtype))
 
         self.slots.append(Slot({name: (rows, columns)}, fill))
         return held
@@ -83,17 +90,19 @@ class Builder:
         bias: bool = False,
         form: Form | None = None,
         visits: float = 1.0,
+        adaptable: bool = True,
     ) -> Linear:
         """One matrix product for several projections of the same input, their rows one below the other.
 
-        `visits`: the share of tokens that go through it; below 1, it cannot carry adapters.
+        `visits`: the share of tokens that go through it. `adaptable`: it sees all rows of a step, so adapters
+        that name rows can change it.
         """
         made = Linear()
         self.linears.append((made, visits))
         first = 0
         for piece in pieces:
-            if visits == 1.0:
-                self.parts[piece.name] = Part(made, first, piece.size, columns)
+            if adaptable:
+                self.parts[piece.name] = Part(made, first, piece, columns)
             first += piece.size
         shapes: dict[str, tuple[int, ...]] = {f"{p.name}.weight": (p.size, columns) for p in pieces}
         if bias:
@@ -103,14 +112,14 @@ class Builder:
             weight = self.kept(source, pieces) if self.keep else None
             if weight is None:
                 weight = hold(self.stack(source, pieces, "weight"), form or self.form)
-            made.load(weight, self.stack(source, pieces, "bias") if bias else None)
+            made.load(weight, self.stack(source, pieces, "bias").clone() if bias else None)
 
         self.slots.append(Slot(shapes, fill))
         return made
 
     def stack(self, source: Source, pieces: Sequence[Piece], kind: str) -> Tensor:
-        found = [arrange(source.tensor(f"{p.name}.{kind}"), p.order).to(self.dtype) for p in pieces]
-        return (torch.cat(found) if len(found) > 1 else found[0].clone()).to(self.device)
+        found = [arrange(source.tensor(f"{p.name}.{kind}", self.dtype), p.order) for p in pieces]
+        return (torch.cat(found) if len(found) > 1 else found[0]).to(self.device)
 
     def kept(self, source: Source, pieces: Sequence[Piece]) -> Weight | None:
         """The matrix in the 4 bits of its source; None unless all its pieces are in 4 bits."""
@@ -129,12 +138,12 @@ class Builder:
 
 
 def hold(weight: Tensor, form: Form) -> Weight:
-    """`weight` in the given form; int8 where 4-bit groups do not fit its shape."""
+    """A copy of `weight` in the given form; int8 where 4-bit groups do not fit its shape."""
     if form == "int4" and Int4Weight.fits(*weight.shape):
         return Int4Weight.quantize(weight)
     if form in ("int4", "int8"):
         return Int8Weight.quantize(weight)
-    return PackedWeight(weight) if form == "packed" else DenseWeight(weight)
+    return PackedWeight(weight) if form == "packed" else DenseWeight(weight.clone())
 
 
 def arrange(rows: Tensor, order: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from mortice.models.source import GroupCodes
 from mortice.specs.errors import RequestError
 from mortice.specs.gguf import gguf_config
 
+SLICE = 1 << 18  # values dequantised at a time
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 TOP |= {"output.weight": "lm_head.weight", "rope_freqs.weight": "rope_freqs.weight"}
 LAYER = {
@@ -105,18 +106,29 @@ class GGUFSource:
                 rows = unpermute(rows, self.config.get(heads, self.config["num_attention_heads"]))
         return rows, self.file.tensors[held].kind
 
-    def tensor(self, name: str) -> Tensor:
-        rows, kind = self.raw(name)
+    def check(self, name: str) -> None:
+        kind = self.file.tensors[self.where[name][0]].kind
         try:
-            values = dequantize(rows, kind)
+            dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
         except NotImplementedError as error:
             raise RequestError(
                 f"{self.label}: tensor {name} has type {kind.name}, not supported", param=name
             ) from error
-        found = torch.from_numpy(np.array(values, dtype=np.float32)).view(self.shape(name))
-        if self.kind == "gemma3_text" and name.endswith("norm.weight"):
-            found -= 1.0  # the converter stores the factor, the checkpoint its distance from 1
-        return found
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        rows, kind = self.raw(name)
+        shape = self.shape(name)
+        found = torch.empty(len(rows), shape[-1], dtype=dtype)
+        lowered = self.kind == "gemma3_text" and name.endswith("norm.weight")
+        # Dequantising makes several float32 copies: a slice at a time keeps them small beside the model.
+        step = max(1, SLICE // shape[-1])
+        for first in range(0, len(rows), step):
+            values = torch.from_numpy(
+                np.array(dequantize(rows[first : first + step], kind), dtype=np.float32)
+            )
+            # Gemma's converter stores the factor, the checkpoint its distance from 1.
+            found[first : first + step].copy_(values - 1.0 if lowered else values)
+        return found.view(shape)
 
     def codes(self, name: str) -> GroupCodes | None:
         rows, kind = self.raw(name)

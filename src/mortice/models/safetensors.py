@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -51,17 +52,17 @@ class SafetensorsSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.open(self.where[name]).get_slice(name).get_shape())
 
-    def tensor(self, name: str) -> Tensor:
+    def check(self, name: str) -> None:
         path = self.where[name]
-        try:
-            found: Tensor = self.open(path).get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise RequestError(f"{path}: tensor {name} cannot be read: {error}", param=name) from error
-        if not found.is_floating_point():
+        dtype = self.open(path).get_slice(name).get_dtype()
+        if dtype not in ("F64", "F32", "F16", "BF16"):
             raise RequestError(
-                f"{path}: tensor {name} is {found.dtype}, expected a floating dtype", param=name
+                f"{path}: tensor {name} is {dtype}, expected F64, F32, F16 or BF16", param=name
             )
-        return found
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        found: Tensor = self.open(self.where[name]).get_tensor(name)
+        return found.to(dtype)
 
     def codes(self, name: str) -> GroupCodes | None:
         return None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mortice.specs.errors import RequestError
@@ -28,8 +29,11 @@ class Source(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
-    def tensor(self, name: str) -> Tensor:
-        """In any floating dtype. Raises RequestError if the bytes cannot be read."""
+    def check(self, name: str) -> None:
+        """Raise RequestError if `tensor` could not give this one."""
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """As `dtype`; may be the source's own memory, to be copied and not written to."""
 
     def codes(self, name: str) -> GroupCodes | None:
         """The tensor as it is stored, if that is in groups of 4 bits."""
@@ -48,11 +52,88 @@ class TensorsSource:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
+    def check(self, name: str) -> None:
+        if not self.tensors[name].is_floating_point():
+            dtype = self.tensors[name].dtype
+            raise RequestError(
+                f"{self.label}: tensor {name} is {dtype}, expected a floating dtype", param=name
+            )
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.tensors[name].to(dtype)
 
     def codes(self, name: str) -> GroupCodes | None:
         return None
+
+
+class StackedExperts:
+    """Another source whose tensors [experts, rows, columns] called A.weight are given out as A.0.weight,
+    A.1.weight."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.label = source.label
+        self.where: dict[str, tuple[str, int]] = {}
+        for name in source.names():
+            shape = source.shape(name)
+            if len(shape) == 3 and name.endswith(".weight"):
+                stem = name.removesuffix(".weight")
+                self.where |= {f"{stem}.{expert}.weight": (name, expert) for expert in range(shape[0])}
+            else:
+                self.where[name] = (name, -1)
+
+    def names(self) -> Iterable[str]:
+        return self.where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        held, expert = self.where[name]
+        shape = self.source.shape(held)
+        return shape if expert < 0 else shape[1:]
+
+    def check(self, name: str) -> None:
+        self.source.check(self.where[name][0])
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        held, expert = self.where[name]
+        found = self.source.tensor(held, dtype)
+        return found if expert < 0 else found[expert]
+
+    def codes(self, name: str) -> GroupCodes | None:
+        held, expert = self.where[name]
+        return self.source.codes(held) if expert < 0 else None
+
+
+class Renamed:
+    """Another source with a prefix taken off its names; tensors without the prefix are left out."""
+
+    def __init__(self, source: Source, prefix: str, instead: str) -> None:
+        self.source = source
+        self.label = source.label
+        self.where = {instead + n.removeprefix(prefix): n for n in source.names() if n.startswith(prefix)}
+
+    def names(self) -> Iterable[str]:
+        return self.where
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shape(self.where[name])
+
+    def check(self, name: str) -> None:
+        self.source.check(self.where[name])
+
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.source.tensor(self.where[name], dtype)
+
+    def codes(self, name: str) -> GroupCodes | None:
+        return self.source.codes(self.where[name])
+
+
+def text_part(source: Source) -> Source:
+    """The language model inside a checkpoint that has other towers too, under the names it has when alone."""
+    names = list(source.names())
+    for prefix, instead in (("language_model.", ""), ("model.language_model.", "model.")):
+        if any(name.startswith(prefix) for name in names):
+            return Renamed(source, prefix, instead)
+    return source
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +158,7 @@ def check_source(source: Source, slots: Iterable[Slot], ignored: Callable[[str],
                 raise RequestError(
                     f"{source.label}: tensor {name} is {found}, expected {list(shape)}", param=name
                 )
+            source.check(name)
     for name in sorted(present - wanted):
         if not ignored(name):
             raise RequestError(f"{source.label}: tensor {name} has no place in this model", param=name)

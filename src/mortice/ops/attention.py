@@ -149,11 +149,11 @@ def attend_group(
             attn_mask=group.mask.expand(-1, -1, share, -1),
             scale=scale,
         )
-        return out.view(n, 1, heads, dim)
+        return out.reshape(n, 1, heads, dim)
     q5 = q.view(n, new, kv_heads, share, dim).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share, new, dim)
     length = keys.shape[2]
     k5 = keys.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
     v5 = values.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
     mask = group.mask.expand(-1, kv_heads, -1, -1).reshape(n * kv_heads, 1, new, length)
     out = F.scaled_dot_product_attention(q5, k5, v5, attn_mask=mask, scale=scale)
-    return out.view(n, kv_heads, share, new, dim).permute(0, 3, 1, 2, 4).reshape(n, new, heads, dim)
+    return out.reshape(n, kv_heads, share, new, dim).permute(0, 3, 1, 2, 4).reshape(n, new, heads, dim)

@@ -91,6 +91,10 @@ class Linear:
         self.weight = weight
         self.bias = bias
 
+    def drop(self) -> None:
+        """Empty again, as before the first `load`."""
+        self.load(DenseWeight(torch.empty(0, 0)))
+
     def __call__(self, x: Tensor, batch: Batch) -> Tensor:
         """`x` [T, K] to [T, N]; row t sees only row t."""
         y = by_row_blocks(self.product, x) if batch.deterministic else self.weight.product(x, self.bias)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Route, Router
 
 from mortice.cluster.api import Cluster
-from mortice.serve import admin, plain, responses
+from mortice.serve import admin, dashboard, plain, responses
 from mortice.serve.api import (
     AdminRequest,
     ChatRequest,
@@ -181,7 +181,9 @@ class App:
             yield
         finally:
             following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            (ending,) = await asyncio.gather(following, return_exceptions=True)
+            if isinstance(ending, Exception):
+                self.edge.log.error("the feed of the cluster broke: timelines lack stages", exc=ending)
             await self.edge.close()
 
 
@@ -192,11 +194,10 @@ def build_app(cluster: Cluster, text_service: TextService, options: ServeOptions
 
 def page_routes(edge: Edge) -> list[BaseRoute]:
     """What a browser sees at `/`."""
-
-    async def page(edge: Edge, link: Link) -> None:
-        await link.answer(b"Mortice\n", headers=[(b"content-type", b"text/plain; charset=utf-8")])
-
-    return [Route("/", Call(edge, page, guard=None), methods=["GET"])]
+    return [
+        Route(path, Call(edge, handler, guard=guard), methods=["GET"])
+        for path, handler, guard in dashboard.routes(edge)
+    ]
 
 
 _KNOWN_ELSEWHERE = re.compile(

@@ -115,7 +115,7 @@ async def _prompts(edge: Edge, body: CompletionRequest, given: list[str | list[i
 def _grammar_input(body: CompletionRequest) -> GrammarInput:
     form = body.response_format
     return GrammarInput(
-        response_format=None if form is None else msgspec.to_builtins(form),
+        response_format=None if form is None or form.type == "text" else msgspec.to_builtins(form),
         guided_json=body.guided_json,
         guided_regex=body.guided_regex,
         guided_choice=body.guided_choice,

@@ -88,6 +88,8 @@ class Output:
             else:
                 self._add_arguments(call)
         self._finish = piece.finish_reason or self._finish
+        if piece.versions:
+            self.response["weight_version"] = piece.versions[-1]
 
     def _place(self) -> Json:
         return {"output_index": len(self._items) - 1, "item_id": self._items[-1]["id"]}

@@ -228,6 +228,7 @@ async def stream(link: Link, run: Run, writer: EventWriter) -> None:
         pulse.stop()
         for pump in pumps:
             pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)  # their errors came through the mailbox
         run.ends(error)
 
 

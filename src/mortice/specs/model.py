@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
+Activation = Literal["silu", "gelu_tanh"]
 Router = Literal["softmax", "greedy", "group_limited_greedy", "noaux_tc"]
 
 
@@ -101,7 +102,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     moe: MoESpec | None = None
     norm_eps: float = 1e-6
     norm_offset: float = 0.0  # RMS norm multiplies by offset + weight
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Activation = "silu"
     mlp_bias: bool = False
     sandwich_norms: bool = False  # norms after attention and MLP too, before the residual is added
     embedding_scale: float = 1.0

@@ -8,7 +8,7 @@ touches the agent.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from mortice.specs.errors import RequestError
 from mortice.specs.kv import KVDescriptor, PoolAddress
 from mortice.transport.base import Pool, TransferResult
 from mortice.transport.checksum import checksums
+from mortice.transport.copy import runs
 from mortice.transport.descriptor import Plan, check_counters, check_landed, plan
 from mortice.transport.errors import PeerGone
 from mortice.transport.hands import Hands
@@ -128,8 +129,10 @@ class NixlTransport:
 
     def _move(self, verb: str, todo: Plan, advert: Advert) -> None:
         size = todo.peer.block_bytes
-        here = _regions(self._pool.blocks.ctypes.data, todo.local, size)
-        there = _regions(advert.blocks_at, todo.remote, size)
+        # Requests pair the rows of both sides one by one: a run must be one on both.
+        pairs = runs(todo.remote, todo.local, len(todo.remote))
+        here = _regions(self._pool.blocks.ctypes.data, ((to, count) for _, to, count in pairs), size)
+        there = _regions(advert.blocks_at, ((first, count) for first, _, count in pairs), size)
         self._request(verb, todo.peer, here, there)
 
     def _read_back(self, todo: Plan, advert: Advert) -> None:
@@ -138,8 +141,9 @@ class NixlTransport:
         for start in range(0, len(todo.remote), SCRATCH_BLOCKS):
             remote = todo.remote[start : start + SCRATCH_BLOCKS]
             slots = np.arange(len(remote))
-            here = _regions(self._scratch.ctypes.data, slots, size)
-            self._request("READ", todo.peer, here, _regions(advert.blocks_at, remote, size))
+            here = _regions(self._scratch.ctypes.data, ((slot, 1) for slot in slots.tolist()), size)
+            there = _regions(advert.blocks_at, ((block, 1) for block in remote.tolist()), size)
+            self._request("READ", todo.peer, here, there)
             sent = checksums(self._pool.blocks, todo.local[start : start + SCRATCH_BLOCKS].tolist(), mode)
             check_landed(self._scratch, slots, sent, mode)
 
@@ -152,8 +156,8 @@ class NixlTransport:
                 continue
             ids = todo.remote[inside] - start
             count = int(ids.max()) + 1
-            here = _regions(self._counters.ctypes.data, np.zeros(1, np.int64), count * 8)
-            there = _regions(advert.generations_at + start * 8, np.zeros(1, np.int64), count * 8)
+            here = _regions(self._counters.ctypes.data, [(0, count)], 8)
+            there = _regions(advert.generations_at, [(start, count)], 8)
             self._request("READ", todo.peer, here, there)
             check_counters(self._counters[ids], todo.remote[inside], todo.generations[inside], when)
 
@@ -206,13 +210,13 @@ class NixlTransport:
         return advert
 
     def _probe(self, peer: PoolAddress, advert: Advert) -> tuple[int, float]:
-        slots = np.arange(min(SCRATCH_BLOCKS, peer.num_blocks))
-        here = _regions(self._scratch.ctypes.data, slots, peer.block_bytes)
-        there = _regions(advert.blocks_at, slots, peer.block_bytes)
+        count = min(SCRATCH_BLOCKS, peer.num_blocks)
+        here = _regions(self._scratch.ctypes.data, [(0, count)], peer.block_bytes)
+        there = _regions(advert.blocks_at, [(0, count)], peer.block_bytes)
         self._request("READ", peer, here, there)  # the first request also connects
         begun = time.perf_counter()
         self._request("READ", peer, here, there)
-        return len(slots) * peer.block_bytes, time.perf_counter() - begun
+        return count * peer.block_bytes, time.perf_counter() - begun
 
     def _unmeet(self, peer: PoolAddress) -> None:
         known = self._peers.pop(peer.pool_id, None)
@@ -220,15 +224,9 @@ class NixlTransport:
             self._agent.remove_remote_agent(known[0])
 
 
-def _regions(base: int, block_ids: np.ndarray, size: int) -> np.ndarray:
-    """Rows (address, bytes, device 0) of blocks of `size` bytes from `base` on; consecutive ones merged."""
-    starts = np.concatenate(([True], np.diff(block_ids) != 1))
-    first = np.flatnonzero(starts)
-    counts = np.diff(np.append(first, len(block_ids)))
-    rows = np.zeros((len(first), 3), np.uint64)
-    rows[:, 0] = base + block_ids[first] * size
-    rows[:, 1] = counts * size
-    return rows
+def _regions(base: int, spans: Iterable[tuple[int, int]], size: int) -> np.ndarray:
+    """Rows (address, bytes, device 0) of spans (first block, count) of `size`-byte blocks."""
+    return np.array([(base + first * size, count * size, 0) for first, count in spans], np.uint64)
 
 
 def _open_agent(name: str, backend: str, overrides: dict[str, str]) -> Any:

@@ -29,7 +29,7 @@ class MixtureOfExperts:
             moe.router, moe.top_k, moe.normalise, moe.scaling, moe.num_groups, moe.top_groups
         )
         self.activation = ACTIVATIONS[spec.activation]
-        self.gate = builder.matrix(f"{names.gate}.weight", moe.num_experts, spec.hidden_size, exact=True)
+        self.gate = builder.factor(f"{names.gate}.weight", moe.num_experts, spec.hidden_size, exact=True)
         self.bias = (
             builder.vector(names.bias, moe.num_experts, exact=True) if moe.router == "noaux_tc" else None
         )
@@ -38,10 +38,13 @@ class MixtureOfExperts:
         for e in range(moe.num_experts):
             gate, up, down = (name.format(e) for name in names.experts)
             pieces = Piece(gate, moe.expert_size), Piece(up, moe.expert_size)
-            gate_up = builder.linear(pieces, spec.hidden_size, visits=visits)
+            gate_up = builder.linear(pieces, spec.hidden_size, visits=visits, adaptable=False)
             self.experts.append(
                 Expert(
-                    gate_up, builder.linear([Piece(down, spec.hidden_size)], moe.expert_size, visits=visits)
+                    gate_up,
+                    builder.linear(
+                        [Piece(down, spec.hidden_size)], moe.expert_size, visits=visits, adaptable=False
+                    ),
                 )
             )
         self.shared = None

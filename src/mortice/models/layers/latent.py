@@ -52,7 +52,7 @@ class LatentAttention:
             self.q_up = builder.linear([Piece(names.q_up, query.size, query.order)], a.query_rank)
         self.kv_norm = builder.norm(names.kv_norm, latent.rank)
         # Used as it is and, per head, transposed: kept plain in the activations' dtype.
-        self.kv_up = builder.matrix(
+        self.kv_up = builder.factor(
             f"{names.kv_up}.weight", a.num_heads * (latent.nope_dim + latent.value_dim), latent.rank
         )
         self.out = builder.linear([Piece(names.out, spec.hidden_size)], a.out_features)

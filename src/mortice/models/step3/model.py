@@ -6,6 +6,7 @@ from mortice.models.layers.experts import MixtureOfExperts
 from mortice.models.layers.factorised import FactorisedAttention
 from mortice.models.layers.rotary import Rotary
 from mortice.models.llama.model import Llama
+from mortice.models.source import Source, StackedExperts
 from mortice.models.step3 import weights
 
 
@@ -17,3 +18,6 @@ class Step3(Llama):
         if not self.spec.has_experts(layer):
             return super().build_mlp(layer)
         return MixtureOfExperts(self.spec, weights.moe_names(layer), self.builder)
+
+    def adapt(self, source: Source) -> Source:
+        return StackedExperts(source)

@@ -1,0 +1,39 @@
+# Everything happens in .venv; `make run` and `make test` set it up by themselves.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.set-up
+
+.PHONY: setup run test check bench clean
+.DEFAULT_GOAL := run
+
+setup: $(STAMP)
+
+# torch first and by its pin: on a machine that has a CPU build at hand nothing else may drag CUDA in.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve,trace,bench,dev]'
+	touch $@
+
+run: setup
+	$(BIN)/mortice pull smollm2
+	$(BIN)/mortice serve --model smollm2 --prefill 1 --decode 1 --ask "What is the capital of France?"
+
+test: setup
+	$(BIN)/mortice pull smollm2 || echo "tests that want a real model will be skipped"
+	$(BIN)/pytest -m "not slow"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: setup
+	$(BIN)/python benchmarks/serve_cpu.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,43 @@
+"""The deployment document: what is written is read back, and a mistake is named."""
+
+from pathlib import Path
+
+import pytest
+
+from mortice.specs.deployment import Deployment, Speculation, Transfer, dump_deployment, load_deployment
+from mortice.specs.errors import RequestError
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    deployment = Deployment(
+        model="smollm2",
+        prefill=2,
+        decode=3,
+        speculation=Speculation(method="ngram", max_draft=3),
+        transfer=Transfer(mode="push", transport="tcp"),
+        adapters={"a": "folder"},
+    )
+    path = tmp_path / "deployment.yaml"
+    path.write_text(dump_deployment(deployment))
+    assert load_deployment(path) == deployment
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("model: m\nprefil: 1\n", "prefil"),
+        ("model: m\ndecode: 0\n", "decode"),
+        ("model: m\nlimits: {block_size: 12}\n", "block_size"),
+        ("model: m\ntransfer: {lease_s: 1}\n", "lease_s"),
+        ("model: m\nspeculation: {method: draft}\n", "draft_model"),
+        ("model: m\nprefill: 99\n", "64 workers"),
+        ("prefill: 1\n", "model"),
+        ("model: [", "deployment.yaml"),
+        ("", "deployment.yaml"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "deployment.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=named):
+        load_deployment(path)
