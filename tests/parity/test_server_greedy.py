@@ -272,7 +272,8 @@ REAL_PROMPTS = (
 )
 
 
-async def test_smollm2(small):
+@pytest.mark.slow
+async def test_smollm2():
     """The real model, its GGUF file read by transformers, through prefill and decode workers with all that bends a
     path: chunks, drafts, several answers.
     """

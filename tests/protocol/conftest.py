@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -129,14 +130,18 @@ class RealServer:
 
 
 @pytest.fixture(scope="session")
-def real_server(tmp_path_factory) -> Iterator[RealServer]:
+def smollm2() -> Path:
+    try:
+        return store.pull("smollm2", print)
+    except MorticeError as error:
+        pytest.skip(f"no SmolLM2 here: {error}")
+
+
+@pytest.fixture(scope="session")
+def real_server(smollm2, tmp_path_factory) -> Iterator[RealServer]:
     """`mortice serve` in a process of its own: SmolLM2 in float32, every prompt prefilled by one worker and
     decoded by another.
     """
-    try:
-        folder = store.pull("smollm2", print)
-    except MorticeError as error:
-        pytest.skip(f"no SmolLM2 here: {error}")
     log_file = tmp_path_factory.mktemp("server") / "log.txt"
     options = "--prefill 1 --decode 1 --local-prefill-tokens 0 --dtype float32 --max-context 2048"
     command = [
@@ -155,7 +160,7 @@ def real_server(tmp_path_factory) -> Iterator[RealServer]:
     try:
         line = process.stdout.readline()
         assert line.startswith("listening on http://"), log_file.read_text()
-        yield RealServer(line.split()[-1], "smollm2", str(next(folder.glob("*.gguf"))), str(log_file))
+        yield RealServer(line.split()[-1], "smollm2", str(next(smollm2.glob("*.gguf"))), str(log_file))
     finally:
         process.terminate()
         try:

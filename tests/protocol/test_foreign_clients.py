@@ -84,6 +84,7 @@ def test_llm_command(call, real_server, tmp_path):
     assert isinstance(json.loads(made)["age"], int)
 
 
+@pytest.mark.slow
 def test_guidellm(call, real_server, tmp_path):
     """A load generator's own view: every request done, tokens counted, no error."""
     folder = write_tokenizer(real_server, tmp_path / "tokenizer")

@@ -4,8 +4,11 @@ import asyncio
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from mortice.serve.options import ServeOptions
@@ -56,3 +59,26 @@ async def test_a_second_signal_ends_at_once(serve):
 def test_a_taken_port_is_named():
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="cannot listen on"):
         bind("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_the_start_leaves_nothing(smollm2, number):
+    options = ("--model", "smollm2", "--port", "0", "--dtype", "float32")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mortice", "serve", *options, stderr=asyncio.subprocess.PIPE
+    )
+    workers: list[psutil.Process] = []
+    while not any(segments_of(worker) for worker in workers):  # a worker has its memory, and is not ready yet
+        assert process.returncode is None
+        await asyncio.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    assert b"Traceback" not in said
+    assert not any(worker.is_running() for worker in workers)
+    assert not any(segments_of(worker) for worker in workers)
+
+
+def segments_of(worker: psutil.Process) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"mortice-*.{worker.pid}.*"))

@@ -129,11 +129,12 @@ class LiveCluster:
             await asyncio.sleep(0.05)
         for flight in self._traffic.flights():
             flight.fail(Unavailable("the server is shutting down"))
-        processes = [m.process for m in self._members.values() if m.process is not None]
+        # A worker that has not said hello hears nothing yet: it gets no time to end by itself.
+        processes = [(m.process, 5.0 if m.hello else 0.0) for m in self._members.values() if m.process]
         for member in self._members.values():
             if member.hello is not None:
                 self.send(member.worker_id, Call(id=0, verb="shutdown"))
-        await asyncio.gather(*(self._launcher.end(process, 5.0) for process in processes))
+        await asyncio.gather(*(self._launcher.end(process, grace_s) for process, grace_s in processes))
         sweep(self._shm_prefix, ())
         for task in list(self._tasks):
             task.cancel()

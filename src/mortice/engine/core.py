@@ -109,7 +109,9 @@ class Engine:
         request = message.request
         refusal = self._refusal(message)
         if refusal is not None:
-            return [Deltas([_failed(request.id, i, refusal) for i in range(request.n)])]
+            return [
+                Deltas([_failed(request.id, i, refusal, is_request_at_fault=True) for i in range(request.n)])
+            ]
         sequences = self._sequences_of(message)
         arrival = None
         if message.handoff is not None:
@@ -259,7 +261,7 @@ class Engine:
         try:
             token = sample_one(logits.clone(), decoding.sampler)
         except GrammarError as error:
-            return self._end_with_error(decoding, str(error))
+            return self._end_with_error(decoding, error)
         return self._take(decoding, [token], logits.unsqueeze(0))
 
     def _first_tokens(self, leader: Decoding, logits: Tensor) -> list[Delta]:
@@ -290,7 +292,7 @@ class Engine:
                 if decoding.finish_reason or (i < num_drafts and token != drafts[i]):
                     break
         except GrammarError as error:
-            return self._end_with_error(decoding, str(error))
+            return self._end_with_error(decoding, error)
         self.counters["spec_proposed"] += num_drafts
         self.counters["spec_accepted"] += len(tokens) - 1
         if decoding.draft_length is not None:
@@ -303,7 +305,7 @@ class Engine:
             for token in tokens:
                 decoding.accept(token)
         except GrammarError as error:
-            return self._end_with_error(decoding, str(error))
+            return self._end_with_error(decoding, error)
         return self._report(decoding, tokens, raw)
 
     def _report(self, decoding: Decoding, tokens: list[int], raw: Tensor) -> Delta:
@@ -422,7 +424,11 @@ class Engine:
             except GrammarError as error:
                 request = sequences[0].request
                 over = self._drop_request(request.id)
-                out.append(Deltas([_failed(request.id, i, f"grammar: {error}") for i in range(request.n)]))
+                fault = error.is_request_at_fault
+                failed = [
+                    _failed(request.id, i, str(error), is_request_at_fault=fault) for i in range(request.n)
+                ]
+                out.append(Deltas(failed))
                 if over:
                     out.append(LeaseRelease(over))
         self._compiling = waiting
@@ -489,13 +495,15 @@ class Engine:
         if self._drafter is not None:
             self._drafter.forget(sequence)
 
-    def _end_with_error(self, decoding: Decoding, why: str) -> Delta:
+    def _end_with_error(self, decoding: Decoding, error: GrammarError) -> Delta:
         sequence = decoding.sequence
         decoding.finish_reason = "error"
         if not sequence.prefill_only:
             self.scheduler.finish(sequence)
             self._forget(sequence)
-        return _failed(sequence.request.id, sequence.index, why)
+        return _failed(
+            sequence.request.id, sequence.index, str(error), is_request_at_fault=error.is_request_at_fault
+        )
 
     def _fail_plan(self, plan: StepPlan, why: str) -> list[FromWorker]:
         deltas = []
@@ -517,5 +525,12 @@ class Engine:
         self.pool.check_integrity([*self.scheduler.held_blocks(), *self.handoff.leases.held_blocks()])
 
 
-def _failed(request_id: str, index: int, why: str) -> Delta:
-    return Delta(request_id, index, [], finish_reason="error", error=why)
+def _failed(request_id: str, index: int, why: str, *, is_request_at_fault: bool = False) -> Delta:
+    return Delta(
+        request_id,
+        index,
+        [],
+        finish_reason="error",
+        error=why,
+        is_request_at_fault=is_request_at_fault,
+    )

@@ -10,7 +10,14 @@ from torch import Tensor
 
 
 class GrammarError(Exception):
-    """The grammar cannot be compiled, or the output fell out of step with it."""
+    """The grammar cannot be compiled or followed any further, or the output fell out of step with it.
+
+    `is_request_at_fault` is false for the last alone: that would be a mistake of ours.
+    """
+
+    def __init__(self, message: str, *, is_request_at_fault: bool) -> None:
+        super().__init__(message)
+        self.is_request_at_fault = is_request_at_fault
 
 
 class GrammarMask:
@@ -26,7 +33,7 @@ class GrammarMask:
 
         llg.fill_next_token_bitmask(self._matcher, self._bits, 0)
         if self._matcher.is_error():
-            raise GrammarError(self._matcher.get_error())
+            raise _error_of(self._matcher)
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: logits.shape[-1]]
         logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)
 
@@ -36,7 +43,7 @@ class GrammarMask:
             if self._matcher.is_stopped():
                 return
             if not self._matcher.consume_token(token_id):
-                raise GrammarError(f"token {token_id} does not fit the grammar")
+                raise _error_of(self._matcher)
 
     def copy(self) -> "GrammarMask":
         """The same grammar at the same position, to go its own way (n > 1)."""
@@ -69,12 +76,19 @@ class GrammarCompiler:
 
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer()
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+            raise _error_of(matcher)
         mask = GrammarMask(matcher, self._vocab_size)
         mask.advance(output)
         return mask
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _error_of(matcher: Any) -> GrammarError:
+    """What llguidance says, but for the state of its parser below the first line."""
+    message = matcher.get_error().strip().partition("\n")[0]
+    out_of_step = "doesn't satisfy the grammar" in message  # all else it complains of is a limit that was met
+    return GrammarError(f"the grammar cannot be followed: {message}", is_request_at_fault=not out_of_step)

@@ -13,7 +13,7 @@ from mortice.serve.link import SSE, ClientGone, Link
 from mortice.serve.options import ServeOptions
 from mortice.serve.tally import Tally
 from mortice.serve.voice import Piece, Voice, VoiceSettings
-from mortice.specs.errors import EngineError, MorticeError, Unavailable
+from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable
 from mortice.specs.request import Delta, Request
 
 DONE = b"data: [DONE]\n\n"
@@ -60,7 +60,8 @@ class Run:
             async for delta in deltas:
                 tally.sees(delta)
                 if delta.finish_reason == "error":
-                    raise EngineError(delta.error or "the worker failed while it served the request")
+                    message = delta.error or "the worker failed while it served the request"
+                    raise RequestError(message) if delta.is_request_at_fault else EngineError(message)
                 if delta.finish_reason == "abort" and not self._shows_abort:
                     raise Unavailable("the request was aborted by the server", code="aborted")
                 voice = voices[delta.index]

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from mortice.cluster.live import LiveCluster
 from mortice.serve.app import build_app
@@ -55,7 +57,8 @@ async def serve_deployment(
             beside.add(asyncio.ensure_future(on_ready(url)))
 
     try:
-        await asyncio.gather(cluster.start(), text.start())
+        if not await _unless_told_to_stop(asyncio.gather(cluster.start(), text.start())):
+            return
         await run_server(build_app(cluster, text, options), sock=sock, on_started=started)
     finally:
         for task in beside:
@@ -64,6 +67,31 @@ async def serve_deployment(
         sock.close()
         await text.stop()
         await cluster.stop(0)
+
+
+async def _unless_told_to_stop(starting: asyncio.Future[Any]) -> bool:
+    """Wait for the start; False if a signal ended it. Unhandled, SIGTERM would leave the workers' memory behind."""
+    loop = asyncio.get_running_loop()
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        told = True
+        starting.cancel()
+
+    handled = (signal.SIGTERM, signal.SIGINT)
+    for number in handled:
+        loop.add_signal_handler(number, stop)
+    try:
+        await starting
+    except asyncio.CancelledError:
+        if not told:
+            raise
+        log.info("told to stop before the start was done")
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+    return not told
 
 
 def threads_per_worker(deployment: Deployment) -> int:

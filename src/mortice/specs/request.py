@@ -45,3 +45,4 @@ class Delta(msgspec.Struct, array_like=True, omit_defaults=True):
     logprobs: list[TokenLogprob] | None = None  # one an entry of token_ids, if asked for
     prompt_logprobs: list[TokenLogprob | None] | None = None  # on the first delta, if asked for
     error: str | None = None  # with finish_reason "error": one line for the user
+    is_request_at_fault: bool = False  # with an error: the request is wrong (400), the server is not (500)
