@@ -276,7 +276,8 @@ class LiveCluster:
         member = self._members.get(worker_id.rpartition(".")[0])
         if member is None or member.worker_id != worker_id:
             return  # a life that is over: fenced
-        if member.is_buried and not isinstance(message, Reply):  # why it could not start may come after its end
+        # Why it could not start may come after its end; nothing else is heard then.
+        if member.is_buried and not isinstance(message, Reply):
             return
         member.hear()
         match message:
