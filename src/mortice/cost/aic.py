@@ -95,7 +95,9 @@ def read_parquet(path: Path) -> Columns:
     try:
         import pyarrow.parquet as parquet  # optional: only whoever imports these tables needs it
     except ImportError as error:
-        raise RequestError("reading these tables needs pyarrow: pip install pyarrow", param="folder") from error
+        raise RequestError(
+            "reading these tables needs pyarrow: pip install pyarrow", param="folder"
+        ) from error
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:
@@ -118,7 +120,9 @@ def _table(
 ) -> ProfileTable:
     """Rows with the same sizes (several kernels measured) keep the fastest: an engine picks it."""
     seconds = columns["latency"].astype(float) * 1e-3
-    matrix = np.stack([np.broadcast_to(np.asarray(v, float), seconds.shape) for v in features.values()], axis=1)
+    matrix = np.stack(
+        [np.broadcast_to(np.asarray(v, float), seconds.shape) for v in features.values()], axis=1
+    )
     order = np.lexsort((seconds, *matrix.T))
     matrix, seconds = matrix[order], seconds[order]
     first = np.ones(len(seconds), dtype=bool)
@@ -168,7 +172,9 @@ def _kv_heads(columns: Columns) -> NDArray[Any]:
 
 
 def _prefill(columns: Columns, hardware: str, source: str) -> list[ProfileTable]:
-    columns = _where(columns, (columns["window_size"] == 0) & (columns["kv_cache_dtype"] == columns["attn_dtype"]))
+    columns = _where(
+        columns, (columns["window_size"] == 0) & (columns["kv_cache_dtype"] == columns["attn_dtype"])
+    )
     return [
         _table(
             "prefill_attention",

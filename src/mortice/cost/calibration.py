@@ -84,7 +84,9 @@ class Calibration:
         if len(table) < 2:
             return
         ratios = np.log(table.seconds / modelled(table, Kernels(self.hardware)))
-        self._fields[table.operator, table.variant] = _Field(log_features(table.matrix()), ratios, table.source)
+        self._fields[table.operator, table.variant] = _Field(
+            log_features(table.matrix()), ratios, table.source
+        )
 
     @property
     def covers(self) -> tuple[tuple[str, str], ...]:
@@ -108,9 +110,14 @@ class Calibration:
 
     def assumptions(self) -> tuple[Assumption, ...]:
         """Where the measurements come from, and what lay outside them so far."""
-        known = [Assumption(f"{op} at {variant}", "measured", f.source) for (op, variant), f in self._fields.items()]
+        known = [
+            Assumption(f"{op} at {variant}", "measured", f.source)
+            for (op, variant), f in self._fields.items()
+        ]
         far = [
-            Assumption(f"{op} at {variant}", "extrapolated", f"more than {REACH:g} octaves from any measured size")
+            Assumption(
+                f"{op} at {variant}", "extrapolated", f"more than {REACH:g} octaves from any measured size"
+            )
             for op, variant in sorted(self.extrapolated)
         ]
         return (*known, *far)
@@ -161,7 +168,9 @@ def held_out_report(
     """Calibrate on 1 - `share` of each table and score the rest; `by` is "rows" (any) or "shapes" (whole shapes, as a
     model that nobody measured has)."""
     if by not in ("rows", "shapes") or not 0 < share < 1:
-        raise RequestError(f"held out by rows or shapes, a share between 0 and 1: {by!r}, {share}", param="by")
+        raise RequestError(
+            f"held out by rows or shapes, a share between 0 and 1: {by!r}, {share}", param="by"
+        )
     report = []
     for raw in tables:
         table, _ = guarded(raw, hardware)
@@ -188,9 +197,7 @@ def held_out_report(
     return report
 
 
-def _held_out(
-    table: ProfileTable, share: float, by: str, draw: np.random.Generator
-) -> NDArray[np.bool_]:
+def _held_out(table: ProfileTable, share: float, by: str, draw: np.random.Generator) -> NDArray[np.bool_]:
     if by == "rows":
         return draw.random(len(table)) < share
     keys = np.stack([table.features[name] for name in SHAPE_OF[table.operator]], axis=1)

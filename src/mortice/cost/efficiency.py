@@ -19,6 +19,8 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     gemm_memory: float  # of bandwidth, reading weights
     elementwise_memory: float  # of bandwidth: norms, rotary, activation, residual
     launch_s: float  # floor of a kernel inside a captured graph
+    attention_launch_s: float  # of attention: split over the context, and the parts put together
+    experts_launch_s: float  # of routed experts: sorting, two grouped products, combining
     collective_s: float  # added to the links' latency in a collective
     source: str
 
@@ -34,7 +36,12 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
             Assumption(
                 "matrix products", f"{self.gemm_compute:g} of peak, {self.gemm_memory:g} of bandwidth", why
             ),
-            Assumption("kernel launch", f"{self.launch_s * 1e6:g} us", why),
+            Assumption(
+                "kernel launch",
+                f"{self.launch_s * 1e6:g} us, attention {self.attention_launch_s * 1e6:g}, "
+                f"experts {self.experts_launch_s * 1e6:g}",
+                why,
+            ),
         )
 
 
@@ -45,11 +52,13 @@ def _family(mha: float, mla: float, mfa: float) -> dict[str, float]:
 HOPPER = Efficiency(
     attention_memory=0.90,
     attention_compute=_family(0.62, 0.85, 0.69),
-    prefill_compute=0.60,
+    prefill_compute=0.50,
     gemm_compute=0.70,
     gemm_memory=0.65,
     elementwise_memory=0.70,
-    launch_s=2e-6,
+    launch_s=2.5e-6,
+    attention_launch_s=8e-6,
+    experts_launch_s=20e-6,
     collective_s=6e-6,
     source="fitted to Step-3's Table 9 on H800 and H20 (linears and attention), NCCL tables of H100",
 )
@@ -59,7 +68,6 @@ AMPERE = msgspec.structs.replace(
 BLACKWELL = msgspec.structs.replace(
     HOPPER,
     attention_memory=0.85,
-    launch_s=2.5e-6,
     collective_s=8e-6,
     source="decode attention and NCCL of aiconfigurator's B200 and GB200 tables, the rest as on Hopper",
 )
@@ -77,6 +85,8 @@ PROCESSOR = Efficiency(
     gemm_memory=0.75,
     elementwise_memory=0.60,
     launch_s=5e-6,
+    attention_launch_s=1e-5,
+    experts_launch_s=2e-5,
     collective_s=5e-6,
     source="assumed; measure with `mortice plan profile`",
 )

@@ -15,7 +15,12 @@ from mortice.cost.profile_table import ProfileTable
 from mortice.specs.hardware import HardwareSpec
 
 FASTER_THAN_PHYSICS = 0.92  # of the bound: clocks boost above the specified peak by some percent
-FLOOR_S = 40e-6  # a kernel's launch takes some microseconds; a table that never falls below this times its harness
+FLOOR_S = (
+    40e-6  # a kernel's launch takes some microseconds; a table that never falls below this times its harness
+)
+FLOOR_EXPERTS_S = (
+    120e-6  # the same for experts, whose call is a chain of kernels (routing, two products, combine)
+)
 FLOOR_SPREAD = 1.5  # rows up to this factor above the floor belong to it
 OUTLIER = 4.0  # factor by which a row differs from the median of its neighbours
 SLOW_KERNEL = 10.0  # measured over bound at which a shape has no fast kernel
@@ -68,11 +73,12 @@ def guarded(table: ProfileTable, hardware: HardwareSpec) -> tuple[ProfileTable, 
 def harness_floor(table: ProfileTable, bound: NDArray[np.float64]) -> float:
     """Seconds under which a table's rows never fall although physics would let them: time of the harness, not of the
     kernel. 0 where the smallest rows are as fast as launches are."""
-    tiny = bound < 0.1 * FLOOR_S
+    limit = FLOOR_EXPERTS_S if table.operator == "experts" else FLOOR_S
+    tiny = bound < 0.1 * limit
     if tiny.sum() < 8:
         return 0.0
     lowest = float(np.quantile(table.seconds[tiny], 0.02))
-    return lowest if lowest > FLOOR_S else 0.0
+    return lowest if lowest > limit else 0.0
 
 
 def outliers(table: ProfileTable) -> NDArray[np.bool_]:
@@ -95,7 +101,7 @@ def outliers(table: ProfileTable) -> NDArray[np.bool_]:
 
 def slow_kernels(table: ProfileTable, bound: NDArray[np.float64]) -> tuple[str, ...]:
     """Shapes of attention whose long rows are all far above the roofline: no fast kernel exists for them."""
-    if "attention" not in table.operator or not len(table):
+    if not table.operator.startswith(("decode", "prefill")) or not len(table):
         return ()
     long = bound > 50e-6
     f, found = table.features, []
@@ -105,7 +111,9 @@ def slow_kernels(table: ProfileTable, bound: NDArray[np.float64]) -> tuple[str, 
         factor = float(np.median(table.seconds[rows] / bound[rows]))
         if factor > SLOW_KERNEL:
             heads, kv_heads, dim = (int(value) for value in shape)
-            found.append(f"{heads} query heads on {kv_heads} KV heads of {dim}: {factor:.0f} times the roofline")
+            found.append(
+                f"{heads} query heads on {kv_heads} KV heads of {dim}: {factor:.0f} times the roofline"
+            )
     return tuple(found)
 
 

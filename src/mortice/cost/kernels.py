@@ -112,7 +112,7 @@ class Kernels:
         moved = touched * matrices * hidden * np.asarray(size) * dtype_bytes(dtype)
         moved = moved + loaded * (2.0 * hidden * 2 + 2.0 * np.asarray(size) * (matrices - 1))
         peak = self.peak(dtype) * self.shares.gemm_compute
-        time = 3 * self.shares.launch_s + np.maximum(
+        time = self.shares.experts_launch_s + np.maximum(
             flops / peak, moved / (self.hardware.memory_bytes_per_s * self.shares.gemm_memory)
         )
         features: dict[str, Number] = {
@@ -141,7 +141,7 @@ class Kernels:
         if attention.kind == "linear":
             state = STATE_BYTES * attention.kv_elements / np.asarray(tp) * np.asarray(batch)
             bandwidth = self.hardware.memory_bytes_per_s * self.shares.attention_memory
-            return cast(Number, self.shares.launch_s + 2.0 * state * q_len / bandwidth)
+            return cast(Number, self.shares.attention_launch_s + 2.0 * state * q_len / bandwidth)
         latent = attention.latent_rank > 0
         kv_heads = 1.0 if latent else np.maximum(1.0, attention.num_kv_heads / np.asarray(tp, dtype=float))
         rows = heads / kv_heads * q_len
@@ -154,7 +154,7 @@ class Kernels:
         compute = flops / (self.peak(dtype) * self.shares.attention_compute[attention.family])
         memory = moved / (self.hardware.memory_bytes_per_s * self.shares.attention_memory)
         slow = SLOW_KERNELS.get((self.framework, attention.family), 1.0)
-        time = self.shares.launch_s + slow * smooth_max(compute, memory)
+        time = self.shares.attention_launch_s + slow * smooth_max(compute, memory)
         features = {
             "batch": batch,
             "context": keys,
@@ -194,7 +194,7 @@ class Kernels:
         compute = 2.0 * width * each / (self.peak(dtype) * self.shares.prefill_compute)
         if self.hardware.exp_per_s and attention.kind != "linear":
             compute = np.maximum(compute, each / self.hardware.exp_per_s)
-        time = self.shares.launch_s + compute
+        time = self.shares.attention_launch_s + compute
         features = {
             "batch": batch,
             "tokens": new,
@@ -212,7 +212,12 @@ class Kernels:
         return cast(Number, launches * self.shares.launch_s + np.asarray(moved) / bandwidth)
 
     def peak(self, dtype: str) -> float:
-        return self.hardware.peak(arithmetic_dtype(dtype))
+        """Dense FLOP/s of a product with such weights; four-bit weights are unpacked to BF16 where the hardware does
+        not compute in four bits."""
+        name = arithmetic_dtype(dtype)
+        if name == "fp4" and "fp4" not in self.hardware.peaks:
+            name = "bf16"
+        return self.hardware.peak(name)
 
     def _corrected(self, operator: str, variant: str, features: dict[str, Number], time: Number) -> Number:
         if self.calibration is None:

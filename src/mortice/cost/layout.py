@@ -43,10 +43,15 @@ class Formats(msgspec.Struct, frozen=True, kw_only=True):
     """Dtypes of what is stored, computed and sent (names of `dtypes.BYTES`)."""
 
     weights: str = "bf16"  # FFN and attention projections
+    experts: str = ""  # routed experts; empty: as weights
     attention: str = "bf16"  # arithmetic of scores and values
     kv: str = "bf16"
     wire_out: str = "bf16"  # tokens to experts
     wire_back: str = "bf16"  # their results
+
+    @property
+    def expert_weights(self) -> str:
+        return self.experts or self.weights
 
 
 def layout_fits(model: ModelShape, layout: Layout) -> NDArray[np.bool_]:
@@ -92,7 +97,9 @@ def weights_per_package(model: ModelShape, layout: Layout, formats: Formats) -> 
         shared = group.ffn.matrices * hidden * (group.ffn.dense_size + group.ffn.shared_size) / tp
         routed = group.ffn.matrices * hidden * group.ffn.num_experts * group.ffn.expert_size / stage
         total = total + group.count / pp * (
-            element * (kept + shared + routed) + 2.0 * hidden * group.ffn.num_experts
+            element * (kept + shared)
+            + dtype_bytes(formats.expert_weights) * routed
+            + 2.0 * hidden * group.ffn.num_experts
         )
     return total
 

@@ -22,6 +22,8 @@ IDEAL = Efficiency(
     gemm_memory=1.0,
     elementwise_memory=1.0,
     launch_s=0.0,
+    attention_launch_s=0.0,
+    experts_launch_s=0.0,
     collective_s=0.0,
     source="no loss at all: a lower bound",
 )
@@ -33,7 +35,9 @@ def modelled(table: ProfileTable, kernels: Kernels) -> NDArray[np.float64]:
     if table.operator == "gemm":
         return np.asarray(kernels.gemm(f["m"], f["n"], f["k"], table.variant))
     if table.operator == "experts":
-        return _by_shape(table, ("hidden", "experts", "top_k"), lambda rows, key: _experts(rows, key, kernels))
+        return _by_shape(
+            table, ("hidden", "experts", "top_k"), lambda rows, key: _experts(rows, key, kernels)
+        )
     if table.operator.startswith("decode"):
         return _by_shape(
             table, ("heads", "kv_heads", "head_dim", "q_len"), lambda rows, key: _decode(rows, key, kernels)

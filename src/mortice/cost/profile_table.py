@@ -86,7 +86,9 @@ def read_profile(path: Path) -> list[ProfileTable]:
     for i, row in enumerate(file.rows):
         if row.operator not in FEATURES:
             known = ", ".join(FEATURES)
-            raise RequestError(f"{path}: rows[{i}].operator {row.operator!r}; known are {known}", param="operator")
+            raise RequestError(
+                f"{path}: rows[{i}].operator {row.operator!r}; known are {known}", param="operator"
+            )
         if set(row.features) != set(FEATURES[row.operator]):
             needed = ", ".join(FEATURES[row.operator])
             raise RequestError(f"{path}: rows[{i}].features must be {needed}", param="features")

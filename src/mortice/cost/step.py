@@ -257,7 +257,7 @@ def _ffn(
             layer.num_experts,
             layer.top_k,
             ep,
-            formats.weights,
+            formats.expert_weights,
             imbalance,
             layer.matrices,
         )
