@@ -49,7 +49,9 @@ def operators(folder: Path, by: str) -> list[dict]:
 
 
 def half(row: ServedRow) -> int:
-    key = f"{row.model} {row.hardware} {row.engine} {row.tp} {row.dp} {row.ep} {row.formats} {row.prompt_len} {row.output_len}"
+    """0 or 1 by configuration: its runs at all concurrencies lie on one side."""
+    layout = f"{row.tp} {row.dp} {row.ep} {row.formats}"
+    key = f"{row.model} {row.hardware} {row.engine} {layout} {row.prompt_len} {row.output_len}"
     return hashlib.sha256(key.encode()).digest()[0] % 2
 
 

@@ -67,7 +67,8 @@ class _Field:
         slope = np.linalg.solve(gram, pull[:, :, None])[:, :, 0]
         step = -(slope * centre).sum(axis=1)
         spread = np.abs(deviation).max(axis=1)
-        return np.clip(step, -spread, spread)
+        bounded: NDArray[np.float64] = np.clip(step, -spread, spread)
+        return bounded
 
 
 class Calibration:
@@ -202,4 +203,4 @@ def _held_out(table: ProfileTable, share: float, by: str, draw: np.random.Genera
         return draw.random(len(table)) < share
     keys = np.stack([table.features[name] for name in SHAPE_OF[table.operator]], axis=1)
     shapes, which = np.unique(keys, axis=0, return_inverse=True)
-    return cast(NDArray[np.bool_], (draw.random(len(shapes)) < share)[which.ravel()])
+    return (draw.random(len(shapes)) < share)[which.ravel()]

@@ -59,7 +59,8 @@ def loop_terms(
 
 def tpot_s(terms: NDArray[np.float64], fit: EngineFit) -> NDArray[np.float64]:
     """Seconds between two tokens of a request."""
-    return terms @ np.array([fit.decode, fit.prefill, fit.overhead_s])
+    found: NDArray[np.float64] = terms @ np.array([fit.decode, fit.prefill, fit.overhead_s])
+    return found
 
 
 def fit_engine(terms: NDArray[np.float64], measured_s: NDArray[np.float64], source: str) -> EngineFit:
