@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mortice.cost.collective_fit import TRAFFIC, CollectiveFit, fit_collective
 from mortice.cost.profile_table import ProfileTable
 from mortice.specs.errors import NotFound, RequestError
 
@@ -258,3 +259,28 @@ READERS = {
     "context_mla_perf": _mla_prefill,
     "moe_perf": _moe,
 }
+
+
+def import_collectives(hardware: str, folder: Path | None = None) -> list[CollectiveFit]:
+    """NCCL collectives of a system as fits; the table's message size counts 16-bit elements."""
+    if hardware not in SYSTEMS:
+        raise NotFound(
+            f"aiconfigurator has no tables of {hardware}; it has {', '.join(SYSTEMS)}", param="hardware"
+        )
+    base = wheel_folder(folder) / "data" / SYSTEMS[hardware] / "comm" / "nccl"
+    path = max(base.glob("*/nccl_perf.parquet"), key=lambda each: version_key(each.parent.name), default=None)
+    if path is None:
+        raise NotFound(f"no NCCL table of {hardware} under {base}", param="hardware")
+    columns = read_parquet(path)
+    columns = _where(columns, (columns["nccl_dtype"] == "half") & (columns["latency"] > 0))
+    fits = []
+    for operator in sorted(set(columns["op_name"]) & set(TRAFFIC)):
+        for ranks in sorted(set(columns["num_gpus"])):
+            rows = _where(columns, (columns["op_name"] == operator) & (columns["num_gpus"] == ranks))
+            if len(rows["latency"]) < 4 or ranks < 2:
+                continue
+            moved = 2.0 * rows["message_size"].astype(float)
+            fits.append(
+                fit_collective(str(operator), int(ranks), moved, rows["latency"].astype(float) * 1e-3)
+            )
+    return fits

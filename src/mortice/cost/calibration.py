@@ -5,6 +5,7 @@ inverse square distance and corrected by their local slope, predict it. Beyond `
 fades to the table's median: the answer says `extrapolated`.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -16,7 +17,7 @@ from mortice.cost.assumption import Assumption
 from mortice.cost.guards import GuardReport, guarded, log_features
 from mortice.cost.kernels import Kernels
 from mortice.cost.modelled import modelled
-from mortice.cost.profile_table import FEATURES, ProfileTable
+from mortice.cost.profile_table import FEATURES, ProfileTable, read_profile
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 
@@ -204,3 +205,9 @@ def _held_out(table: ProfileTable, share: float, by: str, draw: np.random.Genera
     keys = np.stack([table.features[name] for name in SHAPE_OF[table.operator]], axis=1)
     shapes, which = np.unique(keys, axis=0, return_inverse=True)
     return (draw.random(len(shapes)) < share)[which.ravel()]
+
+
+def shipped_calibration(hardware: HardwareSpec) -> Calibration | None:
+    """From the profile that ships for this hardware (measured by `mortice plan profile`), or None."""
+    path = Path(__file__).parent / "profiles" / f"{hardware.name}.json"
+    return calibrate(read_profile(path), hardware) if path.is_file() else None
