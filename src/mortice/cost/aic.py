@@ -81,6 +81,43 @@ def import_tables(
     return tables
 
 
+def copied_tables(hardware: str, folder: Path | None = None) -> dict[str, list[str]]:
+    """Tables of a system whose numbers another system has too, to the last digit: file under the system -> the others.
+
+    Two machines never measure alike, so one of them was copied and neither is evidence (the wheel's H100 and H200
+    multi-node DeepEP tables are such).
+    """
+    data = wheel_folder(folder) / "data"
+    mine = data / SYSTEMS[hardware]
+    copies: dict[str, list[str]] = {}
+    for path in sorted(mine.rglob("*.parquet")):
+        name = str(path.relative_to(mine))
+        others = [data / system / name for system in SYSTEMS.values() if system != mine.name]
+        there = [other for other in others if other.is_file() and _rows(other) == _rows(path) > 0]
+        same = [other for other in there if _numbers(other) == _numbers(path)]
+        if same:
+            copies[name] = [str(other.relative_to(data)).split("/")[0] for other in same]
+    return copies
+
+
+def _rows(path: Path) -> int:
+    """Rows of a table; 0 for a file that is none (the wheel has placeholders)."""
+    import pyarrow.parquet as parquet  # optional, see `read_parquet`
+
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except ValueError:
+        return 0
+
+
+def _numbers(path: Path) -> bytes:
+    columns = read_parquet(path)
+    kept = [
+        np.ascontiguousarray(columns[name]) for name in sorted(columns) if columns[name].dtype.kind in "if"
+    ]
+    return b"".join(column.tobytes() for column in kept)
+
+
 def newest(base: Path, table: str, framework: str) -> Path | None:
     """The file of that table with the highest version, or None."""
     found = list(base.glob(f"*/{framework}/*/{table}.parquet"))
