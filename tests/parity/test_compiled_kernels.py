@@ -95,7 +95,7 @@ def test_product_of_groups(kernels, rows, columns, bits):
         step = x.double().view(count, -1, GROUP).abs().amax(-1).div(127).repeat_interleave(GROUP, 1)
         bound = 0.51 * step @ wide.abs().T + 6e-3 * (exact.abs() + x.double().abs() @ wide.abs().T / 2 + 4)
         assert ((found - exact).abs() <= bound).all()
-        assert relative_error(found, exact) < 2e-2
+        assert relative_error(found, exact) < 3e-2
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -60,7 +60,8 @@ void unpack_group_rows(const uint8_t *packed, const int64_t *ids, bf16 *rows, lo
 static inline __m512 load_f16(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
 
 /* A row of x in 8 bits. `quad[k / 4]` are four codes, `step` and `sum` belong to a group of 32: its scale, and
-   what stands for the weights' offset: the sum of the numbers (4 bits) or 128 times that of their codes (8 bits). */
+   what stands for the weights' offset: the sum of the rounded numbers (4 bits) or 128 times that of their codes
+   (8 bits). */
 typedef struct {
     int32_t *quad;
     float *step, *sum;
@@ -75,9 +76,10 @@ static void round_row(const bf16 *x, rounded *row, long k, int bits) {
                       qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
         _mm_storeu_si128((__m128i *)(row->quad + g * 8), _mm512_cvtepi32_epi8(qa));
         _mm_storeu_si128((__m128i *)(row->quad + g * 8 + 4), _mm512_cvtepi32_epi8(qb));
+        const float sum = (float)_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
         row->step[g] = most / 127;
-        row->sum[g] = bits == 4 ? _mm512_reduce_add_ps(_mm512_add_ps(a, b))
-                                : 128.0f * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+        /* Of the rounded numbers: with the exact ones, rounding errors would meet codes instead of weights. */
+        row->sum[g] = bits == 4 ? sum * row->step[g] : sum * 128;
     }
 }
 
