@@ -36,6 +36,14 @@ static inline __attribute__((always_inline)) void attend_share(const bf16 *q, co
         for (long j = 0; j < STEP; j++) {
             const long position = start + (j < count ? j : 0);
             keys[j] = row_of(at->k, at, position), values[j] = row_of(at->v, at, position);
+            const long ahead = start + STEP + j; /* rows of one head lie apart: the processor does not foresee them */
+            if (ahead < last) {
+                const bf16 *key = row_of(at->k, at, ahead), *value = row_of(at->v, at, ahead);
+                for (long i = 0; i < dim; i += 32) {
+                    _mm_prefetch(key + i, _MM_HINT_T0);
+                    _mm_prefetch(value + i, _MM_HINT_T0);
+                }
+            }
         }
         for (long h = 0; h < heads; h++) {
             __m512 dots[STEP];
