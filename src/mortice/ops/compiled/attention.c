@@ -17,47 +17,50 @@ typedef struct {
     long block_size, dim;
 } paged;
 
-static inline const bf16 *row_of(const bf16 *plane, const paged *at, long position) {
-    return plane + at->table[position / at->block_size] * at->block_stride +
-           position % at->block_size * at->row_stride;
+/* Where keys and values first .. first + STEP - 1 lie; the last key stands in for those from `last` on. Rows of one head
+   lie apart, which the processor does not foresee: they are fetched here, a step before they are used. */
+static inline void find_rows(const paged *at, long first, long last, const bf16 **keys, const bf16 **values) {
+    long block = first / at->block_size, offset = first % at->block_size;
+    for (long j = 0; j < STEP; j++) {
+        const long number = at->table[block] * at->block_stride + offset * at->row_stride;
+        keys[j] = at->k + number, values[j] = at->v + number;
+        for (long i = 0; i < at->dim; i += 32) {
+            _mm_prefetch(keys[j] + i, _MM_HINT_T0);
+            _mm_prefetch(values[j] + i, _MM_HINT_T0);
+        }
+        if (first + j + 1 < last && ++offset == at->block_size) offset = 0, block++;
+    }
 }
 
-/* out [heads, dim], maximum and total of `heads` queries over keys first .. last - 1. */
+/* out [heads, dim], maximum and total of `heads` queries over keys first .. last - 1. Of 32 numbers of `out` the first
+   16 belong to the first four of each eight: the order in which pairs of values are taken apart. */
 static inline __attribute__((always_inline)) void attend_share(const bf16 *q, const paged *at, long first, long last,
                                                                 float scale, long heads, float *out, float *maximum,
                                                                 float *total) {
     const long dim = at->dim;
-    float weights[MAX_HEADS][STEP];
-    const bf16 *keys[STEP], *values[STEP];
+    int32_t weights[MAX_HEADS][STEP / 2]; /* bfloat16, two keys each */
+    const bf16 *rows[2][2][STEP];
     for (long h = 0; h < heads; h++) maximum[h] = -INFINITY, total[h] = 0;
     for (long i = 0; i < heads * dim; i += 16) _mm512_storeu_ps(out + i, _mm512_setzero_ps());
-    for (long start = first; start < last; start += STEP) {
+    find_rows(at, first, last, rows[0][0], rows[0][1]);
+    for (long start = first, turn = 0; start < last; start += STEP, turn ^= 1) {
         const long count = last - start < STEP ? last - start : STEP;
+        const bf16 **keys = rows[turn][0], **values = rows[turn][1];
+        if (start + STEP < last) find_rows(at, start + STEP, last, rows[turn ^ 1][0], rows[turn ^ 1][1]);
+        __m512 dots[MAX_HEADS][STEP];
         for (long j = 0; j < STEP; j++) {
-            const long position = start + (j < count ? j : 0);
-            keys[j] = row_of(at->k, at, position), values[j] = row_of(at->v, at, position);
-            const long ahead = start + STEP + j; /* rows of one head lie apart: the processor does not foresee them */
-            if (ahead < last) {
-                const bf16 *key = row_of(at->k, at, ahead), *value = row_of(at->v, at, ahead);
-                for (long i = 0; i < dim; i += 32) {
-                    _mm_prefetch(key + i, _MM_HINT_T0);
-                    _mm_prefetch(value + i, _MM_HINT_T0);
-                }
+            for (long h = 0; h < heads; h++) dots[h][j] = _mm512_setzero_ps();
+            for (long i = 0; i < dim; i += 32) {
+                const __m512bh key = (__m512bh)_mm512_loadu_si512(keys[j] + i);
+                for (long h = 0; h < heads; h++)
+                    dots[h][j] = _mm512_dpbf16_ps(dots[h][j], (__m512bh)_mm512_loadu_si512(q + h * dim + i), key);
             }
         }
         for (long h = 0; h < heads; h++) {
-            __m512 dots[STEP];
-            for (long j = 0; j < STEP; j++) {
-                dots[j] = _mm512_setzero_ps();
-                for (long i = 0; i < dim; i += 32) {
-                    const __m512bh query = (__m512bh)_mm512_loadu_si512(q + h * dim + i);
-                    dots[j] = _mm512_dpbf16_ps(dots[j], query, (__m512bh)_mm512_loadu_si512(keys[j] + i));
-                }
-            }
-            const __m512 scores = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), first_lanes(count), sums_of_16(dots),
-                                                     _mm512_set1_ps(scale));
+            const __m512 scores = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), first_lanes(count),
+                                                     sums_of_16(dots[h]), _mm512_set1_ps(scale));
             const float before = maximum[h], now = fmaxf(before, _mm512_reduce_max_ps(scores));
-            const __m512 weight = _mm512_maskz_mov_ps(first_lanes(count), exp_ps(_mm512_sub_ps(scores, _mm512_set1_ps(now))));
+            const __m512 weight = exp_ps(_mm512_sub_ps(scores, _mm512_set1_ps(now)));
             if (now > before) { /* what is there was weighed against a smaller maximum */
                 const float shrink = expf(before - now);
                 total[h] *= shrink;
@@ -66,18 +69,26 @@ static inline __attribute__((always_inline)) void attend_share(const bf16 *q, co
                                      _mm512_mul_ps(_mm512_loadu_ps(out + h * dim + i), _mm512_set1_ps(shrink)));
                 maximum[h] = now;
             }
-            total[h] += _mm512_reduce_add_ps(weight);
-            _mm512_storeu_ps(weights[h], weight);
+            const __m256i rounded = _mm256_maskz_mov_epi16(first_lanes(count), narrow(weight));
+            total[h] += _mm512_reduce_add_ps(widen(rounded));
+            _mm256_storeu_si256((__m256i *)weights[h], rounded);
         }
-        for (long i = 0; i < dim; i += 16) {
-            __m512 sums[MAX_HEADS];
-            for (long h = 0; h < heads; h++) sums[h] = _mm512_loadu_ps(out + h * dim + i);
-            for (long j = 0; j < count; j++) {
-                const __m512 value = load_bf16(values[j] + i);
-                for (long h = 0; h < heads; h++)
-                    sums[h] = _mm512_fmadd_ps(_mm512_set1_ps(weights[h][j]), value, sums[h]);
+        for (long i = 0; i < dim; i += 32) {
+            __m512 low[MAX_HEADS], high[MAX_HEADS];
+            for (long h = 0; h < heads; h++)
+                low[h] = _mm512_loadu_ps(out + h * dim + i), high[h] = _mm512_loadu_ps(out + h * dim + i + 16);
+            for (long j = 0; j < STEP; j += 2) { /* values of two keys side by side, weighed in one go */
+                const __m512i one = _mm512_loadu_si512(values[j] + i), two = _mm512_loadu_si512(values[j + 1] + i);
+                const __m512bh left = (__m512bh)_mm512_unpacklo_epi16(one, two);
+                const __m512bh right = (__m512bh)_mm512_unpackhi_epi16(one, two);
+                for (long h = 0; h < heads; h++) {
+                    const __m512bh pair = (__m512bh)_mm512_set1_epi32(weights[h][j / 2]);
+                    low[h] = _mm512_dpbf16_ps(low[h], pair, left);
+                    high[h] = _mm512_dpbf16_ps(high[h], pair, right);
+                }
             }
-            for (long h = 0; h < heads; h++) _mm512_storeu_ps(out + h * dim + i, sums[h]);
+            for (long h = 0; h < heads; h++)
+                _mm512_storeu_ps(out + h * dim + i, low[h]), _mm512_storeu_ps(out + h * dim + i + 16, high[h]);
         }
     }
 }
@@ -136,13 +147,17 @@ int paged_attention(const bf16 *q, long q_stride, const bf16 *k, const bf16 *v, 
             for (long i = 0; i < splits; i++)
                 total += parts[i * width + MAX_HEADS * (dim + 1) + lane] *
                          expf(parts[i * width + MAX_HEADS * dim + lane] - maximum);
-            for (long i = 0; i < dim; i += 16) {
-                __m512 sum = _mm512_setzero_ps();
+            const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+            for (long i = 0; i < dim; i += 32) {
+                __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
                 for (long j = 0; j < splits; j++) {
-                    const float weight = expf(parts[j * width + MAX_HEADS * dim + lane] - maximum);
-                    sum = _mm512_fmadd_ps(_mm512_set1_ps(weight), _mm512_loadu_ps(parts + j * width + lane * dim + i), sum);
+                    const float *part = parts + j * width + lane * dim + i;
+                    const __m512 weight = _mm512_set1_ps(expf(parts[j * width + MAX_HEADS * dim + lane] - maximum) / total);
+                    low = _mm512_fmadd_ps(weight, _mm512_loadu_ps(part), low);
+                    high = _mm512_fmadd_ps(weight, _mm512_loadu_ps(part + 16), high);
                 }
-                store_bf16(out + row * dim + i, _mm512_mul_ps(sum, _mm512_set1_ps(1 / total)));
+                const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+                _mm512_storeu_si512(out + row * dim + i, _mm512_permutexvar_epi64(order, both));
             }
         }
     }
