@@ -15,6 +15,7 @@ from mortice.models import store
 from mortice.obs.log import setup_log
 from mortice.serve.options import ServeOptions, read_api_keys
 from mortice.serve.start import serve_deployment
+from mortice.specs.checked import checked
 from mortice.specs.deployment import Deployment, load_deployment
 from mortice.specs.errors import RequestError
 
@@ -204,11 +205,7 @@ def _override(deployment: Deployment, **given: Any) -> Deployment:
             document[name] |= value
         elif value is not None:
             document[name] = value
-    try:
-        return msgspec.convert(document, Deployment)
-    except msgspec.ValidationError as error:
-        where = str(error).rpartition("$.")[2].rstrip("`")
-        raise RequestError(str(error).replace("`", ""), param=where) from error
+    return checked(document, Deployment)
 
 
 def _name_and_folder(text: str) -> tuple[str, str]:

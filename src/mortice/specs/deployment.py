@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 import yaml
 
+from mortice.specs.checked import checked
 from mortice.specs.errors import RequestError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -68,7 +69,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     prefill: int = 1
     decode: int = 1
     threads: int | None = None  # compute threads a worker; None: cores divided by workers
-    device: str = "auto"  # auto | cpu | cuda
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False  # the same text at any concurrency
     seed: int = 0
     local_prefill_tokens: int = (
@@ -112,11 +113,13 @@ def load_deployment(path: str | Path) -> Deployment:
     """Read and check a YAML deployment document. Raises RequestError with the place of the mistake."""
     try:
         document = yaml.safe_load(Path(path).read_text())
-        deployment = msgspec.convert(document, Deployment)
+        deployment = checked(document, Deployment)
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}", param="deployment") from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except yaml.YAMLError as error:
         raise RequestError(f"{path}: {' '.join(str(error).split())}", param="deployment") from error
+    except RequestError as error:
+        raise RequestError(f"{path}: {error.message}", param="deployment") from error
     deployment.check()
     return deployment
 
