@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.set-up
 
-.PHONY: setup run test check bench clean
+.PHONY: setup model run test check bench clean
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -18,12 +18,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve,trace,bench,dev]'
 	touch $@
 
-run: setup
+model: setup
 	$(BIN)/mortice pull smollm2
+
+run: model
 	$(BIN)/mortice serve --model smollm2 --prefill 1 --decode 1 --ask "What is the capital of France?"
 
 test: setup
-	$(BIN)/mortice pull smollm2 || echo "tests that want a real model will be skipped"
+	$(MAKE) model || echo "tests that want a real model will be skipped"
 	$(BIN)/pytest -m "not slow"
 
 check: setup

@@ -80,6 +80,7 @@ class FakeCluster:
     What happened stands in:
       requests          every request, in order of arrival
       cancelled         ids of requests whose iterator was closed before they ended
+      ended             (request id, index) of sequences that `end_sequence` ended
       calls             (verb, args, worker_id) of every admin call
     """
 
@@ -114,6 +115,7 @@ class FakeCluster:
         self.error_delta_after: int | None = None
         self.requests: list[Request] = []
         self.cancelled: list[str] = []
+        self.ended: list[tuple[str, int]] = []
         self.calls: list[tuple[str, dict[str, Any], str | None]] = []
         self.state = "starting"
         self._sleep = sleep
@@ -160,6 +162,11 @@ class FakeCluster:
                 if self.fail_after and told >= self.fail_after[0]:
                     raise self.fail_after[1]
                 for sequence in live:
+                    if (request.id, sequence.index) in self.ended:
+                        sequence.done = True
+                        ended = all(s.done for s in sequences)
+                        yield Delta(request.id, sequence.index, [], finish_reason="abort")
+                        continue
                     delta = sequence.step(
                         self.tokens_per_delta, self.model.weight_version, self.error_delta_after
                     )
@@ -187,6 +194,10 @@ class FakeCluster:
             )
         if request.adapter is not None and request.adapter not in self.model.adapters:
             raise NotFound(f"no adapter named {request.adapter!r}", param="model")
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        if request_id in self._running:
+            self.ended.append((request_id, index))
 
     def num_in_flight(self) -> int:
         return len(self._running)

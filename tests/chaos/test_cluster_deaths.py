@@ -162,6 +162,31 @@ async def test_sampled_text_survives_the_death_of_its_worker() -> None:
         assert got == expected
 
 
+async def test_an_ended_sequence_is_gone_within_a_step_and_its_siblings_get_their_text() -> None:
+    async with cluster(1, 1) as live:
+
+        def make(name: str) -> Request:
+            return request_of(name, prompt_of(20, 3), 40, temperature=1.0, seed=5, n=3)
+
+        expected: dict[int, list[int]] = {0: [], 1: [], 2: []}
+        async for delta in live.generate(make("calm")):
+            expected[delta.index] += delta.token_ids
+        got: dict[int, list[int]] = {0: [], 1: [], 2: []}
+        reasons = {}
+        async for delta in live.generate(make("cut")):
+            got[delta.index] += delta.token_ids
+            if delta.finish_reason is not None:
+                reasons[delta.index] = delta.finish_reason
+            if len(got[1]) == 5:
+                live.end_sequence("cut", 1)
+        assert got[0] == expected[0]
+        assert got[2] == expected[2]
+        assert got[1] == expected[1][: len(got[1])]
+        assert reasons[1] == "abort"
+        answers = await at_rest(live)
+        assert all(a["num_free_blocks"] == a["num_blocks"] for a in answers.values())
+
+
 async def test_verbs_reach_every_worker_and_outlive_a_restart() -> None:
     async with cluster(1, 1) as live:
         await live.call("update_weights", {"path": "fake:4", "version": 4})

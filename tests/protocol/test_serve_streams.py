@@ -174,6 +174,23 @@ async def test_multi_token_deltas_that_pass_a_stop_string_bill_only_what_is_show
     assert answer.json()["usage"]["completion_tokens"] == 5
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_sequence_that_met_its_stop_string_is_ended_and_its_sibling_goes_on(server, stream):
+    server.cluster.script = lambda request, index: list(b"one STOP" if index else b"two and on and on")
+    server.cluster.pace_s = 0.001
+    body = {"prompt": "Hi", "n": 2, "stop": "STO", "stream": stream}
+    if stream:
+        lines = await lines_of(server, "/v1/completions", body)
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    else:
+        choices = (await server.http.post("/v1/completions", json=body)).json()["choices"]
+    texts = ["".join(c["text"] for c in choices if c["index"] == i) for i in (0, 1)]
+    assert texts == ["two and on and on", "one "]
+    assert server.cluster.ended == [(server.cluster.requests[0].id, 1)]
+    assert server.cluster.cancelled == []
+
+
 async def test_generate_gives_tokens_versions_and_logprobs(server):
     body = {"token_ids": [72], "logprobs": 1, "prompt_logprobs": 0, "n": 2}
     answer = (await server.http.post("/generate", json=body)).json()

@@ -106,6 +106,7 @@ class World:
         self.expected: dict[str, list[list[int]]] = {}
         self.failed: dict[str, MorticeError] = {}
         self.cancelled: set[str] = set()
+        self.ended: set[tuple[str, int]] = set()
         self.num_closed = 0
         for place in num_blocks:
             self.start(place)
@@ -154,7 +155,9 @@ class World:
                 assert item.error is None, item
                 given, expected = flight.given[item.index], self.expected[request.id][item.index]
                 assert given == expected[: len(given)], f"{request.id}[{item.index}] went astray"
-                if item.finish_reason is not None:
+                if item.finish_reason == "abort":
+                    assert (request.id, item.index) in self.ended
+                elif item.finish_reason is not None:
                     assert given == expected, f"{request.id}[{item.index}] ended early"
 
         flight = Flight(request, names, hear)
@@ -165,6 +168,14 @@ class World:
         self.cancelled.add(request_id)
         self.traffic.close(flight)
         self.num_closed += 1
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """What the edge says when a text has met its stop string. Its first token must be out."""
+        (flight,) = [f for f in self.traffic.flights() if f.request.id == request_id]
+        if flight.given[index] and index not in flight.finished:
+            self.ended.add((request_id, index))
+            self.traffic.end_sequence(request_id, index)
+            self.hang_up()
 
     def hang_up(self) -> None:
         """The edge closes what is over."""

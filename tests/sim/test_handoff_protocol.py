@@ -107,6 +107,13 @@ class Handoff(RuleBasedStateMachine):
         flights = self.world.traffic.flights()
         self.world.cancel(flights[lot % len(flights)].request.id)
 
+    @precondition(lambda self: len(self.world.traffic))
+    @rule(lot=st.integers(0, 99), index=st.integers(0, 2))
+    def end_sequence(self, lot: int, index: int) -> None:
+        flights = self.world.traffic.flights()
+        request = flights[lot % len(flights)].request
+        self.world.end_sequence(request.id, index % request.n)
+
     @precondition(lambda self: any(w.is_alive for w in self.world.workers.values()))
     @rule(place=st.sampled_from(PLACES))
     def crash(self, place: str) -> None:

@@ -1,17 +1,27 @@
 """Traffic without workers: what is said to whom; and the words of the dead."""
 
+import signal
 from typing import Any
 
 from mortice.cluster.flight import Flight
 from mortice.cluster.live import LiveCluster
 from mortice.cluster.traffic import Traffic
 from mortice.sched.prefix_map import PrefixMap
-from mortice.sched.recovery import MAX_ATTEMPTS
+from mortice.sched.recovery import MAX_ATTEMPTS, is_blamed
 from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import MorticeError
 from mortice.specs.kv import KVDescriptor, KVLayout, PoolAddress
-from mortice.specs.messages import Abort, Deltas, Hello, LeaseRelease, Prefilled, Submit, ToWorker
+from mortice.specs.messages import (
+    Abort,
+    Deltas,
+    EndSequence,
+    Hello,
+    LeaseRelease,
+    Prefilled,
+    Submit,
+    ToWorker,
+)
 from mortice.specs.request import Delta, Request
 from mortice.specs.sampling import SamplingParams
 
@@ -117,6 +127,40 @@ def test_deaths_count_against_a_request_only_as_long_as_it_makes_no_progress() -
     assert flight.is_over
 
 
+def test_deaths_by_a_hand_from_outside_never_count() -> None:
+    traffic, crew, flight, heard = fly()
+    for _ in range(5 * MAX_ATTEMPTS):
+        worker = flight.worker_id or ""
+        crew.replace(worker)
+        traffic.worker_died(worker, blamed=False)
+    assert not heard
+    killed = -signal.SIGKILL
+    assert not is_blamed(killed, was_silenced=False, ran_out_of_memory=False)
+    assert is_blamed(killed, was_silenced=True, ran_out_of_memory=False)
+    assert is_blamed(killed, was_silenced=False, ran_out_of_memory=True)
+    assert is_blamed(-signal.SIGSEGV, was_silenced=False, ran_out_of_memory=False)
+    assert is_blamed(1, was_silenced=False, ran_out_of_memory=False)
+
+
+def test_a_sequence_that_is_ended_frees_its_worker_and_is_not_taken_up_again() -> None:
+    traffic, crew, flight, heard = fly(n=2)
+    first = [Delta("r", 0, [5]), Delta("r", 1, [6])]
+    traffic.hear("prefill-0.1", Prefilled(request_id="r", first=first, descriptor=lease("prefill-0.1/1")))
+    traffic.end_sequence("r", 0)
+    assert crew.said[-1] == ("decode-0.1", EndSequence("r", 0))
+    traffic.hear("decode-0.1", Deltas([Delta("r", 0, [7]), Delta("r", 1, [8])]))
+    assert flight.given == [[5], [6, 8]]
+    crew.replace("decode-0.1")
+    traffic.worker_died("decode-0.1")
+    (again,) = [m for w, m in crew.said if w == "decode-0.2" and isinstance(m, Submit)]
+    assert again.resumed == [None, [6, 8]]
+    traffic.end_sequence("r", 1)
+    traffic.end_sequence("r", 1)
+    assert crew.said[-1] == ("decode-0.2", Abort(["r"]))
+    assert flight.is_over
+    assert [d.finish_reason for d in heard if isinstance(d, Delta)] == [None, None, "abort", None, "abort"]
+
+
 def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> None:
     live = LiveCluster(Deployment(model="fake:"), model_path="fake:", draft_model_path=None, threads=1)
     member = live._members["decode-0"]
@@ -134,6 +178,6 @@ def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> No
     )
     live._hear(member.worker_id, hello)
     assert live.loads({}, {})
-    live._bury(member)
+    live._bury(member, blamed=False)
     live._hear(member.worker_id, hello)
     assert not live.loads({}, {}), "requests would go to a worker whose death was already dealt with"

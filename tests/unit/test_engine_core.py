@@ -11,7 +11,7 @@ from mortice.models.fake import reference_tokens
 from mortice.sched.sequence import Sequence
 from mortice.specs.deployment import Speculation
 from mortice.specs.errors import RequestError, WrongState
-from mortice.specs.messages import Abort, Submit
+from mortice.specs.messages import Abort, EndSequence, Submit
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -124,6 +124,28 @@ def test_an_abort_frees_everything_at_once(make_rig: Any, make_request: Any, tur
     rig.run()
     assert rig.tokens("stays") == reference_tokens(prompt_of(7), 9)
     assert rig.engine.pool.num_free == 64
+
+
+@pytest.mark.parametrize("turns", range(2, 9))
+def test_an_ended_sequence_frees_its_blocks_and_its_siblings_go_on(
+    make_rig: Any, make_request: Any, turns: int
+) -> None:
+    rig = make_rig(num_blocks=16, token_budget=24)
+    sampling = {"n": 3, "max_tokens": 20, "temperature": 1.0, "seed": 4}
+    whole = make_rig()
+    whole.submit(Submit(request=make_request("r", prompt_of(13), **sampling)))
+    whole.run()
+    rig.submit(Submit(request=make_request("r", prompt_of(13), **sampling)))
+    for _ in range(turns):
+        rig.turn()
+    rig.engine.hear(EndSequence("r", 1))
+    rig.engine.hear(EndSequence("r", 7))
+    rig.engine.check_integrity()
+    assert [s.index for s in rig.engine.scheduler.sequences() if s.index == 1] == []
+    rig.run()
+    assert [rig.tokens("r", i) for i in (0, 2)] == [whole.tokens("r", i) for i in (0, 2)]
+    assert len(rig.tokens("r", 1)) < len(whole.tokens("r", 1))
+    assert rig.engine.pool.num_free == 16
 
 
 def test_stop_tokens_end_the_text_and_are_reported(make_rig: Any, make_request: Any) -> None:

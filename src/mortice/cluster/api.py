@@ -57,6 +57,12 @@ class Cluster(Protocol):
         one that can never run (longer than a pool), Unavailable, WrongState or EngineError.
         """
 
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """Nobody reads this sequence of a running request any more, its text having met a stop string: it ends with finish
+        reason "abort" and frees what it holds within a step, its siblings go on. Unknown ones are ignored, for they may
+        have ended by themselves. Only a sequence that gave a token may be ended.
+        """
+
     def num_in_flight(self) -> int: ...
 
     def ready(self) -> bool:

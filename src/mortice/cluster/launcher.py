@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -50,3 +51,12 @@ def kill(process: asyncio.subprocess.Process) -> None:
         process.send_signal(signal.SIGKILL)
     except ProcessLookupError:
         return  # already gone
+
+
+def oom_kills() -> int:
+    """Processes of this machine that the kernel has killed for want of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -22,11 +22,12 @@ import zmq.asyncio
 from mortice.cluster.api import Happening, ModelInfo, WorkerInfo
 from mortice.cluster.feed import Feed
 from mortice.cluster.flight import Flight
-from mortice.cluster.launcher import LocalLauncher, kill
+from mortice.cluster.launcher import LocalLauncher, kill, oom_kills
 from mortice.cluster.member import Member
 from mortice.cluster.traffic import Traffic
 from mortice.engine.config import WorkerConfig
 from mortice.sched.prefix_map import PrefixMap, block_names
+from mortice.sched.recovery import is_blamed
 from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable, WrongState
@@ -89,6 +90,7 @@ class LiveCluster:
         self._standing: list[tuple[str, dict[str, Any]]] = []  # verbs that a new life of a worker must repeat
         self._feed = Feed()
         self._stopping = False
+        self._num_oom_kills = oom_kills()
         self._model: ModelInfo | None = None
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
@@ -172,6 +174,9 @@ class LiveCluster:
                 yield item
         finally:
             self._traffic.close(flight)
+
+    def end_sequence(self, request_id: str, index: int) -> None:
+        self._traffic.end_sequence(request_id, index)
 
     def num_in_flight(self) -> int:
         return len(self._traffic)
@@ -310,7 +315,7 @@ class LiveCluster:
         assert self._folder is not None
         member.life += 1
         member.hello = member.stats = None
-        member.is_buried = False
+        member.is_buried = member.is_silenced = False
         member.started_s = time.monotonic()
         config = WorkerConfig(
             worker_id=member.worker_id,
@@ -335,7 +340,12 @@ class LiveCluster:
         lived_s = time.monotonic() - member.started_s
         log.warning("worker %s ended with code %s after %.1f s", worker_id, code, lived_s)
         self._feed.publish("worker", worker_id=worker_id, detail=f"ended with code {code}")
-        self._bury(member)
+        num_oom_kills = oom_kills()
+        ran_out_of_memory, self._num_oom_kills = num_oom_kills > self._num_oom_kills, num_oom_kills
+        self._bury(
+            member,
+            blamed=is_blamed(code, was_silenced=member.is_silenced, ran_out_of_memory=ran_out_of_memory),
+        )
         if member.failure is not None:
             return  # it said why it cannot start; trying again would change nothing
         delay_s = member.restarts.died(became_ready=was_ready, lived_s=lived_s)
@@ -348,7 +358,7 @@ class LiveCluster:
         if not self._stopping:
             await self._launch(member)
 
-    def _bury(self, member: Member) -> None:
+    def _bury(self, member: Member, *, blamed: bool) -> None:
         """The worker is gone: its calls fail, its prefixes are forgotten, its requests go elsewhere."""
         worker_id, hello = member.worker_id, member.hello
         member.hello, member.is_buried = None, True
@@ -364,7 +374,7 @@ class LiveCluster:
                 del self._calls[call_id]
                 if not future.done():
                     future.set_exception(EngineError(f"worker {worker_id} died during the call"))
-        self._traffic.worker_died(worker_id)
+        self._traffic.worker_died(worker_id, blamed=blamed)
 
     def _welcome(self, member: Member, hello: Hello) -> None:
         member.hello = hello
@@ -392,6 +402,7 @@ class LiveCluster:
             for member in self._members.values():
                 if member.hello and member.process and now - max(member.heard_s, member.ready_s) > SILENCE_S:
                     log.error("worker %s has been silent for %.0f s: killing it", member.worker_id, SILENCE_S)
+                    member.is_silenced = True
                     kill(member.process)
 
     def _remember(self, verb: str, args: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ class Member:
     process: asyncio.subprocess.Process | None = None
     hello: Hello | None = None  # None until the worker can serve
     is_buried: bool = False  # its death was dealt with: last words that arrive only now are ignored
+    is_silenced: bool = False  # killed by us, because it said nothing any more
     stats: WorkerStats | None = None
     failure: str | None = None  # why the place was given up
     failure_status: int = 500  # HTTP status the failure would be: below 500 the user can mend it

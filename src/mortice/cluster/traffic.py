@@ -14,6 +14,7 @@ from mortice.specs.errors import EngineError, Unavailable
 from mortice.specs.messages import (
     Abort,
     Deltas,
+    EndSequence,
     LeaseRelease,
     LeaseRenew,
     Prefilled,
@@ -91,6 +92,17 @@ class Traffic:
             self._crew.send(flight.worker_id, Abort([flight.request.id]))
         self._end_lease(flight)
 
+    def end_sequence(self, request_id: str, index: int) -> None:
+        """This sequence ends here and on its worker; the rest of its request goes on."""
+        flight = self._flights.get(request_id)
+        if flight is None or index in flight.finished:
+            return
+        worker_id = flight.worker_id
+        flight.take(Delta(request_id, index, [], finish_reason="abort"))
+        if worker_id is not None:
+            over = flight.is_over
+            self._crew.send(worker_id, Abort([request_id]) if over else EndSequence(request_id, index))
+
     # -- words of workers ---------------------------------------------------------------------------------------
 
     def hear(self, worker_id: str, message: Word) -> None:
@@ -109,14 +121,15 @@ class Traffic:
 
     # -- workers that come and go -------------------------------------------------------------------------------
 
-    def worker_died(self, worker_id: str) -> None:
-        """Its requests go elsewhere. By now the crew does not count it among the living, and has told them `PeerGone`."""
+    def worker_died(self, worker_id: str, *, blamed: bool = True) -> None:
+        """Its requests go elsewhere. By now the crew does not count it among the living, and has told them `PeerGone`.
+        `blamed`: one of them may have been the cause."""
         for flight in self.flights():
             if flight.descriptor is not None and owner_of(flight.descriptor.lease_id) == worker_id:
                 flight.descriptor = None
             if flight.worker_id == worker_id and not flight.is_over:
                 self._end_lease(flight)
-                flight.num_attempts += 1
+                flight.num_attempts += blamed
                 if should_retry(flight.num_attempts):
                     self._dispatch(flight)
                 else:
@@ -132,7 +145,7 @@ class Traffic:
 
     def _prefilled(self, worker_id: str, message: Prefilled) -> None:
         flight = self._flights.get(message.request_id)
-        if flight is None or flight.worker_id != worker_id:
+        if flight is None or flight.worker_id != worker_id or flight.is_over:
             if message.descriptor is not None:
                 self._crew.send(worker_id, LeaseRelease([message.descriptor.lease_id]))
             return

@@ -15,6 +15,7 @@ from torch import Tensor
 from mortice.engine.decoding import Decoding
 from mortice.engine.guided import GrammarCompiler, GrammarError, GrammarMask
 from mortice.engine.handoff import Handoff
+from mortice.engine.idle import DeviceIdle
 from mortice.engine.ledger import Ledger
 from mortice.engine.runner import LogitRows, Runner
 from mortice.engine.sampler import SamplerState, sample_batch, sample_one, token_logprobs
@@ -27,6 +28,7 @@ from mortice.specs.messages import (
     Abort,
     Call,
     Deltas,
+    EndSequence,
     FromWorker,
     LeaseRelease,
     LeaseRenew,
@@ -66,6 +68,7 @@ class Engine:
         self.pool = pool
         self.handoff = handoff
         self.ledger = ledger
+        self.idle = DeviceIdle(runner.device)
         self.clock = clock
         self.weight_version = 0
         self.adapters: set[str] = set()
@@ -90,6 +93,8 @@ class Engine:
                 return self.submit(message)
             case Abort():
                 return self.abort(message)
+            case EndSequence():
+                return self.end_sequence(message)
             case LeaseRenew(lease_ids):
                 self.handoff.leases.renew(lease_ids, self.clock())
             case LeaseRelease(lease_ids):
@@ -132,6 +137,28 @@ class Engine:
         for request_id in message.request_ids:
             over += self._drop_request(request_id)
             self.handoff.cancel(request_id)
+        return [LeaseRelease(over)] if over else []
+
+    def end_sequence(self, message: EndSequence) -> list[FromWorker]:
+        """One of a request's sequences is wanted no more. A leader that has not forked yet speaks for all of them."""
+        ended = [
+            s
+            for s in self._decoding
+            if s.request.id == message.request_id and s.index == message.index and not s.num_forks
+        ]
+        over: list[str] = []
+        for sequence in ended:
+            self._forget(sequence)
+            arrival = self.scheduler.end(sequence)
+            for entry in self._compiling:
+                if sequence in entry[0]:
+                    where = entry[0].index(sequence)
+                    del entry[0][where], entry[2][where]
+                    arrival = entry[1] if not entry[0] else None
+            if arrival is not None:
+                self.handoff.withdraw(arrival.lease_id)
+                over.append(arrival.lease_id)
+        self._compiling = [entry for entry in self._compiling if entry[0]]
         return [LeaseRelease(over)] if over else []
 
     def push(self, message: PushTarget) -> list[FromWorker]:
@@ -188,13 +215,14 @@ class Engine:
                 if order is not None:
                     out.append(order)
         if not plan.chunks:
+            self.idle.forget()
             return False, out
         rows: list[LogitRows] = []
         try:
             with stage("prepare"):
                 self.runner.copy_blocks(plan.copies)
                 step, rows = self.runner.prepare(plan)
-            with stage("forward"):
+            with stage("forward"), self.idle:
                 logits = self.runner.forward(step)
             with stage("sample"), torch.inference_mode():
                 out += self._advance(plan, rows, logits)
@@ -208,6 +236,8 @@ class Engine:
             context_tokens=sum(chunk.start + chunk.count for chunk in plan.chunks),
             num_outputs=len(rows),
         )
+        if not self.has_work:
+            self.idle.forget()
         return True, out
 
     def _advance(self, plan: StepPlan, rows: list[LogitRows], logits: Tensor) -> list[FromWorker]:

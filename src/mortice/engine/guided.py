@@ -1,5 +1,6 @@
 """Grammars at work: one llguidance matcher a sequence, compiled off the loop, advanced with every accepted token."""
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class GrammarError(Exception):
@@ -72,6 +75,19 @@ class GrammarCompiler:
         return self._threads.submit(self._compile, grammar, tuple(output))
 
     def _compile(self, grammar: str, output: Sequence[int]) -> GrammarMask:
+        try:
+            return self._build(grammar, output)
+        except GrammarError:
+            raise
+        except (
+            Exception
+        ) as error:  # a tokenizer that cannot be loaded, say: the request fails, not the worker
+            log.exception("no grammar can be made")
+            raise GrammarError(
+                f"the engine cannot make a grammar: {error}", is_request_at_fault=False
+            ) from error
+
+    def _build(self, grammar: str, output: Sequence[int]) -> GrammarMask:
         import llguidance
 
         if self._tokenizer is None:

@@ -23,7 +23,7 @@ from mortice.specs.kv import KVDescriptor
 from mortice.specs.messages import Pushed, PushTarget
 from mortice.transport.base import KVTransport, Pool, TransferResult
 from mortice.transport.descriptor import check_landed, describe, describe_target
-from mortice.transport.errors import TransferError
+from mortice.transport.errors import Corrupt, TransferError
 
 
 @dataclass(slots=True)
@@ -32,6 +32,7 @@ class HandoffCounters:
     receive_s: float = 0.0
     num_received: int = 0
     num_failed: int = 0
+    num_corrupt: int = 0  # blocks
     num_expired: int = 0
 
 
@@ -137,15 +138,16 @@ class Handoff:
     def pushed(self, word: Pushed, blocks: list[int]) -> TransferResult:
         """The owner says it wrote `blocks`; trust it only if the checksums of its descriptor agree."""
         source = self._offers.get(word.lease_id)
-        error = word.error
+        error, num_corrupt = word.error, 0
         if error is None and source is not None and blocks:
             expected = [ref.checksum for ref in source.blocks[-len(blocks) :]]
             try:
                 check_landed(self._memory.blocks, np.array(blocks), expected, source.pool.checksum)
             except TransferError as mismatch:
                 error = str(mismatch)
+                num_corrupt = mismatch.num_blocks if isinstance(mismatch, Corrupt) else 0
         num_bytes = len(blocks) * self._memory.address.block_bytes
-        return TransferResult(word.lease_id, num_bytes, 0.0, error)
+        return TransferResult(word.lease_id, num_bytes, 0.0, error, num_corrupt)
 
     def landed(self, blocks: list[int]) -> None:
         """A fetch into these blocks is complete and verified: bring them to where the model reads."""
@@ -182,6 +184,7 @@ class Handoff:
             self.counters.receive_s += result.seconds
         else:
             self.counters.num_failed += 1
+            self.counters.num_corrupt += result.num_corrupt
 
     def _finish(self, result: TransferResult) -> None:
         self._results.put(result)
@@ -189,7 +192,9 @@ class Handoff:
 
     def _done_push(self, lease_id: str) -> Callable[[TransferResult], None]:
         def done(result: TransferResult) -> None:
-            self._finish(TransferResult(lease_id, result.num_bytes, result.seconds, result.error))
+            self._finish(
+                TransferResult(lease_id, result.num_bytes, result.seconds, result.error, result.num_corrupt)
+            )
 
         return done
 

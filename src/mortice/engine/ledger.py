@@ -41,6 +41,7 @@ class Ledger:
         self.step_s: dict[str, float] = {}
         self.total_s: dict[str, float] = {}
         self.num_steps = 0
+        self.flops = self.read_bytes = self.write_bytes = 0  # of all steps
         self._file: TextIO | None = None
         if path is not None:
             self._file = Path(f"{path}.{worker_id}").open("a", buffering=1)  # noqa: SIM115 - closed by close()
@@ -51,6 +52,11 @@ class Ledger:
     def end_step(self, *, num_seqs: int, num_tokens: int, context_tokens: int, num_outputs: int) -> None:
         """`context_tokens`: tokens of KV that attention read, summed over sequences."""
         self.num_steps += 1
+        kv_read_bytes, kv_write_bytes = context_tokens * self.kv_token_bytes, num_tokens * self.kv_token_bytes
+        flops = num_tokens * self.flops_per_token
+        self.flops += flops
+        self.read_bytes += self.weight_bytes + kv_read_bytes
+        self.write_bytes += kv_write_bytes
         for name, spent in self.step_s.items():
             self.total_s[name] = self.total_s.get(name, 0.0) + spent
         if self._file is not None:
@@ -62,9 +68,9 @@ class Ledger:
                 "num_tokens": num_tokens,
                 "num_outputs": num_outputs,
                 "weight_bytes": self.weight_bytes,
-                "kv_read_bytes": context_tokens * self.kv_token_bytes,
-                "kv_write_bytes": num_tokens * self.kv_token_bytes,
-                "flops": num_tokens * self.flops_per_token,
+                "kv_read_bytes": kv_read_bytes,
+                "kv_write_bytes": kv_write_bytes,
+                "flops": flops,
                 "stage_s": {name: round(spent, 7) for name, spent in self.step_s.items()},
             }
             self._file.write(json.dumps(line) + "\n")

@@ -73,6 +73,8 @@ class Loop:
                 self._send(made)
                 if not ran and self.engine.has_work:
                     self._poller.poll(5)  # work that waits: for room, a transfer, a grammar
+            else:
+                self.engine.idle.forget()
             self._tell_state()
 
     def _handle(self, message: ToWorker) -> list[FromWorker]:
@@ -139,7 +141,14 @@ class Loop:
             "kv_received": moved.num_received,
             "kv_receive_failures": moved.num_failed,
             "leases_expired": moved.num_expired,
+            "kv_transfer_checksum_failures": moved.num_corrupt,
+            "external_prefix_cache_queries": scheduler.num_external_queried,
+            "external_prefix_cache_hits": scheduler.num_external_hit,
             "steps": engine.ledger.num_steps,
+            "estimated_flops_per_gpu": engine.ledger.flops,
+            "estimated_read_bytes_per_gpu": engine.ledger.read_bytes,
+            "estimated_write_bytes_per_gpu": engine.ledger.write_bytes,
+            "step_gpu_idle_seconds": engine.idle.total_s(),
         }
         counters |= {f"step_host_seconds:{stage}": spent for stage, spent in engine.ledger.total_s.items()}
         return WorkerStats(

@@ -86,14 +86,14 @@ TABLE: tuple[Metric, ...] = (
         "external_prefix_cache_queries_total",
         "counter",
         "tokens",
-        "Prompt tokens another worker was to give.",
+        "Prompt tokens whose KV was asked of another worker.",
         _WORKER,
     ),
     Metric(
         "external_prefix_cache_hits_total",
         "counter",
         "tokens",
-        "Prompt tokens whose KV came from another.",
+        "Of these, tokens whose KV came.",
         _WORKER,
     ),
     Metric(
@@ -118,7 +118,7 @@ TABLE: tuple[Metric, ...] = (
         "step_gpu_idle_seconds_total",
         "counter",
         "seconds",
-        "Time the device waited for the host in steps.",
+        "Between one forward pass and the next while there was work.",
         _WORKER,
     ),
     Metric(
@@ -145,10 +145,22 @@ TABLE: tuple[Metric, ...] = (
         _WORKER,
         key="spec_accepted",
     ),
-    Metric("estimated_flops_per_gpu_total", "counter", "FLOP", "Arithmetic of the model's steps.", _WORKER),
-    Metric("estimated_read_bytes_per_gpu_total", "counter", "bytes", "Bytes the steps had to read.", _WORKER),
     Metric(
-        "estimated_write_bytes_per_gpu_total", "counter", "bytes", "Bytes the steps had to write.", _WORKER
+        "estimated_flops_per_gpu_total",
+        "counter",
+        "FLOP",
+        "Arithmetic of steps, attention over the context left out.",
+        _WORKER,
+    ),
+    Metric(
+        "estimated_read_bytes_per_gpu_total",
+        "counter",
+        "bytes",
+        "Bytes steps had to read: all weights once a step, and KV.",
+        _WORKER,
+    ),
+    Metric(
+        "estimated_write_bytes_per_gpu_total", "counter", "bytes", "Bytes of KV that steps wrote.", _WORKER
     ),
     Metric(
         "kv_transfers_total",

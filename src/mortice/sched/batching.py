@@ -34,6 +34,8 @@ class BatchScheduler:
         self.num_preemptions = 0
         self.num_prefix_queried = 0  # tokens
         self.num_prefix_hit = 0
+        self.num_external_queried = 0  # tokens asked of another worker
+        self.num_external_hit = 0
 
     # -- what comes in ------------------------------------------------------------------------------------------
 
@@ -48,6 +50,7 @@ class BatchScheduler:
         arrival = self.fetching.pop(lease_id, None)
         if arrival is None:
             return None
+        self.num_external_hit += self._tokens_fetched(arrival)
         for i, sequence in enumerate(arrival.sequences):
             if i:
                 self.pool.acquire(arrival.blocks)
@@ -82,6 +85,20 @@ class BatchScheduler:
             if arrival.sequences and arrival.sequences[0].request.id == request_id:
                 arrival.sequences.clear()
         return gone
+
+    def end(self, sequence: Sequence) -> Arrival | None:
+        """Forget one sequence wherever it stands, its siblings staying. Answers an arrival that nobody waits for any more
+        and whose lease the caller should end."""
+        if sequence in self.running:
+            self.finish(sequence)
+        self.waiting = [s for s in self.waiting if s is not sequence]
+        for arrival in (*self.arriving, *self.fetching.values()):
+            if sequence in arrival.sequences:
+                arrival.sequences.remove(sequence)
+                if not arrival.sequences and arrival in self.arriving:
+                    self.arriving.remove(arrival)
+                    return arrival
+        return None
 
     # -- the step -----------------------------------------------------------------------------------------------
 
@@ -277,10 +294,15 @@ class BatchScheduler:
             assert new is not None
             arrival.blocks, arrival.num_skip = hit + new, len(hit)
             self.fetching[arrival.lease_id] = arrival
+            self.num_external_queried += self._tokens_fetched(arrival)
             on_their_way += len(arrival.blocks)
             accepted.append(arrival)
             self.arriving.pop(0)
         return accepted
+
+    def _tokens_fetched(self, arrival: Arrival) -> int:
+        """Tokens whose KV this worker asks the owner for: those its own prefix cache lacks."""
+        return max(0, arrival.num_tokens - arrival.num_skip * self.block_size)
 
     def _comes_after_the_waiting(self, arrival: Arrival) -> bool:
         """KV from elsewhere must not take, again and again, the room that a large request of higher rank waits for. But

@@ -1,8 +1,19 @@
 """What becomes of a dead worker's place, and of the requests it had."""
 
+import signal
 from dataclasses import dataclass, field
 
-MAX_ATTEMPTS = 4  # workers that may die under one request before the request is held to be the cause
+# Workers that may die under one request, of what it can be blamed for, before it is held to be the cause.
+MAX_ATTEMPTS = 4
+
+
+def is_blamed(exit_code: int, *, was_silenced: bool, ran_out_of_memory: bool) -> bool:
+    """Whether a worker's death may be the fault of a request it had.
+
+    Not if somebody killed it from outside: SIGKILL that neither came from us, because the worker had fallen silent, nor
+    from the kernel, because memory ran out. A request may meet any number of such deaths.
+    """
+    return exit_code != -signal.SIGKILL or was_silenced or ran_out_of_memory
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ from mortice.serve.link import ClientGone, Link, Receive, Scope, Send
 from mortice.serve.openapi import openapi
 from mortice.serve.options import ServeOptions
 from mortice.serve.running import SlowReader
-from mortice.specs.errors import MorticeError
+from mortice.specs.errors import MorticeError, Overloaded
 from mortice.text.service import TextService
 
 Handler = Callable[..., Awaitable[None]]
@@ -74,8 +74,9 @@ class Call:
         try:
             if self.guard is not None:
                 self.guard(link, self._edge.options)
-            data = await link.read(limits.max_body_bytes, limits.body_timeout_s)
-            await link.until_gone(self._work(link, data))
+            with self._edge.bodies.room() as take:
+                data = await link.read(limits.max_body_bytes, limits.body_timeout_s, take)
+                await link.until_gone(self._work(link, data))
         except ClientGone:
             self._log(link, CLIENT_CLOSED)
         except SlowReader as error:
@@ -92,6 +93,8 @@ class Call:
 
     async def _fail(self, link: Link, error: Exception) -> None:
         status = error_status(error)
+        if isinstance(error, Overloaded) and error.code == "bodies_full":
+            self._edge.metrics.add("admission_rejections_total", 1, "bodies_full")
         if not isinstance(error, MorticeError):
             self._edge.log.error("fault", exc=error, path=link.scope["path"], request_id=link.request_id)
         if not link.status:

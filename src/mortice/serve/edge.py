@@ -15,6 +15,7 @@ from mortice.obs.log import Log
 from mortice.obs.metrics import Metrics, worker_families
 from mortice.obs.timeline import Timeline
 from mortice.obs.trace import make_tracer
+from mortice.serve.bodies import Bodies
 from mortice.serve.options import ServeOptions
 from mortice.serve.response_store import ResponseStore
 from mortice.specs.errors import NotFound, Overloaded, Unavailable
@@ -36,6 +37,7 @@ class Edge:
         self.store = None if options.store is None else ResponseStore(options.store)
         self.background: dict[str, asyncio.Task[None]] = {}  # responses that run without a client, by id
         self.draining = False
+        self.bodies = Bodies(options.admission.max_held_body_bytes)
         self.num_in_flight = 0  # prompts admitted and not ended
         self.timelines: dict[str, Timeline] = {}  # of requests the cluster has now, by its request id
         self._idle = asyncio.Event()

@@ -51,9 +51,9 @@ class Link:
                 return bytes(value).decode("latin-1")
         return None
 
-    async def read(self, max_bytes: int, timeout_s: float) -> bytes:
+    async def read(self, max_bytes: int, timeout_s: float, take: Callable[[int], None]) -> bytes:
         """The whole body. Raises 413 past `max_bytes`, 408 when it is not there in time, ClientGone on a
-        hang-up.
+        hang-up. `take` is told of every part, and may raise.
         """
         length = self.header(b"content-length")
         try:
@@ -61,12 +61,12 @@ class Link:
                 if length is not None and length.isdigit() and int(length) > max_bytes:
                     await self._discard()
                     raise _too_large(max_bytes)
-                return await self._read(max_bytes)
+                return await self._read(max_bytes, take)
         except TimeoutError as error:
             message = f"the body did not arrive within {timeout_s:g} s"
             raise HttpError(408, "timeout_error", message, code="request_timeout") from error
 
-    async def _read(self, max_bytes: int) -> bytes:
+    async def _read(self, max_bytes: int, take: Callable[[int], None]) -> bytes:
         parts: list[bytes] = []
         size = 0
         while True:
@@ -80,6 +80,7 @@ class Link:
                 if more:
                     await self._discard()
                 raise _too_large(max_bytes)
+            take(len(part))
             parts.append(part)
             if not more:
                 return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -6,12 +6,11 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mortice.serve.app import App
+from mortice.serve.protocol import bounded_protocol
 
 BACKLOG = 2048
 KEEPALIVE_S = 75.0  # an idle connection is kept so long, above what most load balancers expect
@@ -36,7 +35,7 @@ async def run_server(
     listening = sock or bind(host, port)
     config = uvicorn.Config(
         app,
-        http=_protocol(app.edge.options.admission.header_timeout_s),
+        http=bounded_protocol(app.edge.options),
         loop="none",  # the loop is the caller's: `uvloop.run(main())` where uvloop is at hand
         ws="none",
         lifespan="on",
@@ -48,7 +47,7 @@ async def run_server(
         timeout_keep_alive=int(KEEPALIVE_S),
         timeout_graceful_shutdown=1,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a stranger's bad bytes are no news
     server = _Server(config)
     stopping = asyncio.Event()
     with _on_signals(stopping, server) if signals else contextlib.nullcontext():
@@ -116,47 +115,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _protocol(header_timeout_s: float) -> type[HttpToolsProtocol]:
-    """uvicorn's HTTP protocol with a time limit on request heads, which it lacks: a client that dawdles over
-    its head gets 408 and loses the connection. (The body has a limit of its own, in link.py.)"""
-
-    class Protocol(HttpToolsProtocol):
-        _head_timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._arm()
-
-        def data_received(self, data: bytes) -> None:
-            idle = self.cycle is None or self.cycle.response_complete
-            if idle and self._head_timer is None:
-                self._arm()
-            super().data_received(data)
-
-        def on_headers_complete(self) -> None:
-            self._disarm()
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            super().connection_lost(exc)
-
-        def _arm(self) -> None:
-            self._head_timer = self.loop.call_later(header_timeout_s, self._late)
-
-        def _disarm(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-        def _late(self) -> None:
-            self._head_timer = None
-            if not self.transport.is_closing():
-                self.transport.write(
-                    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                )
-                self.transport.close()
-
-    return Protocol

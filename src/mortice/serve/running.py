@@ -58,20 +58,23 @@ class Run:
         deltas = cast("AsyncGenerator[Delta, None]", self.edge.cluster.generate(self.requests[number]))
         async with aclosing(deltas):
             async for delta in deltas:
+                voice = voices[delta.index]
+                if voice.done:  # its text ended at a stop string, and this was on its way already
+                    continue
                 tally.sees(delta)
                 if delta.finish_reason == "error":
                     message = delta.error or "the worker failed while it served the request"
                     raise RequestError(message) if delta.is_request_at_fault else EngineError(message)
                 if delta.finish_reason == "abort" and not self._shows_abort:
                     raise Unavailable("the request was aborted by the server", code="aborted")
-                voice = voices[delta.index]
-                if (
-                    voice.done
-                ):  # its text ended at a stop string; the engine goes on with it for its siblings' sake
-                    continue
                 piece = voice.hear(delta)
                 tally.hears(piece)
-                left -= voice.done
+                is_over = piece.finish_reason is not None
+                left -= is_over
+                if (
+                    is_over and delta.finish_reason is None and left
+                ):  # a stop string, of which no worker knows
+                    self.edge.cluster.end_sequence(delta.request_id, delta.index)
                 yield piece
                 if left == 0:
                     return

@@ -49,7 +49,10 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Bounds on what strangers may send."""
 
     max_queued: int = 256  # requests admitted and not ended; one more gets 429
+    max_connections: int = 4096  # one more gets 503
+    max_head_bytes: int = 64 << 10
     max_body_bytes: int = 4 << 20
+    max_held_body_bytes: int = 256 << 20  # of all bodies whose requests have not ended; past it 429
     max_n: int = 16
     header_timeout_s: float = 10.0
     body_timeout_s: float = 30.0

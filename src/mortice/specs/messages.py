@@ -26,6 +26,14 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     request_ids: list[str]
 
 
+class EndSequence(msgspec.Struct, tag="end", frozen=True):
+    """Nobody reads this sequence of a request any more: forget it, and let its siblings go on. No answer is sent; one that
+    is unknown, or has not said its first token yet, is left alone."""
+
+    request_id: str
+    index: int
+
+
 class LeaseRenew(msgspec.Struct, tag="renew", frozen=True):
     """Heartbeat of these leases: their holder still means to read."""
 
@@ -131,7 +139,7 @@ class Reply(msgspec.Struct, tag="reply", frozen=True, kw_only=True):
     status: int = 500  # HTTP status that the error should become
 
 
-ToWorker = Submit | Abort | LeaseRenew | LeaseRelease | PushTarget | Pushed | PeerGone | Call
+ToWorker = Submit | Abort | EndSequence | LeaseRenew | LeaseRelease | PushTarget | Pushed | PeerGone | Call
 FromWorker = (
     Hello
     | Deltas

@@ -7,6 +7,7 @@ table of token bytes and decodes with it.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ MAX_TEXT_BYTES = 4 << 20  # of one call: prompts or messages with their tools
 MAX_GRAMMAR_BYTES = 256 << 10  # schemas, tools and expressions of one request together
 MAX_DEPTH = 64  # levels of objects and lists in what is sent
 _CACHE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """An error to be raised again. The error itself is not kept: it holds the whole request by its traceback."""
+
+    message: str
+    param: str | None
 
 
 class TextService:
@@ -46,7 +55,7 @@ class TextService:
         self._grammar = Lane(
             "grammar", str(model), limit_s=grammar_limit_s, memory_bytes=memory_bytes, max_waiting=64
         )
-        self._grammars: OrderedDict[bytes, str | RequestError | None] = OrderedDict()
+        self._grammars: OrderedDict[bytes, str | _Refusal | None] = OrderedDict()
         self._cached_bytes = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._ready: Ready | None = None
@@ -125,13 +134,10 @@ class TextService:
         try:
             grammar = (await self._grammar.call(body)).grammar
         except RequestError as error:
-            if (
-                error.code is None
-            ):  # the request is malformed, which it will always be; a timeout may not come again
-                self._remember(body, error)
-            if error.param is None:
-                raise RequestError(error.message, param=_first_set(request), code=error.code) from error
-            raise
+            param = error.param or _first_set(request)
+            if error.code is None:  # malformed, which it will always be; a timeout may not come again
+                self._remember(body, _Refusal(error.message, param))
+            raise RequestError(error.message, param=param, code=error.code) from error
         self._remember(body, grammar)
         return grammar
 
@@ -171,7 +177,7 @@ class TextService:
             raise RequestError(f"{len(body)} bytes are more than the limit of {max_bytes}", param=param)
         return body
 
-    def _remember(self, body: bytes, result: str | RequestError | None) -> None:
+    def _remember(self, body: bytes, result: str | _Refusal | None) -> None:
         self._grammars[body] = result
         self._cached_bytes += _kept_bytes(body, result)
         while self._cached_bytes > _CACHE_BYTES:
@@ -205,11 +211,11 @@ def _first_set(request: GrammarInput) -> str:
     return next((name for name in names if getattr(request, name) is not None), "tools")
 
 
-def _result(kept: str | RequestError | None) -> str | None:
-    if isinstance(kept, RequestError):
-        raise RequestError(kept.message, param=kept.param, code=kept.code)
+def _result(kept: str | _Refusal | None) -> str | None:
+    if isinstance(kept, _Refusal):
+        raise RequestError(kept.message, param=kept.param)
     return kept
 
 
-def _kept_bytes(body: bytes, result: str | RequestError | None) -> int:
+def _kept_bytes(body: bytes, result: str | _Refusal | None) -> int:
     return len(body) + len(result if isinstance(result, str) else "") + 256

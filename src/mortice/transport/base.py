@@ -16,13 +16,14 @@ class TransferResult:
     dirty.
 
     `num_bytes` counts the bytes of KV that were moved (0 with an error), `seconds` runs from the call to the
-    result, queueing included.
+    result, queueing included. `num_corrupt` blocks had a wrong checksum.
     """
 
     lease_id: str
     num_bytes: int
     seconds: float
     error: str | None = None
+    num_corrupt: int = 0
 
 
 class Pool(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from mortice.specs.kv import BlockRef, ChecksumMode, KVDescriptor, PoolAddress
 from mortice.transport.base import Pool
 from mortice.transport.checksum import checksum, checksums
-from mortice.transport.errors import TransferError
+from mortice.transport.errors import Corrupt, TransferError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +97,16 @@ def check_counters(found: np.ndarray, ids: np.ndarray, expected: np.ndarray, whe
 
 
 def check_landed(blocks: np.ndarray, ids: np.ndarray, expected: Sequence[int], mode: ChecksumMode) -> None:
-    """Raise TransferError if a block's bytes do not have the checksum expected of it; 0 expects nothing."""
+    """Raise Corrupt if blocks' bytes do not have the checksums expected of them; 0 expects nothing."""
     if mode == "off":
         return
-    for block_id, digest in zip(ids.tolist(), expected, strict=True):
-        if digest and checksum(blocks[block_id], mode) != digest:
-            raise TransferError(f"checksum of block {block_id} is wrong after the copy")
+    bad = [
+        block_id
+        for block_id, digest in zip(ids.tolist(), expected, strict=True)
+        if digest and checksum(blocks[block_id], mode) != digest
+    ]
+    if bad:
+        raise Corrupt(f"checksum of block {bad[0]} is wrong after the copy", len(bad))
 
 
 def _counters(values: Sequence[int]) -> np.ndarray:

@@ -6,5 +6,13 @@ class TransferError(Exception):
     be."""
 
 
+class Corrupt(TransferError):
+    """Bytes landed that are not those that were described: so many blocks of them."""
+
+    def __init__(self, message: str, num_blocks: int) -> None:
+        super().__init__(message)
+        self.num_blocks = num_blocks
+
+
 class PeerGone(TransferError):
     """The peer closed, reset or does not answer."""

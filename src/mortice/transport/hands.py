@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from mortice.transport.base import TransferResult
-from mortice.transport.errors import PeerGone, TransferError
+from mortice.transport.errors import Corrupt, PeerGone, TransferError
 
 NICENESS = 10  # of the copying threads, above that of the process
 
@@ -37,15 +37,16 @@ class Hands:
         begun = time.perf_counter()
 
         def job() -> None:
-            num_bytes, error = 0, None
+            num_bytes, error, num_corrupt = 0, None, 0
             try:
                 self.pause()
                 num_bytes = move()
             except TransferError as failure:
                 error = str(failure)
+                num_corrupt = failure.num_blocks if isinstance(failure, Corrupt) else 0
             except Exception as fault:  # a defect here must end this transfer, not the thread with all others
                 error = f"{type(fault).__name__}: {fault}"
-            done(TransferResult(lease_id, num_bytes, time.perf_counter() - begun, error))
+            done(TransferResult(lease_id, num_bytes, time.perf_counter() - begun, error, num_corrupt))
 
         with self._gate:
             open_ = not self.closing.is_set()
