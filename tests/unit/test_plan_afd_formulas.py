@@ -14,7 +14,7 @@ from mortice.plan.af_ratio import (
     throughput,
 )
 from mortice.plan.dead_zone import dead_zone, imbalance_penalty, max_hfu, stage_time_s
-from mortice.plan.density import PRINTED_STAGE_S, DensityTerms, density, experts_needed
+from mortice.plan.density_limit import PRINTED_STAGE_S, DensityTerms, density, experts_needed
 from mortice.plan.fastafd import StepShares, speedup
 from mortice.plan.links import legs, max_tokens_per_ffn, send_probability
 from mortice.plan.megascale import (

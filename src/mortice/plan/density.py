@@ -1,78 +1,230 @@
-"""How sparse a mixture of experts may be before the network, not the arithmetic, sets its speed.
+"""`plan density`: does the network let this mixture of experts be compute bound, and what would?"""
 
-Step-3 (arXiv 2507.19427), sections 5.3 to 5.5, in the general form: w bytes a weight, bytes of each leg, fan-out.
-"""
-
-import math
+from collections.abc import Sequence
 
 import msgspec
 
+from mortice.cost import PUBLISHED, Convention, dtype_bytes
+from mortice.cost.published import cost_dtype
+from mortice.plan.answer import Answer, Assumed, Column, Lines, Mark, Series, Table
+from mortice.plan.density_limit import PRINTED_STAGE_S, DensityTerms, experts_needed
+from mortice.plan.inputs import device_assumptions, model_assumptions
+from mortice.plan.words import scaled
 from mortice.specs.errors import RequestError
-
-PRINTED_STAGE_S = 1.5 * 0.0111  # the paper rounds beta = 2/3 of the stage to 11.1 ms
-
-
-class DensityTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """Every term of the limit. Defaults are the paper's: 8-bit weights, 8-bit out and 16-bit back, no fan-out."""
-
-    hidden_size: int
-    num_layers: int
-    flops_per_byte: float  # R: peak FLOP/s over memory bytes/s of one card
-    net: float  # bytes a second of one server's NICs, one direction
-    stage_s: float = 0.05 / 3  # time of the communication stage over all layers; TPOT / 3
-    weight_bytes: float = 1.0
-    dispatch_bytes: float = 1.0
-    combine_bytes: float = 2.0
-    fanout: float = 1.0  # times a token crosses the busier end of the link
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise RequestError(f"{name} must be above 0, not {value:g}", param=name)
-
-    @property
-    def dense_batch(self) -> float:
-        """B_dense = R w / 2: tokens that make one weight matrix compute bound."""
-        return self.flops_per_byte * self.weight_bytes / 2
-
-    def moe_batch(self, density: float) -> float:
-        """B_MoE = B_dense / S: tokens so that every expert sees B_dense of them."""
-        return self.dense_batch / density
-
-    def wire_s(self, tokens: float) -> float:
-        """Seconds that `tokens` of one micro-batch need on the link in one layer, both legs."""
-        return (self.dispatch_bytes + self.combine_bytes) * self.fanout * self.hidden_size * tokens / self.net
-
-    @property
-    def layer_budget_s(self) -> float:
-        return self.stage_s / self.num_layers
-
-    @property
-    def min_density(self) -> float:
-        """S >= (b_d + b_c) f w H R L / (2 Net T_stage)."""
-        return self.wire_s(self.dense_batch) / self.layer_budget_s
-
-    @property
-    def model_term(self) -> float:
-        """Right-hand side of S / (H L) >= R / (Net beta), beta = 2 T_stage / ((b_d + b_c) f w)."""
-        return self.min_density / (self.hidden_size * self.num_layers)
-
-    def net_needed(self, density: float) -> float:
-        """Bytes a second that would let a model of this density stay compute bound."""
-        return self.net * self.min_density / density
+from mortice.specs.hardware import HardwareSpec
+from mortice.specs.shape import FfnShape, ModelShape
 
 
-def density(num_experts: int, top_k: int, num_shared: int = 0) -> float:
-    """S = (k + shared) / (E + shared); shared experts counted in units of a routed expert."""
-    if not 1 <= top_k <= num_experts:
-        raise RequestError(f"top_k must be 1 to {num_experts}, not {top_k}", param="top_k")
-    return (top_k + num_shared) / (num_experts + num_shared)
+class DensityRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on one hardware, with every term."""
+
+    model: str
+    hardware: str
+    density: float
+    min_density: float
+    fits: bool
+    num_experts_needed: int
+    num_experts_active: int  # routed, today
+    net_needed_bytes_per_s: float  # of a server
+    net_bytes_per_s: float
+    flops_per_byte: float
+    dense_batch: float
+    moe_batch: float
+    model_term: float  # S / (H L)
+    hardware_term: float  # FLOPS / (Net BW beta)
+    ffn_utilisation: float  # share of peak that experts reach: S / S_min where the network binds
 
 
-def experts_needed(min_density: float, num_experts: int, num_shared: int = 0) -> int:
-    """Routed experts a token would have to visit: the nearest whole number to S_min (E + shared) - shared.
+def server_net(device: HardwareSpec, rule: Convention) -> float:
+    """Bytes a second that one server's NICs carry in one direction; the printed peak in the published convention,
+    what is attained in the honest one."""
+    link = device.link("scale_out")
+    attained = 1.0 if rule is PUBLISHED else (link.efficiency or 1.0)
+    return link.bytes_per_s * attained * device.packages_per_node
 
-    Nearest, as the paper's 14 for DeepSeek-V3 on H800 (13.9 before rounding).
-    """
-    return max(1, round(min_density * (num_experts + num_shared) - num_shared))
+
+def terms(
+    model: ModelShape,
+    device: HardwareSpec,
+    rule: Convention,
+    *,
+    tpot_s: float = 0.05,
+    weight_dtype: str = "fp8",
+    fanout: float = 1.0,
+    net: float | None = None,
+) -> DensityTerms:
+    """Every term of the limit for this pair. The stage is a third of TPOT (50 ms is printed as 11.1 ms x 1.5)."""
+    printed = rule is PUBLISHED and tpot_s == 0.05
+    return DensityTerms(
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        flops_per_byte=device.ridge(cost_dtype(device)),
+        net=net if net is not None else server_net(device, rule),
+        stage_s=PRINTED_STAGE_S if printed else tpot_s / 3,
+        weight_bytes=dtype_bytes(weight_dtype),
+        fanout=fanout,
+    )
+
+
+def density_row(model: ModelShape, device: HardwareSpec, limit: DensityTerms) -> DensityRow:
+    experts = _experts(model)
+    have = experts.density
+    return DensityRow(
+        model=model.name,
+        hardware=device.name,
+        density=have,
+        min_density=limit.min_density,
+        fits=have >= limit.min_density,
+        num_experts_needed=experts_needed(limit.min_density, experts.num_experts, experts.num_shared),
+        num_experts_active=experts.top_k,
+        net_needed_bytes_per_s=limit.net_needed(have),
+        net_bytes_per_s=limit.net,
+        flops_per_byte=limit.flops_per_byte,
+        dense_batch=limit.dense_batch,
+        moe_batch=limit.moe_batch(have),
+        model_term=have / (model.hidden_size * model.num_layers),
+        hardware_term=limit.model_term,
+        ffn_utilisation=min(1.0, have / limit.min_density),
+    )
+
+
+def density_question(
+    shapes: Sequence[ModelShape],
+    devices: Sequence[HardwareSpec],
+    rule: Convention,
+    *,
+    tpot_s: float = 0.05,
+    weight_dtype: str = "fp8",
+    fanout: float = 1.0,
+    net: float | None = None,
+) -> Answer:
+    """Step-3's table 7 for any model and hardware. Raises RequestError for a model without experts."""
+    dense = [m.name for m in shapes if m.moe is None]
+    mixtures = [m for m in shapes if m.moe is not None]
+    if not mixtures:
+        raise RequestError(f"model: {', '.join(dense)} has no experts, so there is no density", param="model")
+    if not tpot_s > 0:
+        raise RequestError(f"tpot must be above 0, not {tpot_s:g}", param="tpot")
+    rows = [
+        density_row(
+            m, d, terms(m, d, rule, tpot_s=tpot_s, weight_dtype=weight_dtype, fanout=fanout, net=net)
+        )
+        for m in mixtures
+        for d in devices
+    ]
+    plain = [msgspec.to_builtins(row) for row in rows]
+    single = plain[0] if len(plain) == 1 else {}
+    notes = [f"{name} is dense and was left out" for name in dense]
+    notes += [_remedy(row) for row in rows if not row.fits]
+    return Answer(
+        verb="density",
+        title=f"How sparse the experts may be, {rule.name} convention",
+        verdict=_verdict(rows),
+        tables=(_table(plain),),
+        charts=(_chart(rows),),
+        assumed=(
+            Assumed("tpot", f"{tpot_s * 1e3:g} ms in three stages", "Step-3's target" if tpot_s == 0.05 else "given"),
+            Assumed("weights", weight_dtype, "8-bit weights, tokens 8 bit out and 16 bit back"),
+            Assumed("fan-out", f"{fanout:g}", "each token crosses the busier end so many times"),
+            *(() if net is not None else _net_assumptions(devices, rule)),
+            *device_assumptions(devices, prices=False),
+            *model_assumptions(mixtures),
+        ),
+        notes=tuple(notes),
+        formulas=("moe.density", "moe.batch"),
+        facts=single | {"rows": plain},
+    )
+
+
+def _experts(model: ModelShape) -> FfnShape:
+    if model.moe is None:
+        raise RequestError(f"model: {model.name} has no experts, so there is no density", param="model")
+    return model.moe
+
+
+def _net_assumptions(devices: Sequence[HardwareSpec], rule: Convention) -> tuple[Assumed, ...]:
+    return tuple(
+        Assumed(
+            f"{d.name}.net",
+            f"{scaled(server_net(d, rule), 'B/s')} a server of {d.packages_per_node}",
+            "NIC peak" if rule is PUBLISHED else "NIC peak times its attained share",
+        )
+        for d in devices
+    )
+
+
+def _verdict(rows: Sequence[DensityRow]) -> str:
+    if len(rows) == 1:
+        row = rows[0]
+        if row.fits:
+            return (
+                f"{row.model} activates {row.density:.4f} of its experts' width and {row.hardware} needs at least "
+                f"{row.min_density:.4f}: experts can be compute bound with {row.moe_batch:,.0f} tokens a micro-batch."
+            )
+        return (
+            f"{row.model} is network bound on {row.hardware}: its density {row.density:.4f} is below "
+            f"{row.min_density:.4f}, so experts reach {row.ffn_utilisation:.0%} of peak at most. "
+            f"{row.num_experts_needed} experts a token instead of {row.num_experts_active} would fit."
+        )
+    bad = [row for row in rows if not row.fits]
+    if not bad:
+        return "Every model is dense enough for every hardware here."
+    names = ", ".join(f"{row.model} on {row.hardware}" for row in bad[:4])
+    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+    return f"Network bound: {names}{more}. The others can be compute bound."
+
+
+def _remedy(row: DensityRow) -> str:
+    return (
+        f"{row.model} on {row.hardware}: {row.num_experts_needed} active experts, or "
+        f"{scaled(row.net_needed_bytes_per_s, 'B/s')} of network a server instead of "
+        f"{scaled(row.net_bytes_per_s, 'B/s')}, would lift the network bound"
+    )
+
+
+def _table(rows: Sequence[dict]) -> Table:
+    return Table(
+        title="Density: what the model has, what the hardware asks",
+        columns=(
+            Column("model", "model"),
+            Column("hardware", "hardware"),
+            Column("density", "density", "number"),
+            Column("min_density", "at least", "number"),
+            Column("fits", "fits", "yes"),
+            Column("num_experts_active", "experts now", "count"),
+            Column("num_experts_needed", "needed", "count"),
+            Column("moe_batch", "B_MoE, tokens", "count"),
+            Column("net_needed_bytes_per_s", "network needed", "rate"),
+            Column("ffn_utilisation", "peak reached", "percent"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _chart(rows: Sequence[DensityRow]) -> Lines:
+    """Left of a model's point the hardware asks less than it has; every hardware is a vertical line."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    by_hardware = {row.hardware: row.hardware_term for row in rows}
+    low = min([*by_hardware.values(), *(row.model_term for row in rows)]) / 2
+    high = max([*by_hardware.values(), *(row.model_term for row in rows)]) * 3
+    first = {row.model: row for row in reversed(rows)}
+    return Lines(
+        title="S / (H L) of the model against FLOPS / (Net BW beta) of the hardware: above the line is compute bound",
+        x_label="FLOPS / (Net BW beta)",
+        y_label="S / (H L)",
+        series=(
+            Series("limit", (low, high), (low, high)),
+            *(
+                Series(
+                    name,
+                    tuple(sorted(by_hardware.values())),
+                    (first[name].model_term,) * len(by_hardware),
+                    points=True,
+                )
+                for name in models
+            ),
+        ),
+        marks=tuple(Mark(name, x=value) for name, value in by_hardware.items()),
+        log_x=True,
+        log_y=True,
+    )

@@ -199,7 +199,7 @@ FORMULAS: tuple[Formula, ...] = (
         },
         source=f"{STEP3}, sections 5.3 to 5.5, table 7",
         holds="experts on other servers than attention; both legs share the stage",
-        code="mortice.plan.density:DensityTerms",
+        code="mortice.plan.density_limit:DensityTerms",
     ),
     Formula(
         name="moe.batch",
@@ -208,7 +208,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"R": "FLOP a byte of the card", "w": "bytes a weight", "S": "density"},
         source=f"{STEP3}, section 5.3",
         holds="uniform routing",
-        code="mortice.plan.density:DensityTerms.moe_batch",
+        code="mortice.plan.density_limit:DensityTerms.moe_batch",
     ),
     Formula(
         name="ep.visits",
