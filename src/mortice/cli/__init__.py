@@ -9,6 +9,7 @@ from mortice import __version__
 from mortice.cli.bench import bench
 from mortice.cli.chat import chat
 from mortice.cli.doctor import doctor
+from mortice.cli.plan import plan
 from mortice.cli.pull import pull
 from mortice.cli.serve import serve
 from mortice.specs.errors import MorticeError, RequestError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for verb in (pull, serve, chat, bench, doctor):
     app.command(verb.__name__)(verb)
+app.add_typer(plan)
 
 
 def _version(value: bool) -> None:

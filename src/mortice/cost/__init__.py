@@ -18,8 +18,19 @@ from mortice.cost.accounting import (
     training_flops,
     weight_bytes,
 )
+from mortice.cost.assumption import Assumption
 from mortice.cost.conventions import HONEST, PUBLISHED, Convention, convention
 from mortice.cost.dtypes import BYTES, dtype_bytes
+from mortice.cost.kernels import Kernels
+from mortice.cost.layout import (
+    DeviceMemory,
+    Formats,
+    Layout,
+    device_memory,
+    layout_fits,
+    max_batch,
+)
+from mortice.cost.links import Links
 from mortice.cost.published import (
     UnitCost,
     attention_usd_per_token,
@@ -29,31 +40,47 @@ from mortice.cost.published import (
     unit_cost,
 )
 from mortice.cost.speculation import Speculation
+from mortice.cost.step import Step, attention_side, decode_step, ffn_side, prefill_step, usd_per_mtok
 
 __all__ = [
     "BYTES",
     "HONEST",
     "PUBLISHED",
+    "Assumption",
     "Convention",
+    "DeviceMemory",
+    "Formats",
+    "Kernels",
+    "Layout",
+    "Links",
     "Speculation",
+    "Step",
     "UnitCost",
     "active_parameters",
     "arithmetic_intensity",
     "attention_flops",
+    "attention_side",
     "attention_usd_per_token",
     "convention",
+    "decode_step",
+    "device_memory",
     "dtype_bytes",
     "effective_rank",
     "ffn_flops",
+    "ffn_side",
     "ffn_usd_per_token",
     "kv_cache_bytes",
     "kv_read_bytes",
+    "layout_fits",
     "linear_flops",
+    "max_batch",
     "parameters",
     "prefill_flops",
+    "prefill_step",
     "published_hardware",
     "training_flops",
     "training_usd_per_token",
     "unit_cost",
+    "usd_per_mtok",
     "weight_bytes",
 ]
