@@ -20,7 +20,10 @@ SEED = 2507_19427
 
 
 def stages(*times: float) -> Stages:
-    return Stages(attention_s=times[0], a2f_s=times[1], ffn_s=times[2], f2a_s=times[3])
+    gather, scatter = times[4:] or (0.0, 0.0)
+    return Stages(
+        attention_s=times[0], a2f_s=times[1], ffn_s=times[2], f2a_s=times[3], gather_s=gather, scatter_s=scatter
+    )
 
 
 def test_the_closed_form_equals_the_simulation_on_5000_random_cases() -> None:
@@ -29,7 +32,8 @@ def test_the_closed_form_equals_the_simulation_on_5000_random_cases() -> None:
     worst = 0.0
     bound = {"resource": 0, "latency": 0}
     for _ in range(5000):
-        case = stages(*(draw.uniform(0.01, 1) ** draw.choice((1, 3)) for _ in range(4)))
+        num_resources = draw.choice((4, 6))
+        case = stages(*(draw.uniform(0.01, 1) ** draw.choice((1, 3)) for _ in range(num_resources)))
         m, num_layers = draw.randint(1, 6), draw.randint(1, 10)
         seen = simulate([case] * num_layers, m).makespan_s
         said = iteration_s(case, m, num_layers)

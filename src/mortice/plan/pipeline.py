@@ -5,8 +5,9 @@
     F       |0|1|2|   |0|1|2|    experts
     F2A       |0|1|2|   ...      partial outputs travel back
 
-Four resources, each first in, first out; the two directions of the link are independent (full duplex). The closed
-form is exact for equal micro-batches and equal layers; `simulate` has neither limit and also knows a link whose two
+Inside an FFN instance a gather before the experts and a scatter after them may be resources of their own (copies that
+take no compute). Each resource is first in, first out; the two directions of the link are independent (full duplex).
+The closed form, which knows only the sum of the times and the largest, is exact for equal micro-batches and equal layers; `simulate` has neither limit and also knows a link whose two
 directions share one resource.
 """
 
@@ -18,7 +19,7 @@ import msgspec
 
 from mortice.specs.errors import RequestError
 
-RESOURCES = ("attention", "a2f", "ffn", "f2a")
+RESOURCES = ("attention", "a2f", "gather", "ffn", "scatter", "f2a")
 
 
 class Stages(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,15 +29,19 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
     a2f_s: float
     ffn_s: float
     f2a_s: float
+    gather_s: float = 0.0  # tokens collected inside an FFN instance
+    scatter_s: float = 0.0  # its partial outputs reduced
 
     def __post_init__(self) -> None:
-        for name, seconds in zip(self.__struct_fields__, self.times, strict=True):
+        for name in self.__struct_fields__:
+            seconds = getattr(self, name)
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise RequestError(f"{name} must be 0 seconds or more, not {seconds:g}", param=name)
 
     @property
-    def times(self) -> tuple[float, float, float, float]:
-        return (self.attention_s, self.a2f_s, self.ffn_s, self.f2a_s)
+    def times(self) -> tuple[float, ...]:
+        """In the order of RESOURCES."""
+        return (self.attention_s, self.a2f_s, self.gather_s, self.ffn_s, self.scatter_s, self.f2a_s)
 
     @property
     def total_s(self) -> float:
@@ -56,7 +61,7 @@ class Stages(msgspec.Struct, frozen=True, kw_only=True):
 def layer_period_s(stages: Stages, num_micro_batches: int) -> float:
     """Steady seconds a layer: max(m M, Sigma). Exact for equal micro-batches on a duplex link.
 
-    Derived from the FIFO recursion of four resources in a ring; StepMesh states the same two inequalities.
+    Derived from the FIFO recursion of resources in a ring; StepMesh states the same two inequalities.
     """
     return max(_at_least_one(num_micro_batches) * stages.slowest_s, stages.total_s)
 
@@ -144,7 +149,8 @@ def simulate(
         start = max(at, free_at[server[name]])
         end = start + table[layer][micro_batch].times[stage]
         free_at[server[name]] = end
-        intervals.append(Interval(name, micro_batch, layer, start, end))
+        if end > start:
+            intervals.append(Interval(name, micro_batch, layer, start, end))
         if stage < len(RESOURCES) - 1:
             heapq.heappush(arrivals, (end, layer, micro_batch, stage + 1))
         elif layer + 1 < len(table):
