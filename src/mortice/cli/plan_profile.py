@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mortice.cost.aic import import_tables
+from mortice.cost.aic import copied_tables, import_tables
 from mortice.cost.calibration import calibrate as calibrate_tables
 from mortice.cost.calibration import held_out_report
 from mortice.cost.measured_hardware import measured_hardware
@@ -101,14 +101,20 @@ def calibrate(
     """Check measured operators for bad rows and say how well the cost model predicts rows it has not seen."""
     spec = load_hardware(hardware)
     tables = [table for path in profile or [] for table in read_profile(path)]
+    copied: dict[str, list[str]] = {}
     if aiconfigurator is not None:
         tables += import_tables(spec.name, aiconfigurator, folder)
+        copied = copied_tables(spec.name, folder)
     if not tables:
         raise RequestError("nothing to calibrate on: give --profile or --aiconfigurator", param="--profile")
     reports = calibrate_tables(tables, spec).reports
     scores = held_out_report(tables, spec, by=held_out.value)
     if as_json:
-        document = {"guards": msgspec.to_builtins(reports), "held_out": msgspec.to_builtins(scores)}
+        document = {
+            "guards": msgspec.to_builtins(reports),
+            "held_out": msgspec.to_builtins(scores),
+            "copied": copied,
+        }
         sys.stdout.write(json.dumps(document) + "\n")
         return
     console = Console(soft_wrap=True)
@@ -125,6 +131,8 @@ def calibrate(
         values = (s.median_error, s.p90_error, s.median_uncalibrated)
         errors.add_row(s.operator, s.variant, str(s.rows), *(f"{value:.1%}" for value in values))
     console.print(errors)
+    for name, others in copied.items():
+        console.print(f"copied table, no evidence: {name} is the same as on {', '.join(others)}")
     for r in reports:
         for slow in r.slow_kernels:
             console.print(f"no fast kernel: {r.operator} {r.variant}, {slow}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mortice.cost.collective_fit import TRAFFIC, CollectiveFit, fit_collective
 from mortice.cost.profile_table import ProfileTable
 from mortice.specs.errors import NotFound, RequestError
 
@@ -78,6 +79,43 @@ def import_tables(
     if not tables:
         raise NotFound(f"no tables of {framework} on {hardware} under {base}", param="framework")
     return tables
+
+
+def copied_tables(hardware: str, folder: Path | None = None) -> dict[str, list[str]]:
+    """Tables of a system whose numbers another system has too, to the last digit: file under the system -> the others.
+
+    Two machines never measure alike, so one of them was copied and neither is evidence (the wheel's H100 and H200
+    multi-node DeepEP tables are such).
+    """
+    data = wheel_folder(folder) / "data"
+    mine = data / SYSTEMS[hardware]
+    copies: dict[str, list[str]] = {}
+    for path in sorted(mine.rglob("*.parquet")):
+        name = str(path.relative_to(mine))
+        others = [data / system / name for system in SYSTEMS.values() if system != mine.name]
+        there = [other for other in others if other.is_file() and _rows(other) == _rows(path) > 0]
+        same = [other for other in there if _numbers(other) == _numbers(path)]
+        if same:
+            copies[name] = [str(other.relative_to(data)).split("/")[0] for other in same]
+    return copies
+
+
+def _rows(path: Path) -> int:
+    """Rows of a table; 0 for a file that is none (the wheel has placeholders)."""
+    import pyarrow.parquet as parquet  # optional, see `read_parquet`
+
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except ValueError:
+        return 0
+
+
+def _numbers(path: Path) -> bytes:
+    columns = read_parquet(path)
+    kept = [
+        np.ascontiguousarray(columns[name]) for name in sorted(columns) if columns[name].dtype.kind in "if"
+    ]
+    return b"".join(column.tobytes() for column in kept)
 
 
 def newest(base: Path, table: str, framework: str) -> Path | None:
@@ -258,3 +296,28 @@ READERS = {
     "context_mla_perf": _mla_prefill,
     "moe_perf": _moe,
 }
+
+
+def import_collectives(hardware: str, folder: Path | None = None) -> list[CollectiveFit]:
+    """NCCL collectives of a system as fits; the table's message size counts 16-bit elements."""
+    if hardware not in SYSTEMS:
+        raise NotFound(
+            f"aiconfigurator has no tables of {hardware}; it has {', '.join(SYSTEMS)}", param="hardware"
+        )
+    base = wheel_folder(folder) / "data" / SYSTEMS[hardware] / "comm" / "nccl"
+    path = max(base.glob("*/nccl_perf.parquet"), key=lambda each: version_key(each.parent.name), default=None)
+    if path is None:
+        raise NotFound(f"no NCCL table of {hardware} under {base}", param="hardware")
+    columns = read_parquet(path)
+    columns = _where(columns, (columns["nccl_dtype"] == "half") & (columns["latency"] > 0))
+    fits = []
+    for operator in sorted(set(columns["op_name"]) & set(TRAFFIC)):
+        for ranks in sorted(set(columns["num_gpus"])):
+            rows = _where(columns, (columns["op_name"] == operator) & (columns["num_gpus"] == ranks))
+            if len(rows["latency"]) < 4 or ranks < 2:
+                continue
+            moved = 2.0 * rows["message_size"].astype(float)
+            fits.append(
+                fit_collective(str(operator), int(ranks), moved, rows["latency"].astype(float) * 1e-3)
+            )
+    return fits

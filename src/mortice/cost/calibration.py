@@ -5,6 +5,7 @@ inverse square distance and corrected by their local slope, predict it. Beyond `
 fades to the table's median: the answer says `extrapolated`.
 """
 
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -16,7 +17,7 @@ from mortice.cost.assumption import Assumption
 from mortice.cost.guards import GuardReport, guarded, log_features
 from mortice.cost.kernels import Kernels
 from mortice.cost.modelled import modelled
-from mortice.cost.profile_table import FEATURES, ProfileTable
+from mortice.cost.profile_table import FEATURES, ProfileTable, read_profile
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 
@@ -150,6 +151,7 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True):
     median_error: float  # of |predicted / measured - 1|
     p90_error: float
     median_uncalibrated: float  # the same without any calibration
+    median_unguarded: float  # the same as median_error over all held-out rows, those that guards call bad too
     by: str  # what was held out: rows or shapes
 
 
@@ -174,28 +176,40 @@ def held_out_report(
         )
     report = []
     for raw in tables:
-        table, _ = guarded(raw, hardware)
-        hidden = _held_out(table, share, by, np.random.default_rng(seed))
+        hidden = _held_out(raw, share, by, np.random.default_rng(seed))
         if hidden.sum() < 4 or (~hidden).sum() < 4:
             continue
         calibration = Calibration(hardware)
-        calibration.learn(table.take(~hidden))
-        test = table.take(hidden)
-        plain = modelled(test, Kernels(hardware))
-        predicted = plain * calibration.ratio(test.operator, test.variant, dict(test.features))
-        error = np.abs(predicted / test.seconds - 1)
+        calibration.learn(guarded(raw.take(~hidden), hardware)[0])
+        everything = _errors(raw.take(hidden), calibration)
+        clean, _ = guarded(raw.take(hidden), hardware)
+        if not len(clean):
+            continue
+        error = _errors(clean, calibration)
+        plain = modelled(clean, Kernels(hardware))
         report.append(
             HeldOut(
-                operator=test.operator,
-                variant=test.variant,
-                rows=len(test),
+                operator=raw.operator,
+                variant=raw.variant,
+                rows=len(clean),
                 median_error=float(np.median(error)),
                 p90_error=float(np.quantile(error, 0.9)),
-                median_uncalibrated=float(np.median(np.abs(plain / test.seconds - 1))),
+                median_uncalibrated=float(np.median(np.abs(plain / clean.seconds - 1))),
+                median_unguarded=float(np.median(everything)),
                 by=by,
             )
         )
     return report
+
+
+def _errors(test: ProfileTable, calibration: Calibration) -> NDArray[np.float64]:
+    """|predicted / measured - 1| of rows; those without a positive time count as wrong altogether."""
+    plain = modelled(test, Kernels(calibration.hardware))
+    predicted = plain * np.asarray(calibration.ratio(test.operator, test.variant, dict(test.features)))
+    timed = np.isfinite(test.seconds) & (test.seconds > 0)
+    error = np.ones(len(test))
+    error[timed] = np.abs(predicted[timed] / test.seconds[timed] - 1)
+    return error
 
 
 def _held_out(table: ProfileTable, share: float, by: str, draw: np.random.Generator) -> NDArray[np.bool_]:
@@ -204,3 +218,9 @@ def _held_out(table: ProfileTable, share: float, by: str, draw: np.random.Genera
     keys = np.stack([table.features[name] for name in SHAPE_OF[table.operator]], axis=1)
     shapes, which = np.unique(keys, axis=0, return_inverse=True)
     return (draw.random(len(shapes)) < share)[which.ravel()]
+
+
+def shipped_calibration(hardware: HardwareSpec) -> Calibration | None:
+    """From the profile that ships for this hardware (measured by `mortice plan profile`), or None."""
+    path = Path(__file__).parent / "profiles" / f"{hardware.name}.json"
+    return calibrate(read_profile(path), hardware) if path.is_file() else None

@@ -4,8 +4,6 @@ Each guard answers a mask of bad rows; `guarded` drops them and reports how many
 slow is no bad row: it is kept, and named, so that the planner prices it.
 """
 
-import hashlib
-
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -120,18 +118,3 @@ def slow_kernels(table: ProfileTable, bound: NDArray[np.float64]) -> tuple[str, 
 def log_features(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Octaves: a step of one is a doubling. Zero (no prefix) lies one octave under one token."""
     return np.log2(np.maximum(matrix, 0.5))
-
-
-def copied_tables(tables: list[ProfileTable]) -> list[tuple[str, str, str]]:
-    """(operator, hardware, hardware) of tables with the same numbers under two names: one was copied, neither can be
-    told from the other, so neither is evidence for its hardware."""
-    seen: dict[tuple[str, str, bytes], str] = {}
-    copies = []
-    for table in tables:
-        order = np.lexsort(table.matrix().T)
-        body = np.concatenate([table.matrix()[order].ravel(), table.seconds[order]]).tobytes()
-        key = (table.operator, table.variant, hashlib.sha256(body).digest())
-        first = seen.setdefault(key, table.hardware)
-        if first != table.hardware:
-            copies.append((table.operator, first, table.hardware))
-    return copies

@@ -16,6 +16,16 @@ from mortice.cost.efficiency import efficiency
 from mortice.specs.hardware import HardwareSpec, Link, TierName
 
 ATTAINED = {"package": 0.8, "node": 0.72, "domain": 0.65, "scale_out": 0.8, "host": 0.8}
+EXCHANGE = {
+    "package": 0.5,
+    "node": 0.48,
+    "domain": 0.55,
+    "scale_out": 0.8,
+    "host": 0.5,
+}  # of expert exchanges
+EXCHANGE_SOURCE = (
+    "aiconfigurator-core: DeepEP low-latency tables of H100 boards, NVLink two-sided exchange of GB200"
+)
 ATTAINED_SOURCE = (
     "NCCL bus bandwidth of H100 and B200 boards (all-reduce 0.72 to 0.98, all-to-all 0.62 to 0.70), one-sided "
     "exchange on NVL72 (0.62 to 0.65), 40 of 50 GB/s a NIC with DeepEP on H800"
@@ -30,10 +40,22 @@ class Links:
         self.overhead_s = efficiency(hardware.architecture).collective_s
 
     def assumptions(self) -> tuple[Assumption, ...]:
+        """Shares of peak that nobody gave."""
+        near = [link for link in self.hardware.links if link.efficiency is None]
         return tuple(
-            Assumption(f"{link.tier} link", f"{self.attained(link):g} of peak", ATTAINED_SOURCE)
-            for link in self.hardware.links
-            if link.efficiency is None
+            [
+                Assumption(f"{link.tier} link", f"{self.attained(link):g} of peak", ATTAINED_SOURCE)
+                for link in near
+            ]
+            + [
+                Assumption(
+                    f"expert exchange on the {link.tier} link",
+                    f"{EXCHANGE[link.tier]:g} of peak",
+                    EXCHANGE_SOURCE,
+                )
+                for link in near
+                if link.tier in ("node", "domain")
+            ]
         )
 
     def attained(self, link: Link) -> float:
@@ -72,23 +94,29 @@ class Links:
         link = self.hardware.link(tier)
         return link.latency_s + np.asarray(moved) / (link.bytes_per_s * self.attained(link))
 
-    def dispatch(self, ranks: Number, tokens: Number, token_bytes: float, top_k: int) -> Number:
-        """One way of an expert exchange: `tokens` a rank, each sent once to every rank that holds a chosen expert.
+    def dispatch(
+        self, ranks: Number, tokens: Number, token_bytes: float, top_k: int, *, dedup: bool = True
+    ) -> Number:
+        """One way of an expert exchange: `tokens` a rank go to the ranks that hold their k experts.
 
-        Beyond the fast domain a token crosses scale-out once a domain and is copied inside; both tiers work at
-        once, the slower one counts. Routing is uniform: see `visits`.
+        Beyond the fast domain tokens cross scale-out and are spread inside; both tiers work at once, the slower one
+        counts. With `dedup` a token is sent once to each rank, and once across scale-out to each domain; without
+        (DeepEP's low-latency kernels) once for each expert. Routing is uniform: see `visits`.
         """
         group = np.asarray(ranks, dtype=float)
-        near = self._near_span()
-        inside = np.minimum(group, near)
-        domains = np.ceil(group / near)
-        fast = visits(group, top_k) * (group - 1) / np.maximum(group, 1)
-        local = tokens * token_bytes * fast / np.maximum(self.rate(np.maximum(inside, 1)), 1e-9)
-        out = visits(domains, top_k) * (domains - 1) / np.maximum(domains, 1)
-        far = tokens * token_bytes * out / np.maximum(self.rate(group), 1e-9)
-        time = np.where(domains > 1, np.maximum(local, far), local)
-        time = time + self.overhead_s + self.latency(group)
+        span = self._near_span()
+        inside, domains = np.minimum(group, span), np.ceil(group / span)
+        copies = visits(group, top_k) if dedup else top_k
+        crossing = visits(domains, top_k) if dedup else top_k
+        near = np.asarray(tokens) * token_bytes * copies * (group - 1) / np.maximum(group, 1)
+        far = np.asarray(tokens) * token_bytes * crossing * (domains - 1) / np.maximum(domains, 1)
+        local = near / np.maximum(self._exchange_rate(inside), 1e-9)
+        remote = np.where(domains > 1, far / np.maximum(self._exchange_rate(group), 1e-9), 0.0)
+        time = np.maximum(local, remote) + self.overhead_s + self.latency(group)
         return cast(Number, np.where(group > 1, time, 0.0))
+
+    def _exchange_rate(self, ranks: Number) -> NDArray[np.float64]:
+        return self._by_reach(ranks, lambda link: link.bytes_per_s * (link.efficiency or EXCHANGE[link.tier]))
 
     def _near_span(self) -> int:
         spans = [link.span for link in self.hardware.links if link.tier in ("node", "domain") and link.span]
