@@ -102,6 +102,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     formulas: tuple[str, ...] = ()  # names that `mortice plan explain` knows
     facts: dict[str, Any] = {}  # single figures, for --json
 
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "assumed", tuple(dict.fromkeys(self.assumed)))  # each once
+
     def document(self) -> dict[str, Any]:
         """One JSON object: the facts, and the rows of each table."""
         tables = [{"title": t.title, "rows": list(t.rows)} for t in self.tables]
@@ -114,7 +117,3 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         }
         return head | dict(self.facts) | tail
 
-
-def merge_assumed(*groups: tuple[Assumed, ...]) -> tuple[Assumed, ...]:
-    """All assumptions, each once, in the order they were first made."""
-    return tuple(dict.fromkeys(a for group in groups for a in group))
