@@ -175,9 +175,19 @@ def ep_question(
             *device_assumptions([device], prices=False),
             *model_assumptions([model]),
         ),
+        notes=_fragments(rows, near),
         formulas=("ep.visits", "ep.exchange"),
         facts={"rows": rows, "best": best},
     )
+
+
+def _fragments(rows: list[dict], near: int) -> tuple[str, ...]:
+    """A domain that no group fills leaves packages over."""
+    inside = max((r["ep"] for r in rows if r["domains"] == 1), default=near)
+    left = near - inside * (near // inside)
+    if near <= 8 or left == 0:
+        return ()
+    return (f"groups of {inside} leave {left} of the {near} packages of a domain over: the experts do not divide by {near}",)
 
 
 def _verdict(best: dict | None, rows: list[dict], device: HardwareSpec) -> str:

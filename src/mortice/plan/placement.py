@@ -74,9 +74,27 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
             usd_per_mtok=float(self.usd[i]),
         )
 
+    def fastest(self, tpot_s: float) -> Candidate:
+        """The most tokens a package that meet the TPOT, price or no price. Raises as `best` does."""
+        good = self._good(tpot_s)
+        rate = self.batch[good] / self.tpot_s[good] / (self.tp[good] * self.dp[good] * self.pp[good])
+        return self.candidate(int(good[np.argmax(rate)]))
+
     def best(self, tpot_s: float, count: int = 1) -> list[Candidate]:
         """The cheapest that meet the TPOT, at most one a hardware and layout. Raises RequestError naming what binds and
         the nearest feasible value."""
+        order = self._good(tpot_s)
+        order = order[np.argsort(self.usd[order], kind="stable")]
+        found: dict[tuple[int, ...], Candidate] = {}
+        for i in order:
+            key = tuple(int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp))
+            if key not in found:
+                found[key] = self.candidate(int(i))
+                if len(found) == count:
+                    break
+        return list(found.values())
+
+    def _good(self, tpot_s: float) -> NDArray[np.int64]:
         if not self.fits.any():
             raise RequestError(
                 "model: no placement holds it on the given hardware, not even one sequence; give more packages "
@@ -89,16 +107,7 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
             raise RequestError(
                 f"tpot: nothing meets {tpot_s * 1e3:g} ms; nearest feasible is {nearest * 1e3:.1f} ms", param="tpot"
             )
-        order = np.flatnonzero(good)
-        order = order[np.argsort(self.usd[order], kind="stable")]
-        found: dict[tuple[int, ...], Candidate] = {}
-        for i in order:
-            key = tuple(int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp))
-            if key not in found:
-                found[key] = self.candidate(int(i))
-                if len(found) == count:
-                    break
-        return list(found.values())
+        return np.flatnonzero(good)
 
 
 def formats_for(device: HardwareSpec, weights: str | None = None, kv: str = "fp8") -> Formats:
