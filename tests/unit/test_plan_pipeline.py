@@ -22,7 +22,12 @@ SEED = 2507_19427
 def stages(*times: float) -> Stages:
     gather, scatter = times[4:] or (0.0, 0.0)
     return Stages(
-        attention_s=times[0], a2f_s=times[1], ffn_s=times[2], f2a_s=times[3], gather_s=gather, scatter_s=scatter
+        attention_s=times[0],
+        a2f_s=times[1],
+        ffn_s=times[2],
+        f2a_s=times[3],
+        gather_s=gather,
+        scatter_s=scatter,
     )
 
 

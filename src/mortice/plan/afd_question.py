@@ -4,6 +4,7 @@ import math
 
 import msgspec
 
+from mortice.cost import HONEST, dtype_bytes
 from mortice.cost.published import cost_dtype
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Column, Gantt, Span, Table
@@ -15,9 +16,7 @@ from mortice.plan.pipeline import RESOURCES, Stages, fits_budget, iteration_s, s
 from mortice.plan.placement import Candidate as Colocated
 from mortice.plan.placement import placement_table
 from mortice.plan.words import seconds, significant
-from mortice.cost import HONEST, dtype_bytes
 from mortice.specs.errors import RequestError
-from mortice.specs.shape import ModelShape
 
 GANTT_LAYERS = 3
 SAME = 0.02  # plans within two per cent are called equal: the model is no better than that
@@ -39,7 +38,13 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
     """
     devices = list({d.name: d for d in (p.attention, p.ffn)}.values())
     table = placement_table(
-        p.model, devices, p.context, weights=(weights,), kv=kv, max_packages=max_packages, imbalance=p.imbalance
+        p.model,
+        devices,
+        p.context,
+        weights=(weights,),
+        kv=kv,
+        max_packages=max_packages,
+        imbalance=p.imbalance,
     )
     try:
         found = table.best(p.tpot_s - p.jitter_s, count=len(table))
@@ -164,9 +169,17 @@ def gantt(c: afd.Candidate) -> Gantt:
     """The first layers of one iteration, event by event."""
     main = _main(c)
     seen = simulate([main] * GANTT_LAYERS, c.micro_batches)
-    names = {"attention": "attention", "a2f": "A to F", "gather": "gather", "ffn": "experts", "scatter": "scatter", "f2a": "F to A"}
+    names = {
+        "attention": "attention",
+        "a2f": "A to F",
+        "gather": "gather",
+        "ffn": "experts",
+        "scatter": "scatter",
+        "f2a": "F to A",
+    }
     spans = tuple(
-        Span(names[i.resource], i.micro_batch, i.start_s * 1e6, i.end_s * 1e6, str(i.layer)) for i in seen.intervals
+        Span(names[i.resource], i.micro_batch, i.start_s * 1e6, i.end_s * 1e6, str(i.layer))
+        for i in seen.intervals
     )
     used = {span.lane for span in spans}
     return Gantt(
@@ -233,22 +246,58 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
     main = _main(best)
     held = afd.memory(p)
     experts = p.model.moe
-    limit = density_row(p.model, p.ffn, terms(p.model, p.ffn, HONEST, tpot_s=p.tpot_s, weight_dtype=p.ffn_formats.expert_weights))
+    limit = density_row(
+        p.model,
+        p.ffn,
+        terms(p.model, p.ffn, HONEST, tpot_s=p.tpot_s, weight_dtype=p.ffn_formats.expert_weights),
+    )
     near = p.ffn.reach(p.gpus_ffn) if p.gpus_ffn > 1 else p.ffn.links[0]
-    ceiling = max_hfu(experts.expert_size, 0.8 * near.bytes_per_s, p.ffn.peak(cost_dtype(p.ffn))) if experts else 1.0
+    ceiling = (
+        max_hfu(experts.expert_size, 0.8 * near.bytes_per_s, p.ffn.peak(cost_dtype(p.ffn)))
+        if experts
+        else 1.0
+    )
     link = main.a2f_s + main.f2a_s
     period = max(best.micro_batches * main.slowest_s, main.total_s)
     rows = [
         ("fan-out, attention end", seconds(best.attention_link_s), "both legs of one micro-batch, one layer"),
-        ("fan-out, FFN end", seconds(best.ffn_link_s), "binds: " + ("attention end" if best.attention_link_s > best.ffn_link_s else "FFN end")),
-        ("KV room a package", f"{held.kv_room / 1e9:.1f} GB", f"{held.sequences_per_gpu} sequences of {p.context:,} tokens"),
-        ("expert weights a package", f"{held.ffn_weights / best.num_ffn / p.gpus_ffn / 1e9:.1f} GB", f"least {afd.least_ffn_instances(p)} F instances"),
-        ("micro-batches that hide the link", str(micro_batches_needed(main.attention_s, main.ffn_s, link / 2)), "MegaScale-Infer; this plan has " + str(best.micro_batches)),
-        ("density", significant(limit.density), f"at least {significant(limit.min_density)} to be compute bound over NICs"),
-        ("dead zone", f"{ceiling:.1%}", f"of peak at most, experts of {experts.expert_size if experts else 0} wide, 0.8 of {near.bytes_per_s / 1e9:g} GB/s"),
+        (
+            "fan-out, FFN end",
+            seconds(best.ffn_link_s),
+            "binds: " + ("attention end" if best.attention_link_s > best.ffn_link_s else "FFN end"),
+        ),
+        (
+            "KV room a package",
+            f"{held.kv_room / 1e9:.1f} GB",
+            f"{held.sequences_per_gpu} sequences of {p.context:,} tokens",
+        ),
+        (
+            "expert weights a package",
+            f"{held.ffn_weights / best.num_ffn / p.gpus_ffn / 1e9:.1f} GB",
+            f"least {afd.least_ffn_instances(p)} F instances",
+        ),
+        (
+            "micro-batches that hide the link",
+            str(micro_batches_needed(main.attention_s, main.ffn_s, link / 2)),
+            "MegaScale-Infer; this plan has " + str(best.micro_batches),
+        ),
+        (
+            "density",
+            significant(limit.density),
+            f"at least {significant(limit.min_density)} to be compute bound over NICs",
+        ),
+        (
+            "dead zone",
+            f"{ceiling:.1%}",
+            f"of peak at most, experts of {experts.expert_size if experts else 0} wide, 0.8 of {near.bytes_per_s / 1e9:g} GB/s",
+        ),
         ("attention busy", f"{best.micro_batches * main.attention_s / period:.0%}", "of the period"),
         ("experts busy", f"{best.micro_batches * main.ffn_s / period:.0%}", "of the period"),
-        ("closed form", seconds(iteration_s(main, best.micro_batches, p.model.num_layers)), f"event by event {seconds(simulate([main] * p.model.num_layers, best.micro_batches).makespan_s)}, layers alike, without head and jitter"),
+        (
+            "closed form",
+            seconds(iteration_s(main, best.micro_batches, p.model.num_layers)),
+            f"event by event {seconds(simulate([main] * p.model.num_layers, best.micro_batches).makespan_s)}, layers alike, without head and jitter",
+        ),
     ]
     return Table(
         title="Checks",
@@ -281,9 +330,15 @@ def _notes(p: afd.AfdProblem, best: afd.Candidate) -> tuple[str, ...]:
     if best.limited_by == "kv memory":
         notes.append("the batch is limited by KV memory, not by time: more memory or smaller KV would pay")
     if best.attention_link_s > best.ffn_link_s:
-        notes.append("the attention end of the link is the busier one: each A instance sends to every F instance")
+        notes.append(
+            "the attention end of the link is the busier one: each A instance sends to every F instance"
+        )
     if p.attention.price is None or p.ffn.price is None:
-        notes.append("a price is missing, so plans are compared by tokens a package; give --price NAME=USD_PER_HOUR")
+        notes.append(
+            "a price is missing, so plans are compared by tokens a package; give --price NAME=USD_PER_HOUR"
+        )
     if dtype_bytes(p.attention_formats.kv) < 2 and "fp8" not in p.attention.peaks:
-        notes.append(f"{p.attention.name} has no 8-bit float arithmetic: 8-bit KV is unpacked, bytes halve but not the time")
+        notes.append(
+            f"{p.attention.name} has no 8-bit float arithmetic: 8-bit KV is unpacked, bytes halve but not the time"
+        )
     return tuple(notes)

@@ -116,4 +116,3 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
             "formulas": list(self.formulas),
         }
         return head | dict(self.facts) | tail
-

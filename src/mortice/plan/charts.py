@@ -59,7 +59,9 @@ def save(charts: Sequence[Chart], title: str, path: Path) -> None:
     heights = [_height(chart) for chart in charts]
     matplotlib, figure_type = _matplotlib("--plot")
     with matplotlib.rc_context(_STYLE):
-        figure = figure_type(figsize=(_WIDTH, sum(heights) + 0.5), dpi=160, facecolor=PAPER, layout="constrained")
+        figure = figure_type(
+            figsize=(_WIDTH, sum(heights) + 0.5), dpi=160, facecolor=PAPER, layout="constrained"
+        )
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.012, ha="left")
         axes = figure.subplots(len(charts), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, chart in zip(axes, charts, strict=True):

@@ -144,7 +144,9 @@ def cost_question(
         tables=(_cost_table(rows), _placement_table(placements)),
         charts=_charts(costs, placements),
         assumed=(
-            Assumed("kv dtype", kv_dtype, "storage of the published tables" if rule is PUBLISHED else "8-bit KV"),
+            Assumed(
+                "kv dtype", kv_dtype, "storage of the published tables" if rule is PUBLISHED else "8-bit KV"
+            ),
             Assumed("arithmetic", "fp8 where the card has it, else bf16", "Step-3, table 4"),
             *device_assumptions(devices),
             *model_assumptions(shapes),
@@ -250,7 +252,10 @@ def _charts(costs: Sequence[TokenCost], placements: Sequence[Placement]) -> tupl
             best = [p for p in placements if p.context == context]
             labels = tuple(f"{p.model}  ({p.attention.hardware} / {p.ffn.hardware})" for p in best)
             title = f"Best placement at {token_words(context)} context, attention hardware / FFN hardware"
-            halves = ([p.attention.attention_usd_per_mtok for p in best], [p.ffn.ffn_usd_per_mtok for p in best])
+            halves = (
+                [p.attention.attention_usd_per_mtok for p in best],
+                [p.ffn.ffn_usd_per_mtok for p in best],
+            )
         charts.append(
             Bars(
                 title=title,
@@ -260,4 +265,3 @@ def _charts(costs: Sequence[TokenCost], placements: Sequence[Placement]) -> tupl
             )
         )
     return tuple(charts)
-

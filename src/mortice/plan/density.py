@@ -106,9 +106,7 @@ def density_question(
     if not tpot_s > 0:
         raise RequestError(f"tpot must be above 0, not {tpot_s:g}", param="tpot")
     rows = [
-        density_row(
-            m, d, terms(m, d, rule, tpot_s=tpot_s, weight_dtype=weight_dtype, fanout=fanout, net=net)
-        )
+        density_row(m, d, terms(m, d, rule, tpot_s=tpot_s, weight_dtype=weight_dtype, fanout=fanout, net=net))
         for m in mixtures
         for d in devices
     ]
@@ -123,7 +121,11 @@ def density_question(
         tables=(_table(plain),),
         charts=(_chart(rows),),
         assumed=(
-            Assumed("tpot", f"{tpot_s * 1e3:g} ms in three stages", "Step-3's target" if tpot_s == 0.05 else "given"),
+            Assumed(
+                "tpot",
+                f"{tpot_s * 1e3:g} ms in three stages",
+                "Step-3's target" if tpot_s == 0.05 else "given",
+            ),
             Assumed("weights", weight_dtype, "8-bit weights, tokens 8 bit out and 16 bit back"),
             Assumed("fan-out", f"{fanout:g}", "each token crosses the busier end so many times"),
             *(() if net is not None else _net_assumptions(devices, rule)),

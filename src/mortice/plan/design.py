@@ -84,7 +84,9 @@ def attentions(frame: Frame) -> Iterator[tuple[str, AttentionShape]]:
                 shape = AttentionShape(num_heads=heads, num_kv_heads=kv, head_dim=dim, value_dim=dim)
                 yield f"GQA {heads}/{kv} x {dim}", shape
         for rank in (1024, 1536, 2048):
-            shape = AttentionShape(num_heads=heads, num_kv_heads=1, head_dim=dim, value_dim=dim, query_rank=rank)
+            shape = AttentionShape(
+                num_heads=heads, num_kv_heads=1, head_dim=dim, value_dim=dim, query_rank=rank
+            )
             yield f"MFA {heads} x {dim}, query rank {rank}", shape
         if dim == 128:
             for latent in (256, 512):
@@ -108,9 +110,7 @@ def shapes(frame: Frame) -> Iterator[tuple[str, str, ModelShape]]:
             left -= frame.vocab_size * frame.hidden_size
             width = left / (3 * frame.hidden_size * frame.num_layers * (top_k + 1))
             size = max(GRANULE, round(width / GRANULE) * GRANULE)
-            ffn = FfnShape(
-                num_experts=experts, top_k=top_k, expert_size=size, num_shared=1, shared_size=size
-            )
+            ffn = FfnShape(num_experts=experts, top_k=top_k, expert_size=size, num_shared=1, shared_size=size)
             group = LayerGroup(count=frame.num_layers, attention=attention, ffn=ffn)
             model = ModelShape(
                 name="design",
@@ -126,7 +126,9 @@ def shapes(frame: Frame) -> Iterator[tuple[str, str, ModelShape]]:
                 yield attention_name, f"{experts} x {size}, {top_k} + 1 active", model
 
 
-def designs(frame: Frame, attention_hw: Sequence[HardwareSpec], ffn_hw: Sequence[HardwareSpec]) -> list[Design]:
+def designs(
+    frame: Frame, attention_hw: Sequence[HardwareSpec], ffn_hw: Sequence[HardwareSpec]
+) -> list[Design]:
     """All shapes on their cheapest pair, cheapest first. Raises RequestError where the frame admits none."""
     require_prices([*attention_hw, *ffn_hw])
     if not frame.active_params > 0:
@@ -191,7 +193,9 @@ def design_question(
     found = designs(frame, attention_hw, ffn_hw)
     best = found[0]
     families = {name: [d for d in found if d.attention.startswith(name)] for name in ("GQA", "MLA", "MFA")}
-    distinct = list({d.attention: d for d in reversed(found)}.values())  # the cheapest of each attention stays
+    distinct = list(
+        {d.attention: d for d in reversed(found)}.values()
+    )  # the cheapest of each attention stays
     rows = tuple(
         msgspec.to_builtins(d) | {"usd_per_mtok": d.usd_per_mtok, "fits": d.fits}
         for d in sorted(distinct, key=lambda d: d.usd_per_mtok)[:shown]
@@ -204,15 +208,25 @@ def design_question(
         tables=(_table(rows, frame),),
         charts=(_chart(families, attention_hw),),
         assumed=(
-            Assumed("frame", f"{frame.num_layers} layers, hidden {frame.hidden_size}", "held fixed in the search"),
-            Assumed("effective rank", f"{frame.min_rank} to {2 * frame.min_rank}", "quality proxy of attention"),
-            Assumed("active parameters", f"{frame.active_params / 1e9:g} B within 10 %", "quality proxy of the FFN"),
+            Assumed(
+                "frame", f"{frame.num_layers} layers, hidden {frame.hidden_size}", "held fixed in the search"
+            ),
+            Assumed(
+                "effective rank", f"{frame.min_rank} to {2 * frame.min_rank}", "quality proxy of attention"
+            ),
+            Assumed(
+                "active parameters",
+                f"{frame.active_params / 1e9:g} B within 10 %",
+                "quality proxy of the FFN",
+            ),
             Assumed("context", token_words(frame.context), "of the decoded token"),
             Assumed("dtypes", "8-bit weights and KV", "as Step-3"),
             Assumed("layers", "all alike, one shared expert", "a real stack may start with dense ones"),
             *device_assumptions([*attention_hw, *ffn_hw]),
         ),
-        notes=(f"{len(found)} shapes priced; what the proxies do not see (training, long-range recall) they do not rank",),
+        notes=(
+            f"{len(found)} shapes priced; what the proxies do not see (training, long-range recall) they do not rank",
+        ),
         formulas=("cost.attention", "cost.ffn", "moe.density", "roofline.intensity"),
         facts={"designs": rows, "num_searched": len(found)},
     )
@@ -223,7 +237,9 @@ def _verdict(best: Design, families: dict[str, list[Design]]) -> str:
         f"Cheapest is {best.attention} with {best.experts}: {best.usd_per_mtok:.3f} USD a million tokens, intensity "
         f"{best.intensity:.0f} or {best.ridge_share:.2f} of the ridge of {best.attention_hardware}."
     )
-    others = [f"{name} {min(f, key=lambda d: d.usd_per_mtok).usd_per_mtok:.3f}" for name, f in families.items() if f]
+    others = [
+        f"{name} {min(f, key=lambda d: d.usd_per_mtok).usd_per_mtok:.3f}" for name, f in families.items() if f
+    ]
     return text + f" Best of each kind: {', '.join(others)}."
 
 

@@ -25,12 +25,16 @@ def tiers(device: HardwareSpec) -> tuple[Tier, Tier | None]:
     """(scale-up, scale-out) at attained rates; a card without a fast link has its only link as the first."""
     links = Links(device)
     by_name = {
-        link.tier: Tier(bandwidth=link.bytes_per_s * links.attained(link), latency_s=link.latency_s + links.overhead_s)
+        link.tier: Tier(
+            bandwidth=link.bytes_per_s * links.attained(link), latency_s=link.latency_s + links.overhead_s
+        )
         for link in device.links
     }
     up = by_name.get("domain") or by_name.get("node") or by_name.get("scale_out") or by_name.get("host")
     if up is None:
-        raise RequestError(f"{device.name}: links are missing; experts on several packages need one", param="links")
+        raise RequestError(
+            f"{device.name}: links are missing; experts on several packages need one", param="links"
+        )
     return up, by_name.get("scale_out")
 
 
@@ -46,7 +50,9 @@ def ep_rows(
     """One row a group size that divides the experts and fills whole domains. Raises RequestError for a dense model."""
     experts = model.moe
     if experts is None:
-        raise RequestError(f"model: {model.name} has no experts, so there is no expert parallelism", param="model")
+        raise RequestError(
+            f"model: {model.name} has no experts, so there is no expert parallelism", param="model"
+        )
     if tokens_per_rank < 1:
         raise RequestError(f"tokens must be at least 1 a rank, not {tokens_per_rank}", param="tokens")
     formats, kernels, near = formats_for(device, weights), Kernels(device), domain_size(device)
@@ -54,7 +60,12 @@ def ep_rows(
     rows = []
     for ranks in sizes:
         fits_whole = ranks <= near or ranks % near == 0
-        if ranks > experts.num_experts or experts.num_experts % ranks or not fits_whole or (ranks > near and out is None):
+        if (
+            ranks > experts.num_experts
+            or experts.num_experts % ranks
+            or not fits_whole
+            or (ranks > near and out is None)
+        ):
             continue
         loads = {
             leg: dispatch_load(
@@ -68,7 +79,9 @@ def ep_rows(
             )
             for leg, dtype in (("dispatch", formats.wire_out), ("combine", formats.wire_back))
         }
-        uneven = imbalance or expected_imbalance(tokens_per_rank * ranks, experts.num_experts, experts.top_k, ranks)
+        uneven = imbalance or expected_imbalance(
+            tokens_per_rank * ranks, experts.num_experts, experts.top_k, ranks
+        )
         expert_s = float(
             kernels.experts(
                 tokens_per_rank * ranks, model.hidden_size, experts.expert_size, experts.num_experts, experts.top_k,
@@ -151,7 +164,10 @@ def ep_question(
         series=tuple(
             Series(name, xs, tuple(1e6 * r[key] for r in rows))
             for name, key in (
-                ("dispatch", "dispatch_s"), ("combine", "combine_s"), ("experts", "experts_s"), ("layer", "layer_s"),
+                ("dispatch", "dispatch_s"),
+                ("combine", "combine_s"),
+                ("experts", "experts_s"),
+                ("layer", "layer_s"),
             )
         ),  # fmt: skip
         marks=(Mark(f"domain of {near}", x=float(near)),) if near > 1 else (),
@@ -164,14 +180,21 @@ def ep_question(
         tables=(table,),
         charts=(chart,),
         assumed=(
-            Assumed("wire", f"{formats.wire_out} out, {formats.wire_back} back", "8 bit out where the card has it"),
+            Assumed(
+                "wire", f"{formats.wire_out} out, {formats.wire_back} back", "8 bit out where the card has it"
+            ),
             Assumed(
                 "imbalance",
                 f"{imbalance:g}" if imbalance else "of uniform random routing",
                 "given" if imbalance else "a real router is worse: measure it and give --imbalance",
             ),
-            Assumed("room for experts", f"{EXPERT_MEMORY:.0%} of memory", "the rest is attention, KV and buffers"),
-            *(Assumed(a.name, a.value, a.why) for a in (*Kernels(device).assumptions(), *Links(device).assumptions())),
+            Assumed(
+                "room for experts", f"{EXPERT_MEMORY:.0%} of memory", "the rest is attention, KV and buffers"
+            ),
+            *(
+                Assumed(a.name, a.value, a.why)
+                for a in (*Kernels(device).assumptions(), *Links(device).assumptions())
+            ),
             *device_assumptions([device], prices=False),
             *model_assumptions([model]),
         ),
@@ -187,7 +210,9 @@ def _fragments(rows: list[dict], near: int) -> tuple[str, ...]:
     left = near - inside * (near // inside)
     if near <= 8 or left == 0:
         return ()
-    return (f"groups of {inside} leave {left} of the {near} packages of a domain over: the experts do not divide by {near}",)
+    return (
+        f"groups of {inside} leave {left} of the {near} packages of a domain over: the experts do not divide by {near}",
+    )
 
 
 def _verdict(best: dict | None, rows: list[dict], device: HardwareSpec) -> str:

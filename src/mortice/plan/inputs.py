@@ -63,7 +63,9 @@ def priced(found: Iterable[HardwareSpec], prices: Mapping[str, float]) -> list[H
     known = {device.name for device in devices}
     for name, usd in prices.items():
         if name not in known:
-            raise RequestError(f"price is given for {name}, which is not among {', '.join(sorted(known))}", param="price")
+            raise RequestError(
+                f"price is given for {name}, which is not among {', '.join(sorted(known))}", param="price"
+            )
         if not (math.isfinite(usd) and usd > 0):
             raise RequestError(f"price of {name} must be above 0 USD an hour, not {usd:g}", param="price")
     return [
@@ -101,7 +103,9 @@ def context(text: str) -> int:
     try:
         value = round(float(digits) * factor)
     except (ValueError, OverflowError):
-        raise RequestError(f"context must be tokens like 8192, 32K or 1M, got {text!r}", param="context") from None
+        raise RequestError(
+            f"context must be tokens like 8192, 32K or 1M, got {text!r}", param="context"
+        ) from None
     if not 1 <= value <= MAX_CONTEXT:
         raise RequestError(f"context must be 1 to {MAX_CONTEXT:,} tokens, got {text}", param="context")
     return value
@@ -120,14 +124,22 @@ def device_assumptions(devices: Iterable[HardwareSpec], *, prices: bool = True) 
         if prices and device.price is not None and device.price.status != "user":
             kind = "estimate" if device.price.status == "estimate" else "published"
             said.append(
-                Assumed(f"{device.name}.price", f"{device.price.usd_per_hour:g} USD/h, {kind}", device.price.source)
+                Assumed(
+                    f"{device.name}.price",
+                    f"{device.price.usd_per_hour:g} USD/h, {kind}",
+                    device.price.source,
+                )
             )
     return tuple(said)
 
 
 def model_assumptions(shapes: Iterable[ModelShape]) -> tuple[Assumed, ...]:
     """What a config left open and how it was read."""
-    return tuple(Assumed(f"{shape.name}.config", line, "the file does not say") for shape in shapes for line in shape.assumed)
+    return tuple(
+        Assumed(f"{shape.name}.config", line, "the file does not say")
+        for shape in shapes
+        for line in shape.assumed
+    )
 
 
 def require_prices(devices: Iterable[HardwareSpec]) -> None:

@@ -103,7 +103,12 @@ def kv_question(
         verb="kv",
         title=f"KV of {model.name} at {token_words(context)}",
         verdict=_verdict(capacity, moves, per_token[kv] if kv in per_token else per_token["fp8"]),
-        tables=(_bytes_table(model, context), _capacity_table(capacity), _move_table(moves), _reuse_table(reuses)),
+        tables=(
+            _bytes_table(model, context),
+            _capacity_table(capacity),
+            _move_table(moves),
+            _reuse_table(reuses),
+        ),
         charts=(_chart(model, devices[0], formats_for(devices[0], weights, kv), context, moves),),
         assumed=(
             Assumed("kv dtype", kv, "given or the default"),
@@ -118,7 +123,9 @@ def kv_question(
     )
 
 
-def _capacity(model: ModelShape, device: HardwareSpec, layout: Layout, context: int, formats: Formats) -> dict:
+def _capacity(
+    model: ModelShape, device: HardwareSpec, layout: Layout, context: int, formats: Formats
+) -> dict:
     sequences = float(max_batch(model, device, layout, context, formats))
     packages = int(layout.packages)
     return {
@@ -160,8 +167,14 @@ def _verdict(capacity: Sequence[dict], moves: Sequence[dict], per_token: float) 
         f"{most['tp']} package{'s' if most['tp'] > 1 else ''}."
     )
     if slow:
-        return text + f" Moving KV takes longer than computing it over {', '.join(slow)}: do not disaggregate across those."
-    return text + " Every link here moves KV faster than prefill makes it, so a hand-over can hide behind prefill."
+        return (
+            text
+            + f" Moving KV takes longer than computing it over {', '.join(slow)}: do not disaggregate across those."
+        )
+    return (
+        text
+        + " Every link here moves KV faster than prefill makes it, so a hand-over can hide behind prefill."
+    )
 
 
 def _bytes_table(model: ModelShape, context: int) -> Table:
@@ -241,7 +254,9 @@ def _chart(
         layout = Layout()  # the table says that it does not fit; the curve is of one package
     rates = [reuse(model, device, layout, n, formats).break_even_bytes_per_s / 1e9 for n in lens]
     marks = tuple(
-        Mark(f"{m['hardware']} {m['tier']}", y=m["bytes_per_s"] / 1e9) for m in moves if m["hardware"] == device.name
+        Mark(f"{m['hardware']} {m['tier']}", y=m["bytes_per_s"] / 1e9)
+        for m in moves
+        if m["hardware"] == device.name
     )
     return Lines(
         title=f"Bandwidth above which fetching a prefix beats computing it on {device.name}",

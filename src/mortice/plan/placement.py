@@ -11,7 +11,16 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from mortice.cost import Assumption, Formats, Kernels, Layout, decode_step, layout_fits, max_batch, usd_per_mtok
+from mortice.cost import (
+    Assumption,
+    Formats,
+    Kernels,
+    Layout,
+    decode_step,
+    layout_fits,
+    max_batch,
+    usd_per_mtok,
+)
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
@@ -19,7 +28,32 @@ from mortice.specs.shape import ModelShape
 TP = (1, 2, 4, 8, 16)
 DP = (1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 36, 40, 48, 64, 72, 96, 128, 144, 160, 256, 320)
 PP = (1, 2, 3, 4, 6, 8)
-BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 768, 1024)
+BATCHES = (
+    1,
+    2,
+    4,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    768,
+    1024,
+)
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +121,9 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
         order = order[np.argsort(self.usd[order], kind="stable")]
         found: dict[tuple[int, ...], Candidate] = {}
         for i in order:
-            key = tuple(int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp))
+            key = tuple(
+                int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp)
+            )
             if key not in found:
                 found[key] = self.candidate(int(i))
                 if len(found) == count:
@@ -105,7 +141,8 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
         if not good.any():
             nearest = float(self.tpot_s[self.fits].min())
             raise RequestError(
-                f"tpot: nothing meets {tpot_s * 1e3:g} ms; nearest feasible is {nearest * 1e3:.1f} ms", param="tpot"
+                f"tpot: nothing meets {tpot_s * 1e3:g} ms; nearest feasible is {nearest * 1e3:.1f} ms",
+                param="tpot",
             )
         return np.flatnonzero(good)
 
@@ -192,7 +229,16 @@ def _of_device(
         usd = np.asarray(usd_per_mtok(device, packages, batch, seconds))
     else:
         usd = np.full(batch.shape, np.inf)
-    return {"tp": tp, "dp": dp, "ep": ep, "pp": pp, "batch": batch, "tpot_s": seconds, "usd": usd, "fits": batch <= room}
+    return {
+        "tp": tp,
+        "dp": dp,
+        "ep": ep,
+        "pp": pp,
+        "batch": batch,
+        "tpot_s": seconds,
+        "usd": usd,
+        "fits": batch <= room,
+    }
 
 
 def _layouts(model: ModelShape, device: HardwareSpec, max_packages: int) -> tuple[NDArray[np.int64], ...]:

@@ -51,7 +51,9 @@ def roofline_question(
         charts=_charts(rows, devices, ridges, kv_dtype),
         assumed=(
             Assumed("kv dtype", kv_dtype, "of the column that bounds are told from"),
-            Assumed("arithmetic", "fp8 where the card has it, else bf16", "the peak that the ridge is made of"),
+            Assumed(
+                "arithmetic", "fp8 where the card has it, else bf16", "the peak that the ridge is made of"
+            ),
             *device_assumptions(devices, prices=False),
             *model_assumptions(shapes),
         ),
@@ -62,13 +64,16 @@ def roofline_question(
 
 def _row(model: ModelShape, device: HardwareSpec, context: int, rule: Convention, kv_dtype: str) -> dict:
     intensity = {
-        f"intensity_{name}": float(arithmetic_intensity(model, context, name, _unpadded(rule))) for name in KV_DTYPES
+        f"intensity_{name}": float(arithmetic_intensity(model, context, name, _unpadded(rule)))
+        for name in KV_DTYPES
     }
     nominal = float(arithmetic_intensity(model, context, kv_dtype, _unpadded(rule)))
     padded = float(arithmetic_intensity(model, context, kv_dtype, _padded(rule), device.tile_rows))
     ridge = device.ridge(cost_dtype(device))
     families = dict.fromkeys(
-        f"{g.attention.family} {g.attention.kind}" if g.attention.kind not in ("full", "linear") else g.attention.family
+        f"{g.attention.family} {g.attention.kind}"
+        if g.attention.kind not in ("full", "linear")
+        else g.attention.family
         for g in model.groups
     )
     return {
@@ -101,7 +106,9 @@ def _verdict(rows: Sequence[dict]) -> str:
         names = ", ".join(f"{r['model']} on {r['hardware']}" for r in matched[:4])
         parts.append(f"Within a factor of two of the ridge, so that neither half idles: {names}.")
     if wasted:
-        parts.append(f"{len(wasted)} of {len(rows)} pairs leave three quarters of the arithmetic unused in attention.")
+        parts.append(
+            f"{len(wasted)} of {len(rows)} pairs leave three quarters of the arithmetic unused in attention."
+        )
     return " ".join(parts) or "No pair is near its ridge, none wastes more than three quarters of its peak."
 
 

@@ -31,7 +31,12 @@ def show(answer: Answer, console: Console) -> None:
 
 def _table(table: Table) -> RichTable:
     shown = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim"
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
     )
     for column in table.columns:
         left = column.kind in _LEFT

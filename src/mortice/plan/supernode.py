@@ -29,7 +29,8 @@ def on_boards(device: HardwareSpec, span: int = BOARD) -> HardwareSpec:
     The NIC of a Hopper board (50 GB/s, 0.8 attained) stands in where the device names none.
     """
     links = tuple(
-        msgspec.structs.replace(link, tier="node", span=span) if link.tier == "domain" else link for link in device.links
+        msgspec.structs.replace(link, tier="node", span=span) if link.tier == "domain" else link
+        for link in device.links
     )
     return msgspec.structs.replace(device, name=f"{device.name}-boards", links=links, packages_per_node=span)
 
@@ -69,6 +70,7 @@ def long_prefill(model: ModelShape, device: HardwareSpec, packages: int, tokens:
     """
     kernels, links = Kernels(device), Links(device)
     formats = formats_for(device)
+    _must_hold(model, device, packages, formats.weights)
     shape = attention_shape(model)
     dtype = "bf16" if "bf16" in device.peaks else min(device.peaks, key=lambda name: -dtype_bytes(name))
     attention = device.peak(dtype) * kernels.shares.prefill_compute
@@ -122,19 +124,14 @@ def long_prefill(model: ModelShape, device: HardwareSpec, packages: int, tokens:
     return min(runs, key=lambda r: r.seconds)
 
 
-def chunk_pipeline(model: ModelShape, device: HardwareSpec, packages: int, tokens: int, weights: str) -> LongPrefill:
+def chunk_pipeline(
+    model: ModelShape, device: HardwareSpec, packages: int, tokens: int, weights: str
+) -> LongPrefill:
     """A prompt in chunks through pipeline stages of single packages: what accelerators without a fast link can do.
 
     Raises RequestError where the weights do not fit the packages, naming the least count that does.
     """
-    total = weight_bytes(model, weights)
-    least = math.ceil(total / (0.9 * device.memory_bytes))
-    if packages < least:
-        raise RequestError(
-            f"packages: {model.name} in {weights} is {total / 1e9:.0f} GB; {packages} x {device.name} of "
-            f"{device.memory_bytes / 1e9:.0f} GB do not hold it; nearest feasible is {least}",
-            param="packages",
-        )
+    _must_hold(model, device, packages, weights)
     kernels, shape = Kernels(device), attention_shape(model)
     stages = min(packages, model.num_layers)
     lines = packages // stages  # pipelines side by side work on different prompts
@@ -158,8 +155,24 @@ def chunk_pipeline(model: ModelShape, device: HardwareSpec, packages: int, token
     )
 
 
+def _must_hold(model: ModelShape, device: HardwareSpec, packages: int, weights: str) -> None:
+    total = weight_bytes(model, weights)
+    least = math.ceil(total / (0.9 * device.memory_bytes))
+    if packages < least:
+        raise RequestError(
+            f"packages: {model.name} in {weights} is {total / 1e9:.0f} GB; {packages} x {device.name} of "
+            f"{device.memory_bytes / 1e9:.3g} GB do not hold it; nearest feasible is {least}",
+            param="packages",
+        )
+
+
 def supernode_question(
-    model: ModelShape, racks: Sequence[RackSpec], *, context: int = 8192, long_tokens: int = 1_000_000, tpot_s: float = 0.05
+    model: ModelShape,
+    racks: Sequence[RackSpec],
+    *,
+    context: int = 8192,
+    long_tokens: int = 1_000_000,
+    tpot_s: float = 0.05,
 ) -> Answer:
     """Each rack against the same packages on boards of eight."""
     rows, prefill, sums, notes = [], [], [], []
@@ -178,7 +191,14 @@ def supernode_question(
         for name, count in rack.parts.items():
             if name != device.name and "cpx" in name:
                 run = chunk_pipeline(model, load_hardware(name), count, long_tokens, "nvfp4")
-                prefill.append({"rack": rack.name, "system": name, **msgspec.to_builtins(run), "kv": _kv(model, long_tokens)})
+                prefill.append(
+                    {
+                        "rack": rack.name,
+                        "system": name,
+                        **msgspec.to_builtins(run),
+                        "kv": _kv(model, long_tokens),
+                    }
+                )
     return Answer(
         verb="supernode",
         title=f"{model.name} on rack-scale domains",
@@ -186,15 +206,34 @@ def supernode_question(
         tables=(_serving_table(rows, context), _prefill_table(prefill, long_tokens), _sums_table(sums)),
         charts=_charts(rows, prefill, long_tokens),
         assumed=(
-            Assumed("boards", f"{BOARD} packages on the domain's link, NICs between", "what the rack is compared with"),
+            Assumed(
+                "boards",
+                f"{BOARD} packages on the domain's link, NICs between",
+                "what the rack is compared with",
+            ),
             Assumed("tpot", f"{tpot_s * 1e3:g} ms", "of the decode columns"),
-            Assumed("attention in prefill", "BF16, or the card's widest dtype below", "no other precision is published"),
-            Assumed("fp4 attention on CPX", "at its dense FP4 peak", "its precision and exponent rate are not public"),
+            Assumed(
+                "attention in prefill",
+                "BF16, or the card's widest dtype below",
+                "no other precision is published",
+            ),
+            Assumed(
+                "fp4 attention on CPX",
+                "at its dense FP4 peak",
+                "its precision and exponent rate are not public",
+            ),
             *device_assumptions([load_hardware(name) for rack in racks for name in rack.parts]),
             *model_assumptions([model]),
         ),
         notes=tuple(dict.fromkeys(notes)),
-        formulas=("prefill.work", "prefill.ring", "prefill.pipeline", "prefill.exponent", "ep.exchange", "afd.period"),
+        formulas=(
+            "prefill.work",
+            "prefill.ring",
+            "prefill.pipeline",
+            "prefill.exponent",
+            "ep.exchange",
+            "afd.period",
+        ),
         facts={"serving": rows, "prefill": prefill, "sums": sums},
     )
 
@@ -206,7 +245,16 @@ def rack_sums(rack: RackSpec) -> list[dict]:
         ours = rack.totals.get(name)
         off = None if ours is None else ours / stated - 1
         flag = "" if off is None or abs(off) <= 0.015 else rack.discrepancies.get(name, "differs")
-        rows.append({"rack": rack.name, "quantity": name, "ours": ours, "stated": stated, "difference": off, "flag": flag})
+        rows.append(
+            {
+                "rack": rack.name,
+                "quantity": name,
+                "ours": ours,
+                "stated": stated,
+                "difference": off,
+                "flag": flag,
+            }
+        )
     return rows
 
 
@@ -218,14 +266,26 @@ def _serving_row(
     try:
         table = placement_table(model, [system], context, max_packages=packages)
         best = table.fastest(tpot_s)
-        row |= {"layout": f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}", "ep_tgs": best.tokens_per_s_per_package}
+        row |= {
+            "layout": f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
+            "ep_tgs": best.tokens_per_s_per_package,
+        }
     except RequestError as error:
         notes.append(f"{system.name}: {error.message}")
     if model.moe is not None:
         try:
             inside = system.has_link("domain")
             gpus = 4 if inside else BOARD
-            p = afd.problem(model, system, system, context, tpot_s=tpot_s, one_domain=inside, gpus_attention=gpus, gpus_ffn=gpus)
+            p = afd.problem(
+                model,
+                system,
+                system,
+                context,
+                tpot_s=tpot_s,
+                one_domain=inside,
+                gpus_attention=gpus,
+                gpus_ffn=gpus,
+            )
             found = max(afd.search(p, max_packages=packages), key=lambda c: c.tgs)
             row |= {"afd_plan": f"{found.name} of {gpus}", "afd_tgs": found.tgs}
         except RequestError as error:
@@ -256,7 +316,9 @@ def _verdict(rows: Sequence[dict], prefill: Sequence[dict], tokens: int) -> str:
                 parts[-1] += f", AFD inside it {better:.2f} times plain expert parallelism"
     if prefill:
         best = min(prefill, key=lambda r: r["seconds"])
-        parts.append(f"{token_words(tokens)} tokens prefill fastest on {best['system']} in {seconds(best['seconds'])}")
+        parts.append(
+            f"{token_words(tokens)} tokens prefill fastest on {best['system']} in {seconds(best['seconds'])}"
+        )
     return "; ".join(parts) + "." if parts else "No rack here serves this model."
 
 
@@ -298,7 +360,9 @@ def _sums_table(rows: Sequence[dict]) -> Table:
     shown = tuple(
         row
         | {
-            "ours": None if row["ours"] is None else scaled(row["ours"], units.get(row["quantity"], "FLOP/s")),
+            "ours": None
+            if row["ours"] is None
+            else scaled(row["ours"], units.get(row["quantity"], "FLOP/s")),
             "stated": scaled(row["stated"], units.get(row["quantity"], "FLOP/s")),
         }
         for row in rows
