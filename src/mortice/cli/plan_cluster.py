@@ -1,5 +1,6 @@
 """`mortice plan afd | ep | supernode | kv | compare`: which joint is worth cutting, on how many instances."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ from mortice.plan.ep import ep_question
 from mortice.plan.kv import kv_question
 from mortice.plan.supernode import supernode_question
 from mortice.specs.errors import RequestError
+from mortice.specs.hardware import HardwareSpec
 
 
 def afd(
@@ -87,10 +89,8 @@ def afd(
     emit(answer, as_json=as_json, plot=plot)
 
 
-def _pair(hardware: str, price: list[str] | None):  # type: ignore[no-untyped-def]
+def _pair(hardware: str, price: list[str] | None) -> tuple[HardwareSpec, HardwareSpec]:
     """A path may hold slashes: only a name on each side of one is a pair."""
-    from pathlib import Path
-
     names = [hardware] if Path(hardware).is_file() or "/" not in hardware else hardware.split("/")
     if len(names) > 2:
         raise RequestError(f"hardware must be one name or ATTENTION/FFN, got {hardware!r}", param="hardware")

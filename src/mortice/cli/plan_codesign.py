@@ -144,7 +144,7 @@ def design(
         context=inputs.context(context),
         tpot_s=tpot / 1e3,
     )
-    emit(design_question(frame, *pick), as_json=as_json, plot=plot)
+    emit(design_question(frame, pick[0], pick[1]), as_json=as_json, plot=plot)
 
 
 def explain(

@@ -14,7 +14,6 @@ from mortice.cli.plan_output import (
     PlotOption,
     PriceOption,
     TpotOption,
-    WeightsOption,
     check_plot,
     emit,
 )
@@ -43,8 +42,9 @@ def deploy(
     slo_tpot_ms: Annotated[float | None, typer.Option(help="Limit on TPOT.")] = 50.0,
     slo_e2e_ms: Annotated[float | None, typer.Option(help="Limit on the whole.")] = None,
     target: Annotated[float, typer.Option(help="Share that must meet all limits.")] = 0.9,
-    weights: WeightsOption = None,
-    kv: Annotated[str, typer.Option(help="Dtype of KV.")] = "bf16",
+    weights: Annotated[
+        str, typer.Option(help="Dtype of weights: bf16, int8 or int4, as serve runs them.")
+    ] = "bf16",
     serve_model: Annotated[str | None, typer.Option(help="What serve shall load. Default: --model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Deployment document, YAML. Default: print it.")] = None,
     as_json: JsonOption = False,
@@ -64,7 +64,7 @@ def deploy(
         slo=SLO(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2e_ms=slo_e2e_ms, target=target),
     )
     traffic.check()
-    workers = Workers(inputs.one_model(model), devices[0], traffic, formats_for(devices[0], weights, kv))
+    workers = Workers(inputs.one_model(model), devices[0], traffic, formats_for(devices[0], weights, "bf16"))
     answer, document = deploy_question(workers, packages, serve_model or model, out)
     if out is not None:
         try:

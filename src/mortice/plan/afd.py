@@ -6,7 +6,6 @@ packages that hold its share of the experts, split inside by tensor parallelism 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -29,7 +28,7 @@ from mortice.plan.links import send_probability
 from mortice.plan.pipeline import RESOURCES, Stages
 from mortice.plan.placement import formats_for
 from mortice.specs.errors import RequestError
-from mortice.specs.hardware import HardwareSpec
+from mortice.specs.hardware import HardwareSpec, TierName
 from mortice.specs.shape import LayerGroup, ModelShape
 
 MEMORY_SHARE = 0.92  # of a package; the rest is fragmentation
@@ -220,7 +219,8 @@ def candidate(
     least = least_ffn_instances(p)
     if num_ffn < least:
         raise RequestError(
-            f"num_ffn: {num_ffn} F instances of {p.gpus_ffn} {p.ffn.name} do not hold the experts; nearest feasible is {least}",
+            f"num_ffn: {num_ffn} F instances of {p.gpus_ffn} {p.ffn.name} do not hold the experts; nearest feasible is "
+            f"{least}",
             param="num_ffn",
         )
     held = memory(p)
@@ -231,7 +231,11 @@ def candidate(
             f"nearest feasible is {room} a micro-batch",
             param="context",
         )
-    sizes = np.arange(1, min(room, MAX_PER_GPU) + 1) if per_gpu is None else np.asarray([per_gpu])
+    sizes = (
+        np.arange(1.0, min(room, MAX_PER_GPU) + 1)
+        if per_gpu is None
+        else np.asarray([per_gpu], dtype=np.float64)
+    )
     grid = _Grid(p, num_attention, num_ffn, sizes)
     seconds = grid.iteration_s(micro_batches)
     index = 0
@@ -373,8 +377,8 @@ class _Grid:
         p = self.p
         per_instance = self.sizes * p.gpus_attention * p.model.hidden_size * self._share(group)
         return (
-            cast(Times, per_instance * self.num_ffn / net(p, p.attention, p.gpus_attention)),
-            cast(Times, per_instance * self.num_attention / net(p, p.ffn, p.gpus_ffn)),
+            per_instance * self.num_ffn / net(p, p.attention, p.gpus_attention),
+            per_instance * self.num_attention / net(p, p.ffn, p.gpus_ffn),
         )
 
     def _ends(self, group: LayerGroup) -> tuple[Times, Times]:
@@ -384,7 +388,7 @@ class _Grid:
 
     def _latency(self) -> float:
         """One message of the link: peers are written to at once."""
-        tier = "domain" if self.p.one_domain else "scale_out"
+        tier: TierName = "domain" if self.p.one_domain else "scale_out"
         return max(self.p.attention.link(tier).latency_s, self.p.ffn.link(tier).latency_s)
 
     def _inside(self, num_bytes: Times) -> Times:
@@ -394,7 +398,7 @@ class _Grid:
             return np.zeros(len(self.sizes))
         near = p.ffn.reach(p.gpus_ffn)
         rate = near.bytes_per_s * NVLS_SHARE
-        return cast(Times, near.latency_s + (p.gpus_ffn - 1) / p.gpus_ffn * num_bytes / rate)
+        return near.latency_s + (p.gpus_ffn - 1) / p.gpus_ffn * num_bytes / rate
 
 
 def _usd(p: AfdProblem, num_attention: int, num_ffn: int, tokens_per_s: float) -> float:
@@ -437,14 +441,14 @@ def _all(
     p: AfdProblem, least: int, max_packages: int, micro_batches: Sequence[int], max_attention: int
 ) -> Iterator[Candidate]:
     held = memory(p)
-    experts = cast(int, p.model.moe.num_experts) if p.model.moe else 1
+    experts = p.model.moe.num_experts if p.model.moe else 1
     for num_ffn in range(least, max_packages // p.gpus_ffn + 1):
         if num_ffn > experts or (num_ffn > 4 and experts % num_ffn):
             continue  # beyond four, only counts that divide the experts
         room_a = (max_packages - num_ffn * p.gpus_ffn) // p.gpus_attention
         for num_attention in range(1, min(room_a, max_attention) + 1):
             widest = held.sequences_per_gpu // min(micro_batches)
-            grid = _Grid(p, num_attention, num_ffn, np.arange(1, min(widest, MAX_PER_GPU) + 1))
+            grid = _Grid(p, num_attention, num_ffn, np.arange(1.0, min(widest, MAX_PER_GPU) + 1))
             for m in micro_batches:
                 room = min(held.sequences_per_gpu // m, MAX_PER_GPU)
                 seconds = grid.iteration_s(m)[:room]
@@ -474,7 +478,7 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
         ),
         Assumption("expert imbalance", f"{p.imbalance:g}", "busiest instance over the mean; not given"),
     ]
-    tier = "domain" if p.one_domain else "scale_out"
+    tier: TierName = "domain" if p.one_domain else "scale_out"
     for device in {p.attention.name: p.attention, p.ffn.name: p.ffn}.values():
         link = device.link(tier)
         share = p.net_efficiency if p.net_efficiency is not None else Links(device).attained(link)

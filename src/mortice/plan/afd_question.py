@@ -224,7 +224,7 @@ def _stages(p: afd.AfdProblem, best: afd.Candidate) -> Table:
         rows.append(
             {
                 "layers": f"{group.count} x {kind}, {'experts' if group.ffn.is_moe else 'dense'}",
-                **{name: value for name, value in zip(RESOURCES, stages.times, strict=True)},
+                **dict(zip(RESOURCES, stages.times, strict=True)),
                 "period": max(best.micro_batches * stages.slowest_s, stages.total_s),
                 "fits": all(fits_budget(stages, budget).values()),
             }
@@ -289,14 +289,14 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
         (
             "dead zone",
             f"{ceiling:.1%}",
-            f"of peak at most, experts of {experts.expert_size if experts else 0} wide, 0.8 of {near.bytes_per_s / 1e9:g} GB/s",
+            f"of peak at most, experts {experts.expert_size if experts else 0} wide, 0.8 of {near.bytes_per_s / 1e9:g} GB/s",
         ),
         ("attention busy", f"{best.micro_batches * main.attention_s / period:.0%}", "of the period"),
         ("experts busy", f"{best.micro_batches * main.ffn_s / period:.0%}", "of the period"),
         (
             "closed form",
             seconds(iteration_s(main, best.micro_batches, p.model.num_layers)),
-            f"event by event {seconds(simulate([main] * p.model.num_layers, best.micro_batches).makespan_s)}, layers alike, without head and jitter",
+            f"event by event {seconds(_simulated(p, best))}; layers alike, without head and jitter",
         ),
     ]
     return Table(
@@ -304,6 +304,10 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
         columns=(Column("check", "check"), Column("value", "value"), Column("meaning", "meaning")),
         rows=tuple({"check": a, "value": b, "meaning": c} for a, b, c in rows),
     )
+
+
+def _simulated(p: afd.AfdProblem, best: afd.Candidate) -> float:
+    return simulate([_main(best)] * p.model.num_layers, best.micro_batches).makespan_s
 
 
 def _together(others: list[Colocated]) -> Table:

@@ -104,7 +104,7 @@ def _matplotlib(option: str) -> tuple[Any, Any]:
 
 def _height(chart: Chart) -> float:
     if isinstance(chart, Bars):
-        return 1.15 + 0.33 * len(chart.labels)
+        return 1.5 + 0.33 * len(chart.labels)
     if isinstance(chart, Gantt):
         return 1.25 + 0.5 * len(chart.lanes)
     return 4.4
@@ -151,11 +151,12 @@ def _bars(axis: Any, chart: Bars) -> None:
     axis.tick_params(axis="y", labelcolor=INK, length=0)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlim(0, max([*left, 1e-12]) * 1.08)
+    marked = [mark.x for mark in chart.marks if mark.x is not None]
+    axis.set_xlim(0, max([*left, *marked, 1e-12]) * 1.12)
     for i, mark in enumerate(chart.marks):
         _mark(axis, mark, i)
     if len(chart.parts) > 1:
-        axis.legend(loc="lower right", ncols=min(4, len(chart.parts)))
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(chart.parts), borderaxespad=0.2)
 
 
 def _gantt(axis: Any, chart: Gantt) -> None:

@@ -8,10 +8,11 @@ h20/h800:6A2F   that many whole instances
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
-from mortice.cost import Kernels, Layout, prefill_step
+from mortice.cost import Formats, Kernels, Layout, prefill_step
 from mortice.cost.step import usd_per_mtok
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
@@ -41,8 +42,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_plan(text: str) -> tuple[str, str | None, int | None, int | None]:
     """(attention hardware, FFN hardware, N_A, N_F) of a plan's text. A path with a slash must exist as a file."""
-    from pathlib import Path
-
     if Path(text).is_file():
         return text, None, None, None
     match = PLAN.fullmatch(text.strip())
@@ -108,7 +107,7 @@ def prompt_usd(model: ModelShape, device: HardwareSpec, tokens: int = 4096) -> f
     return _prompt(model, device, layout, tokens, formats)
 
 
-def _prompt(model: ModelShape, device: HardwareSpec, layout: Layout, tokens: int, formats) -> float:  # type: ignore[no-untyped-def]
+def _prompt(model: ModelShape, device: HardwareSpec, layout: Layout, tokens: int, formats: Formats) -> float:
     took = prefill_step(model, Kernels(device), layout, tokens, formats=formats).total_s
     return float(usd_per_mtok(device, layout.packages, tokens, took))
 
@@ -189,7 +188,7 @@ def _verdict(sides: Sequence[Side], best: int, known: bool) -> str:
     others = [s for i, s in enumerate(sides) if i != best]
     if known and chosen.usd_per_mtok is not None:
         gaps = [
-            f"{(s.usd_per_mtok or math.inf) / chosen.usd_per_mtok - 1:.0%} dearer than it is {s.plan}"
+            f"{s.plan} costs {(s.usd_per_mtok or math.inf) / chosen.usd_per_mtok - 1:.0%} more"
             for s in others
         ]
         return (

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mortice.cost import PUBLISHED, Convention, dtype_bytes
+from mortice.cost import PUBLISHED, Convention, Links, dtype_bytes
 from mortice.cost.published import cost_dtype
 from mortice.plan.answer import Answer, Assumed, Column, Lines, Mark, Series, Table
 from mortice.plan.density_limit import PRINTED_STAGE_S, DensityTerms, experts_needed
@@ -39,7 +39,7 @@ def server_net(device: HardwareSpec, rule: Convention) -> float:
     """Bytes a second that one server's NICs carry in one direction; the printed peak in the published convention,
     what is attained in the honest one."""
     link = device.link("scale_out")
-    attained = 1.0 if rule is PUBLISHED else (link.efficiency or 1.0)
+    attained = 1.0 if rule is PUBLISHED else Links(device).attained(link)
     return link.bytes_per_s * attained * device.packages_per_node
 
 
@@ -211,9 +211,9 @@ def _chart(rows: Sequence[DensityRow]) -> Lines:
     high = max([*by_hardware.values(), *(row.model_term for row in rows)]) * 3
     first = {row.model: row for row in reversed(rows)}
     return Lines(
-        title="S / (H L) of the model against FLOPS / (Net BW beta) of the hardware: above the line is compute bound",
-        x_label="FLOPS / (Net BW beta)",
-        y_label="S / (H L)",
+        title="Above the line experts can be compute bound, below it the network sets the pace",
+        x_label="FLOPS / (Net BW beta) of the hardware",
+        y_label="S / (H L) of the model",
         series=(
             Series("limit", (low, high), (low, high)),
             *(

@@ -6,9 +6,13 @@ queue and the same kernels.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
+import numpy as np
 
 from mortice.cost import Formats, Kernels, Layout, Links, decode_step, kv_cache_bytes, max_batch, prefill_step
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
@@ -21,6 +25,8 @@ from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
 from mortice.specs.slo import SLO
 
+SERVED_WEIGHTS: dict[str, Literal["none", "int8", "int4"]] = {"bf16": "none", "int8": "int8", "int4": "int4"}
+MAX_PACKAGES = 64  # workers of one host
 TOKEN_BUDGET = 512  # tokens in one step of a worker that does both
 SAME = 0.02  # goodputs within two per cent are called equal
 ONE = Layout()
@@ -85,6 +91,12 @@ class Workers:
     def __init__(self, model: ModelShape, device: HardwareSpec, traffic: Traffic, formats: Formats) -> None:
         self.model, self.device, self.traffic, self.formats = model, device, traffic, formats
         self.kernels = Kernels(device)
+        if formats.weights not in SERVED_WEIGHTS:
+            raise RequestError(
+                f"weights: serve runs {', '.join(SERVED_WEIGHTS)}, not {formats.weights}", param="weights"
+            )
+        if formats.kv != "bf16":
+            raise RequestError(f"kv: serve keeps KV in bf16, not {formats.kv}", param="kv")
         self.context = traffic.prompt_len + traffic.output_len / 2
         longest = traffic.prompt_len + traffic.output_len
         tp = int(smallest_layout(model, device, longest, formats).packages)
@@ -95,18 +107,24 @@ class Workers:
                 param="model",
             )
         self.room = int(float(max_batch(model, device, ONE, longest, formats)))
+        self._batches = np.unique(np.geomspace(1, self.room, 128).round())
+        self._steps = np.asarray(
+            decode_step(model, self.kernels, ONE, self._batches, self.context, formats=formats).total_s
+        )
         self.prefill_s = float(
             prefill_step(model, self.kernels, ONE, traffic.prompt_len, formats=formats).total_s
         )
-        link = next((l for l in device.links if l.tier in ("domain", "node", "scale_out", "host")), None)
+        link = next(
+            (each for each in device.links if each.tier in ("domain", "node", "scale_out", "host")), None
+        )
         moved = float(kv_cache_bytes(model, traffic.prompt_len, formats.kv))
         # Without a link the workers share one memory: a copy at its bandwidth.
         rate = link.bytes_per_s * Links(device).attained(link) if link else device.memory_bytes_per_s / 2
         self.transfer_s = transfer_s(moved, rate, link.latency_s if link else 0.0)
 
     def decode_s(self, batch: float) -> float:
-        step = decode_step(self.model, self.kernels, ONE, max(1.0, batch), self.context, formats=self.formats)
-        return float(step.total_s)
+        """Seconds of a step, between the batches that were priced."""
+        return float(np.interp(batch, self._batches, self._steps))
 
     def apart(self, prefill: int, decode: int, rate: float) -> Load:
         """Prefill workers as queues of their own, decode workers undisturbed; KV moves between."""
@@ -119,6 +137,8 @@ class Workers:
         mine = rate / workers
         busy = mine * self.prefill_s
         batch, tpot = self._steady(mine, busy)
+        if math.isinf(batch):
+            return self._load(rate, math.inf, tpot, batch)
         chunks = math.ceil(self.traffic.prompt_len / TOKEN_BUDGET)
         # A prompt's chunks each wait for the decode rows of their step; the queue is served at that pace.
         service = self.prefill_s + chunks * self.decode_s(batch)
@@ -159,7 +179,7 @@ def _wait_s(rate: float, service_s: float, share: float) -> float:
     return mean * max(1.0, -math.log(1 - share)) if share < 1 else mean * 10
 
 
-def goodput(load_at, slo: SLO, start: float) -> float:  # type: ignore[no-untyped-def]
+def goodput(load_at: Callable[[float], Load], slo: SLO, start: float) -> float:
     """Largest rate at which `load_at(rate)` meets the SLO, to 0.5 %; 0 where none does."""
     if not load_at(start * 1e-4).meets(slo):
         return 0.0
@@ -174,21 +194,22 @@ def goodput(load_at, slo: SLO, start: float) -> float:  # type: ignore[no-untype
 
 def splits(workers: Workers, packages: int) -> list[Split]:
     """All divisions of the packages, best goodput first; the undivided one among them."""
-    if not 1 <= packages <= 64:
+    if not 1 <= packages <= MAX_PACKAGES:
         raise RequestError(
-            f"packages must be 1 to 64, which serve runs on one host, not {packages}", param="packages"
+            f"packages must be 1 to {MAX_PACKAGES}, which serve runs on one host, not {packages}",
+            param="packages",
         )
     traffic, found = workers.traffic, []
     start = packages / workers.prefill_s
 
-    def add(prefill: int, decode: int, load_at) -> None:  # type: ignore[no-untyped-def]
+    def add(prefill: int, decode: int, load_at: Callable[[float], Load]) -> None:
         best = goodput(load_at, traffic.slo, start)
         rate = traffic.rate if traffic.rate is not None else max(best, start * 1e-4)
         found.append(Split(prefill=prefill, decode=decode, goodput=best, load=load_at(rate)))
 
-    add(0, packages, lambda rate: workers.together(packages, rate))
+    add(0, packages, partial(workers.together, packages))
     for prefill in range(1, packages):
-        add(prefill, packages - prefill, lambda rate, p=prefill: workers.apart(p, packages - p, rate))
+        add(prefill, packages - prefill, partial(workers.apart, prefill, packages - prefill))
     return sorted(found, key=lambda s: -s.goodput)
 
 
@@ -204,17 +225,18 @@ def choose(workers: Workers, packages: int | None) -> tuple[list[Split], int]:
         return found, packages
     if traffic.rate is None:
         raise RequestError("give packages, a rate, or both", param="packages")
-    for count in range(1, 65):
-        found = splits(workers, count)
-        if count == 1:
-            _require_possible(workers, found)
-        if found[0].goodput >= traffic.rate:
-            return found, count
-    raise RequestError(
-        f"rate: {traffic.rate:g} requests a second need more than 64 packages; nearest feasible is "
-        f"{found[0].goodput:.3g}",
-        param="rate",
-    )
+    _require_possible(workers, splits(workers, 1))
+    # More packages never serve less, so the fewest is found by bisection.
+    low, high = 0, MAX_PACKAGES
+    if (most := splits(workers, high)[0].goodput) < traffic.rate:
+        raise RequestError(
+            f"rate: {traffic.rate:g} requests a second need more than {high} packages; nearest feasible is {most:.3g}",
+            param="rate",
+        )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if splits(workers, middle)[0].goodput < traffic.rate else (low, middle)
+    return splits(workers, high), high
 
 
 def _require(workers: Workers, found: list[Split], packages: int) -> None:
@@ -260,6 +282,8 @@ def deployment(workers: Workers, chosen: Split, model: str) -> Deployment:
     cpu = workers.device.architecture.startswith(("x86", "arm"))
     made = Deployment(
         model=model,
+        dtype="bfloat16",
+        quantize=SERVED_WEIGHTS[workers.formats.weights],
         prefill=chosen.prefill,
         decode=chosen.decode,
         device="cpu" if cpu else "cuda",

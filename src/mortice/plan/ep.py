@@ -169,7 +169,7 @@ def ep_question(
                 ("experts", "experts_s"),
                 ("layer", "layer_s"),
             )
-        ),  # fmt: skip
+        ),
         marks=(Mark(f"domain of {near}", x=float(near)),) if near > 1 else (),
         log_x=True,
     )

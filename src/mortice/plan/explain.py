@@ -79,7 +79,7 @@ def _entry(entry: Formula, worked: tuple[dict, ...], assumed: tuple[Assumed, ...
             {"what": "code", "text": entry.code},
         ),
     )
-    tables = (about,)
+    tables: tuple[Table, ...] = (about,)
     if worked:
         columns = (Column("quantity", "quantity"), Column("value", "value"), Column("from", "from"))
         tables += (Table(title="Worked", columns=columns, rows=worked),)

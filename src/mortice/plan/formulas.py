@@ -38,7 +38,7 @@ FORMULAS: tuple[Formula, ...] = (
         },
         source=f"{STEP3}, section 4; unrounded (the paper prints 2.80e-19 for H800, exactly 2.806e-19)",
         holds="a device that is kept busy; price by the hour",
-        code="mortice.cost",
+        code="mortice.cost:unit_cost",
     ),
     Formula(
         name="cost.attention",
@@ -51,7 +51,7 @@ FORMULAS: tuple[Formula, ...] = (
         },
         source=f"{STEP3}, section 4",
         holds="communication hidden, linears compute bound, no embedding, head, norm or router (under 5 %)",
-        code="mortice.plan.decode_cost",
+        code="mortice.plan.decode_cost:token_cost",
     ),
     Formula(
         name="cost.ffn",
@@ -60,7 +60,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"FLOP_ffn": "active experts, shared expert and dense layers, FLOP"},
         source=f"{STEP3}, section 4",
         holds="expert weights amortised over a large enough batch: see density",
-        code="mortice.plan.decode_cost",
+        code="mortice.plan.decode_cost:token_cost",
     ),
     Formula(
         name="cost.afd",
@@ -69,7 +69,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"hw": "the hardware that is compared"},
         source=f"{STEP3}, section 4",
         holds="as cost.attention; AFD can never be dearer here, the honest plan adds links and whole instances",
-        code="mortice.plan.decode_cost",
+        code="mortice.plan.decode_cost:best_placement",
     ),
     Formula(
         name="cost.throughput",
@@ -242,7 +242,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"bytes_per_token": "all layers", "BW": "bytes/s of the link of one instance"},
         source="DistServe, arXiv 2401.09670",
         holds="one transfer at a time on the link; k at once take k times as long",
-        code="mortice.plan.kv",
+        code="mortice.plan.kv:transfer_s",
     ),
     Formula(
         name="kv.reuse",
@@ -251,7 +251,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"prefix": "tokens already computed elsewhere"},
         source="Mooncake, equation 2, with each model's own FLOPs and bytes",
         holds="one prefix, link idle",
-        code="mortice.plan.kv",
+        code="mortice.plan.kv:reuse",
     ),
     Formula(
         name="prefill.work",
@@ -296,7 +296,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"q": "drafted tokens a step", "a": "tokens kept a step, 1 to q + 1"},
         source=f"{STEP3}, section 5.2; derived",
         holds="FFN compute bound: it pays for every drafted token",
-        code="mortice.plan.speculation",
+        code="mortice.cost:Speculation",
     ),
     Formula(
         name="roofline.intensity",
@@ -305,7 +305,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"FLOP_attn, BYTES_kv": "one decoded token"},
         source=f"{STEP3}, section 4 (128 Step-3, 512 DeepSeek-V3, 32 Qwen3-235B)",
         holds="decode; constant in context for stacks of one kind only",
-        code="mortice.plan.roofline",
+        code="mortice.cost:arithmetic_intensity",
     ),
 )
 _BY_NAME = {f.name: f for f in FORMULAS}

@@ -7,8 +7,8 @@
 
 Inside an FFN instance a gather before the experts and a scatter after them may be resources of their own (copies that
 take no compute). Each resource is first in, first out; the two directions of the link are independent (full duplex).
-The closed form, which knows only the sum of the times and the largest, is exact for equal micro-batches and equal layers; `simulate` has neither limit and also knows a link whose two
-directions share one resource.
+The closed form, which knows only the sum of the times and the largest, is exact for equal micro-batches and equal
+layers; `simulate` has neither limit and also knows a link whose two directions share one resource.
 """
 
 import heapq

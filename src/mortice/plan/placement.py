@@ -77,11 +77,11 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
 
     hardware: NDArray[np.int64]  # index into `names`
     weights: NDArray[np.int64]  # index into `formats`
-    tp: NDArray[np.int64]
-    dp: NDArray[np.int64]
-    ep: NDArray[np.int64]
-    pp: NDArray[np.int64]
-    batch: NDArray[np.int64]
+    tp: NDArray[np.float64]
+    dp: NDArray[np.float64]
+    ep: NDArray[np.float64]
+    pp: NDArray[np.float64]
+    batch: NDArray[np.float64]
     tpot_s: NDArray[np.float64]
     usd: NDArray[np.float64]
     fits: NDArray[np.bool_]
@@ -216,7 +216,7 @@ def _of_device(
     tp, dp, ep, pp = tp[keep], dp[keep], ep[keep], pp[keep]
     # Batches grow with the instance: BATCHES is a replica's (one dp rank of one pipeline stage's share).
     rows = len(tp)
-    per_rank = np.tile(np.asarray(BATCHES), rows)
+    per_rank = np.tile(np.asarray(BATCHES, dtype=np.float64), rows)
     tp, dp, ep, pp = (np.repeat(column, len(BATCHES)) for column in (tp, dp, ep, pp))
     layout = Layout(tp=tp, dp=dp, ep=ep, pp=pp)
     batch = per_rank * dp * pp
@@ -241,7 +241,7 @@ def _of_device(
     }
 
 
-def _layouts(model: ModelShape, device: HardwareSpec, max_packages: int) -> tuple[NDArray[np.int64], ...]:
+def _layouts(model: ModelShape, device: HardwareSpec, max_packages: int) -> tuple[NDArray[np.float64], ...]:
     near = max([device.packages_per_node, *(link.span for link in device.links if link.tier == "domain")])
     rows = []
     for tp, dp, pp in product(TP, DP, PP):
@@ -253,5 +253,5 @@ def _layouts(model: ModelShape, device: HardwareSpec, max_packages: int) -> tupl
         stage = tp * dp
         groups = {1, tp, stage, max(1, stage // 2), max(1, stage // 4)} if model.moe_layers else {1}
         rows += [(tp, dp, ep, pp) for ep in sorted(groups)]
-    columns = np.asarray(rows or [(1, 1, 1, 1)], dtype=np.int64)
+    columns = np.asarray(rows or [(1, 1, 1, 1)], dtype=np.float64)
     return tuple(columns[:, i] for i in range(4))

@@ -54,8 +54,8 @@ def report(
         _asked("design", lambda: design_question(_frame(model, context, tpot_s), devices, devices)),
     ]
     facts = (
-        ("parameters", scaled(parameters(model), "")),
-        ("active a token", scaled(active_parameters(model), "")),
+        ("parameters", _billions(parameters(model))),
+        ("active a token", _billions(active_parameters(model))),
         ("layers x hidden", f"{model.num_layers} x {model.hidden_size}"),
         ("KV a token, 8 bit", scaled(float(kv_cache_bytes(model, context, "fp8")) / context, "B")),
         ("intensity, 8 bit", f"{float(arithmetic_intensity(model, context)):.1f} FLOP/B"),
@@ -67,6 +67,10 @@ def report(
         f"{context:,} tokens of context on {', '.join(d.title for d in devices)}, {rule.name} convention."
     )
     return render(f"{model.name}: what it costs and where to cut it", lead, facts, answers, command=command)
+
+
+def _billions(count: float) -> str:
+    return f"{count / 1e9:.3g} B"
 
 
 def _asked(verb: str, question: Callable[[], Answer]) -> Answer:
@@ -86,7 +90,8 @@ def _contexts(context: int) -> list[int]:
 
 def _best_afd(model: ModelShape, devices: Sequence[HardwareSpec], context: int, tpot_s: float) -> Answer:
     """The cheapest pair among the given hardware. Raises the first reason where no pair has a plan."""
-    found, reasons = [], []
+    found: list[tuple[float, float, int, afd.AfdProblem]] = []
+    reasons: list[RequestError] = []
     for a in devices:
         for f in devices:
             try:

@@ -114,7 +114,7 @@ def _verdict(rows: Sequence[dict]) -> str:
 
 def _charts(
     rows: Sequence[dict], devices: Sequence[HardwareSpec], ridges: dict[str, float], kv_dtype: str
-) -> tuple[Lines, Bars]:
+) -> tuple[Lines | Bars, ...]:
     xs = tuple(float(x) for x in np.geomspace(1, max([2000.0, *(2 * r for r in ridges.values())]), 60))
     roofs = tuple(
         Series(
@@ -146,4 +146,4 @@ def _charts(
         log_x=True,
         log_y=True,
     )
-    return lines, bars
+    return (lines, bars) if len(names) > 1 else (lines,)

@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mortice.plan.answer import Kind
@@ -56,7 +57,7 @@ def cell(value: Any, kind: Kind) -> str:
     return _WRITERS[kind](value)
 
 
-_WRITERS = {
+_WRITERS: dict[Kind, Callable[[Any], str]] = {
     "text": str,
     "yes": lambda v: "yes" if v else "no",
     "count": lambda v: f"{v:,.0f}",

@@ -17,6 +17,7 @@ _DARK = (
     "--limit: #ef8a62; --accent: #5fb3d0; --good: #7cc48d; --wash: #1c2930; --c0: #5fb3d0; --c1: #e0a856; "
     "--c2: #84bd83; --c3: #b58cc9; --c4: #e07f91; --c5: #93a3bf; --c6: #62c7bc; --c7: #c3a675; --c8: #93b4e0;"
 )
+_LABELS = {"kv": "KV", "afd": "AFD", "ep": "Expert parallelism"}
 
 
 def render(
@@ -33,7 +34,7 @@ def render(
     sections = [
         {
             "id": answer.verb,
-            "label": answer.verb.capitalize(),
+            "label": _LABELS.get(answer.verb, answer.verb.capitalize()),
             "answer": answer,
             "charts": [{"title": c.title, "svg": Markup(svg(c))} for c in answer.charts],
             "tables": [_table(t) for t in answer.tables],
