@@ -247,6 +247,14 @@ def test_what_a_config_leaves_open_is_listed():
     assert any("torch_dtype" in each for each in shape.assumed)
 
 
+def test_a_misspelt_dimension_is_not_replaced_by_its_default():
+    values = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"} | {"num_key_value_head": 8}
+    with pytest.raises(
+        RequestError, match="num_key_value_head is not known; did you mean num_key_value_heads"
+    ):
+        read_shape(values, "x")
+
+
 def test_a_vision_wrapper_is_read_through():
     text = json.loads((_models() / "llama-4-maverick.json").read_text())
     shape = read_shape({"model_type": "llama4", "text_config": text}, "wrapped")

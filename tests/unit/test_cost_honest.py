@@ -16,10 +16,12 @@ from mortice.cost import (
     attention_usd_per_token,
     decode_step,
     device_memory,
+    ffn_flops,
     ffn_usd_per_token,
     kv_cache_bytes,
     kv_read_bytes,
     layout_fits,
+    linear_flops,
     max_batch,
     prefill_flops,
     prefill_step,
@@ -28,6 +30,7 @@ from mortice.cost import (
     usd_per_mtok,
     weight_bytes,
 )
+from mortice.cost.operators import operators
 from mortice.specs.catalogue import load_hardware, load_model, published_tables
 from mortice.specs.errors import RequestError
 
@@ -247,3 +250,50 @@ def test_prefill_grows_faster_than_its_tokens():
 def test_price_of_a_million_tokens(hardware, rate, printed):
     """Acceptance figure 30: InferenceX cells, USD 2.21 an hour."""
     assert usd_per_mtok(load_hardware(hardware), 1, rate, 1.0) == pytest.approx(printed, abs=0.005)
+
+
+def test_four_bit_deepseek_needs_more_than_two_cpx():
+    """Hard case 14: 336 GB of weights on packages of 128 GB."""
+    shape, cpx, formats = (
+        load_model("deepseek-v3"),
+        load_hardware("rubin-cpx"),
+        Formats(weights="fp4", kv="fp8"),
+    )
+    room = [float(max_batch(shape, cpx, Layout(tp=1, dp=n, ep=n), 8192.0, formats)) for n in (2, 4)]
+    assert room[0] == 0
+    assert room[1] > 0
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "minimax-m1", "llama-4-maverick", "step-3", "gemma-3-27b"])
+def test_operators_add_up_to_the_accounting(name):
+    shape = load_model(name)
+    rows = operators(shape, "decode", batch=3, context=20_000, formats=Formats(weights="fp8", kv="fp8"))
+    assert sum(row.flops for row in rows if row.name.startswith("attention.")) == pytest.approx(
+        3 * attention_flops(shape, 20_000)
+    )
+    assert sum(row.state_bytes for row in rows) == pytest.approx(3 * kv_read_bytes(shape, 20_000, "fp8"))
+    products = sum(row.flops for row in rows if not row.name.startswith("attention."))
+    assert products == pytest.approx(3 * (linear_flops(shape, HONEST) + ffn_flops(shape)))
+    prompt = operators(shape, "prefill", batch=1, tokens=4096, formats=Formats(weights="fp8"))
+    total = prefill_flops(shape, 4096)
+    assert sum(row.flops for row in prompt if row.name.startswith("attention.")) == pytest.approx(
+        total["attention"]
+    )
+    training = operators(shape, "training", batch=1, tokens=4096, formats=Formats(weights="bf16"))
+    head = {"training": 4096, "prefill": 1}  # a prefill needs the logits of its last token alone
+    plain = 2 * shape.hidden_size * shape.vocab_size
+    forward = sum(row.flops for row in prompt) + (head["training"] - head["prefill"]) * plain
+    assert sum(row.flops for row in training) == pytest.approx(3 * forward)
+    assert all(row.intensity > 0 for row in rows)
+
+
+def test_a_decode_batch_of_one_touches_only_its_experts():
+    shape = load_model("deepseek-v3")
+    (experts,) = [
+        row
+        for row in operators(shape, "decode", batch=1, context=1, formats=Formats(weights="fp8"))
+        if row.name == "ffn.experts"
+    ]
+    assert experts.weight_bytes == pytest.approx(58 * 8 * 3 * 7168 * 2048)
+    with pytest.raises(RequestError, match="phase"):
+        operators(shape, "dreaming", batch=1)

@@ -31,6 +31,7 @@ from mortice.cost.layout import (
     max_batch,
 )
 from mortice.cost.links import Links
+from mortice.cost.operators import Operator, operators
 from mortice.cost.published import (
     UnitCost,
     attention_usd_per_token,
@@ -53,6 +54,7 @@ __all__ = [
     "Kernels",
     "Layout",
     "Links",
+    "Operator",
     "Speculation",
     "Step",
     "UnitCost",
@@ -74,6 +76,7 @@ __all__ = [
     "layout_fits",
     "linear_flops",
     "max_batch",
+    "operators",
     "parameters",
     "prefill_flops",
     "prefill_step",

@@ -1,5 +1,6 @@
 """A config whose reader keeps a list of what it had to assume."""
 
+from difflib import get_close_matches
 from typing import Any
 
 from mortice.specs.model_fields import Config
@@ -28,6 +29,14 @@ class Noted(Config):
         super().__init__(values, prefix)
         self.name = name
         self.assumed: list[str] = []
+
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """As `Config.integer`; a field that is absent while one of nearly its name is there is a slip, not a default."""
+        if default is not None and not self.has(name):
+            others = [str(key) for key in self.values if key != name]
+            for near in get_close_matches(name, others, n=1, cutoff=0.92):
+                raise self.wrong(near, f"is not known; did you mean {name}?")
+        return super().integer(name, default, least)
 
     def size(self, field: str, default: int | None = None, least: int = 1) -> int:
         """An integer dimension; a default that is used is noted."""
