@@ -14,7 +14,7 @@ from mortice.plan.inputs import device_assumptions, model_assumptions
 from mortice.plan.megascale import micro_batches_needed
 from mortice.plan.pipeline import RESOURCES, Stages, fits_budget, iteration_s, simulate, stage_budget_s
 from mortice.plan.placement import Candidate as Colocated
-from mortice.plan.placement import placement_table
+from mortice.plan.placement import placement_table, with_jitter
 from mortice.plan.words import seconds, significant
 from mortice.specs.errors import RequestError
 
@@ -50,19 +50,9 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
         found = table.best(p.tpot_s - p.jitter_s, count=len(table))
     except RequestError:
         return []  # nothing colocated meets the SLO: the verdict says so
-    slowed = [_with_jitter(c, p.jitter_s) for c in found]
+    slowed = [with_jitter(c, p.jitter_s) for c in found]
     priced = all(math.isfinite(c.usd_per_mtok) for c in slowed)
     return sorted(slowed, key=lambda c: c.usd_per_mtok if priced else -c.tokens_per_s_per_package)
-
-
-def _with_jitter(c: Colocated, jitter_s: float) -> Colocated:
-    slower = (c.tpot_s + jitter_s) / c.tpot_s
-    return msgspec.structs.replace(
-        c,
-        tpot_s=c.tpot_s + jitter_s,
-        tokens_per_s_per_package=c.tokens_per_s_per_package / slower,
-        usd_per_mtok=c.usd_per_mtok * slower,
-    )
 
 
 def judge(best: afd.Candidate, others: list[Colocated]) -> Verdict:

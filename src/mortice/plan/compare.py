@@ -18,7 +18,7 @@ from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions, priced
 from mortice.plan.kv import smallest_layout
-from mortice.plan.placement import formats_for, placement_table
+from mortice.plan.placement import formats_for, placement_table, with_jitter
 from mortice.specs.catalogue import load_hardware
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -61,7 +61,8 @@ def side(
     a = mine[devices[attention].name]
     prompt = prompt_usd(model, a)
     if ffn is None:
-        best = placement_table(model, [a], context, max_packages=max_packages).best(tpot_s)[0]
+        best = placement_table(model, [a], context, max_packages=max_packages).best(tpot_s - afd.JITTER_S)[0]
+        best = with_jitter(best, afd.JITTER_S)
         return Side(
             plan=text,
             layout=f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
@@ -167,6 +168,7 @@ def compare_question(
             ),
         ),
         assumed=(
+            Assumed("jitter", f"{afd.JITTER_S * 1e3:g} ms a token, on every plan", "StepMesh"),
             Assumed("packages", f"at most {max_packages}", "given or the default"),
             Assumed(
                 "prompt price", "4,096 tokens on the smallest instance", "divided by its own packages only"

@@ -72,6 +72,17 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     usd_per_mtok: float
 
 
+def with_jitter(c: Candidate, jitter_s: float) -> Candidate:
+    """The same plan with `jitter_s` of stragglers on each token, as AFD plans carry it: so that both are judged alike."""
+    slower = (c.tpot_s + jitter_s) / c.tpot_s
+    return msgspec.structs.replace(
+        c,
+        tpot_s=c.tpot_s + jitter_s,
+        tokens_per_s_per_package=c.tokens_per_s_per_package / slower,
+        usd_per_mtok=c.usd_per_mtok * slower,
+    )
+
+
 class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
     """All candidates as columns, in no order; `fits` says which hold the model and the batch."""
 

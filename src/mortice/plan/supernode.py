@@ -11,7 +11,7 @@ from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.context import AttentionShape, context_parallel_s, pipeline_bubble
 from mortice.plan.inputs import device_assumptions, model_assumptions
-from mortice.plan.placement import formats_for, placement_table
+from mortice.plan.placement import formats_for, placement_table, with_jitter
 from mortice.plan.words import scaled, seconds
 from mortice.plan.words import tokens as token_words
 from mortice.specs.catalogue import load_hardware
@@ -265,7 +265,7 @@ def _serving_row(
     notes = []
     try:
         table = placement_table(model, [system], context, max_packages=packages)
-        best = table.fastest(tpot_s)
+        best = with_jitter(table.fastest(tpot_s - afd.JITTER_S), afd.JITTER_S)
         row |= {
             "layout": f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
             "ep_tgs": best.tokens_per_s_per_package,
