@@ -34,13 +34,14 @@ def plot_comparison(document: dict[str, Any], path: Path) -> None:
     concurrencies = [str(c) for c in settings["concurrency"]]
     row_height = 0.34 * len(names) + 0.95
     height = 1.15 + row_height * len(concurrencies)
+    rounds = max(s["rounds"] for s in summary.values())
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13.2, height), dpi=150, facecolor="white")
+        figure = Figure(figsize=(14.2, height), dpi=150, facecolor="white")
         grid = figure.add_gridspec(
             len(concurrencies),
             3,
             width_ratios=(1.25, 1, 1),
-            left=0.245,
+            left=0.285,
             right=0.975,
             top=1 - 1.2 / height,
             bottom=0.5 / height,
@@ -65,8 +66,8 @@ def plot_comparison(document: dict[str, Any], path: Path) -> None:
             0.015,
             1 - 0.6 / height,
             f"SmolLM2-135M, {settings['input_len']} tokens in, {settings['output_len']} out, {machine['cores']} cores "
-            f"of {machine['cpu']}, {document['rows'][0]['started_at'][:10]}. Medians of "
-            f"{max(s['rounds'] for s in summary.values())} interleaved rounds; lines run from p50 to p99.",
+            f"of {machine['cpu']}, {document['rows'][0]['started_at'][:10]}. "
+            f"{f'Medians of {rounds} interleaved rounds' if rounds > 1 else 'One round'}; lines run from p50 to p99.",
             fontsize=9.5,
             color=FAINT,
         )

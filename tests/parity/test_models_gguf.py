@@ -16,6 +16,7 @@ from mortice.models.driver import Driver, Text
 from mortice.models.gguf import GGUFSource
 from mortice.models.gguf_file import GGUFTensor
 from mortice.models.load import load_model
+from mortice.ops.compiled import reason_without
 from mortice.specs.errors import RequestError
 from mortice.specs.model_config import read_model
 
@@ -143,13 +144,27 @@ def test_every_type_is_read_as_the_gguf_package_reads_it(kind, tmp_path):
     assert Driver(model, 4).step([(Text(), [1, 2, 3])]).shape == (1, 300)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
 def test_kept_codes_stand_for_the_same_values(kind, tmp_path):
     values = write_gguf(tmp_path / "m.gguf", kind)
     codes = GGUFSource(tmp_path / "m.gguf").codes("model.layers.0.mlp.up_proj.weight")
     assert codes is not None
     wide = (codes.codes.float().view(256, 8, 32) - 8) * codes.scale[..., None] + codes.zero[..., None]
-    np.testing.assert_allclose(wide.view(256, 256).numpy(), values["blk.0.ffn_up"], rtol=1e-5, atol=1e-6)
+    expected = values["blk.0.ffn_up"]
+    np.testing.assert_allclose(wide.view(256, 256).numpy(), expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", TYPES[3:])
+def test_kept_matrices_of_every_type_are_small_and_close(kind, tmp_path):
+    """In bfloat16 with compiled kernels; 17 tokens, so that activations are not rounded to 8 bits."""
+    if reason_without():
+        pytest.skip(reason_without())
+    values = write_gguf(tmp_path / "m.gguf", kind)
+    kept, plain = (load_model(tmp_path, dtype=torch.bfloat16, quantize=q) for q in ("keep", "none"))
+    assert kept.weight_bytes < plain.weight_bytes * (0.35 if kind in ("Q4_0", "Q4_1", "Q4_K") else 0.55)
+    held = kept.layers[0].mlp.gate_up.weight.rows(torch.arange(512)).double()
+    wide = torch.from_numpy(np.concatenate((values["blk.0.ffn_gate"], values["blk.0.ffn_up"]))).double()
+    assert (held - wide).norm() / wide.norm() < 1e-2
 
 
 def test_a_file_cut_short_names_the_tensor(tmp_path):

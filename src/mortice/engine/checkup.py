@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from mortice.models import store
+from mortice.models.architectures import why_not_compiled
 
 GIB = 1 << 30
 
@@ -30,6 +31,7 @@ def check_machine() -> list[Finding]:
         _torch(),
         *(_package(*entry) for entry in _PACKAGES),
         _cpu(),
+        _kernels(),
         _memory(),
         _shared_memory(),
         _gpu(),
@@ -87,6 +89,17 @@ def _cpu() -> Finding:
         ok="AVX512" in capability or "AVX2" in capability,
         found=f"{len(os.sched_getaffinity(0))} cores, {capability} {' '.join(extras)}".strip(),
         remedy="without AVX2 everything runs, slowly",
+        needed=False,
+    )
+
+
+def _kernels() -> Finding:
+    missing = why_not_compiled()
+    return Finding(
+        name="compiled kernels",
+        ok=missing is None,
+        found=missing or "compiled for this processor",
+        remedy="torch does their work, in bfloat16 up to twice as slowly",
         needed=False,
     )
 

@@ -12,6 +12,7 @@ from mortice.models.qwen2.model import Qwen2
 from mortice.models.qwen3.model import Qwen3
 from mortice.models.qwen3_moe.model import Qwen3Moe
 from mortice.models.step3.model import Step3
+from mortice.ops.compiled import reason_without
 from mortice.specs.errors import RequestError
 from mortice.specs.model import ModelSpec
 
@@ -37,6 +38,11 @@ def build(spec: ModelSpec, *, dtype: torch.dtype, quantize: str = "none", device
         dtype=dtype, form=form_for(dtype, quantize, device), device=device, keep=quantize == "keep"
     )
     return MODELS[spec.architecture](spec, builder)
+
+
+def why_not_compiled() -> str | None:
+    """Why products on this CPU go through torch alone, with the remedy; None if the compiled kernels are there."""
+    return reason_without()
 
 
 def form_for(dtype: torch.dtype, quantize: str, device: str) -> Form:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mortice.models.source import Slot, Source
-from mortice.ops.linear import DenseWeight, Linear, PackedWeight, Weight
-from mortice.ops.quantized import Int4Weight, Int8Weight
+from mortice.ops.compiled import GROUP, kernels_for, load
+from mortice.ops.linear import DenseWeight, Linear, PackedWeight, PanelWeight, Weight
+from mortice.ops.quantized import GroupedWeight, Int4Weight, Int8Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ Form = Literal["dense", "packed", "int8", "int4"]
 
 class Builder:
     def __init__(self, *, dtype: torch.dtype, form: Form, device: str, keep: bool = False) -> None:
-        """`form`: how matrices are held. `keep`: those that the source holds in 4 bits stay so."""
+        """`form`: how matrices are held. `keep`: those that the source holds in up to 8 bits stay
+        small."""
         self.dtype = dtype
         self.form: Form = form
         # 4 bits are too few for the last layer, whose errors are the model's.
@@ -91,11 +93,12 @@ class Builder:
         form: Form | None = None,
         visits: float = 1.0,
         adaptable: bool = True,
+        lookup: bool = False,
     ) -> Linear:
         """One matrix product for several projections of the same input, their rows one below the other.
 
         `visits`: the share of tokens that go through it. `adaptable`: it sees all rows of a step, so adapters
-        that name rows can change it.
+        that name rows can change it. `lookup`: its `rows` are wanted, too.
         """
         made = Linear()
         self.linears.append((made, visits))
@@ -111,34 +114,48 @@ class Builder:
         def fill(source: Source) -> None:
             weight = self.kept(source, pieces) if self.keep else None
             if weight is None:
-                weight = hold(self.stack(source, pieces, "weight"), form or self.form)
-            made.load(weight, self.stack(source, pieces, "bias").clone() if bias else None)
+                weight = hold(self.stack(source, pieces, "weight", self.dtype), form or self.form)
+            table = None
+            if lookup and weight.rows(torch.zeros(1, dtype=torch.int64, device=self.device)) is None:
+                table = self.stack(source, pieces, "weight", self.dtype).clone()
+            made.load(weight, self.stack(source, pieces, "bias", self.dtype).clone() if bias else None, table)
 
         self.slots.append(Slot(shapes, fill))
         return made
 
-    def stack(self, source: Source, pieces: Sequence[Piece], kind: str) -> Tensor:
-        found = [arrange(source.tensor(f"{p.name}.{kind}", self.dtype), p.order) for p in pieces]
+    def stack(self, source: Source, pieces: Sequence[Piece], kind: str, dtype: torch.dtype) -> Tensor:
+        found = [arrange(source.tensor(f"{p.name}.{kind}", dtype), p.order) for p in pieces]
         return (torch.cat(found) if len(found) > 1 else found[0]).to(self.device)
 
     def kept(self, source: Source, pieces: Sequence[Piece]) -> Weight | None:
-        """The matrix in the 4 bits of its source; None unless all its pieces are in 4 bits."""
+        """The matrix in no more bits than its source has: 4 as they are, up to 8 in groups of 8. None where it is in
+        more, or there is no product for it here."""
+        if any(source.bits(f"{p.name}.weight") > 8.5 for p in pieces):
+            return None
+        compiled = load() if self.dtype is torch.bfloat16 else None
+        columns = source.shape(f"{pieces[0].name}.weight")[1]
         stored = [source.codes(f"{p.name}.weight") for p in pieces]
         whole = [part for part in stored if part is not None]
         if len(whole) < len(pieces):
-            return None
-        rows = sum(p.size for p in pieces)
-        if not Int4Weight.fits(rows, whole[0].codes.shape[1]):
-            return None
+            if compiled is None or columns % GROUP:
+                return None
+            return GroupedWeight.quantize(self.stack(source, pieces, "weight", torch.float32), 8, compiled)
         codes, scale, zero = (
             torch.cat([arrange(getattr(part, field), p.order) for part, p in zip(whole, pieces, strict=True)])
             for field in ("codes", "scale", "zero")
         )
-        return Int4Weight(codes, scale, zero, self.dtype)
+        if compiled is not None:
+            return GroupedWeight(codes, scale, zero - 8 * scale, 4, compiled)
+        return Int4Weight(codes, scale, zero, self.dtype) if Int4Weight.fits(*codes.shape) else None
 
 
 def hold(weight: Tensor, form: Form) -> Weight:
-    """A copy of `weight` in the given form; int8 where 4-bit groups do not fit its shape."""
+    """A copy of `weight` in the given form; int8 where torch's 4-bit groups do not fit its shape."""
+    compiled = kernels_for(weight)
+    if compiled is not None and weight.shape[1] % GROUP == 0 and form != "dense":
+        if form == "packed":
+            return PanelWeight(weight, compiled)
+        return GroupedWeight.quantize(weight, 8 if form == "int8" else 4, compiled)
     if form == "int4" and Int4Weight.fits(*weight.shape):
         return Int4Weight.quantize(weight)
     if form in ("int4", "int8"):

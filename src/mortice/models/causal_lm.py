@@ -15,7 +15,7 @@ from mortice.models.checkpoint import open_checkpoint
 from mortice.models.layers.rotary import Rotary
 from mortice.models.source import Source, TensorsSource, check_source, text_part
 from mortice.models.step import KVCache, StepInput
-from mortice.ops.embedding import embed
+from mortice.ops.embedding import scale_rows
 from mortice.ops.norm import rms_norm
 from mortice.specs.errors import NotFound, RequestError
 from mortice.specs.model import ModelSpec
@@ -35,7 +35,9 @@ class CausalLM(ABC):
         self.dtype = builder.dtype
         self.builder = builder
         self.adapters: set[str] = set()  # names of those loaded
-        self.embedding = builder.matrix(self.embedding_name, spec.vocab_size, spec.hidden_size)
+        self.embedding: Tensor | None = None  # None: rows of the head
+        if not spec.tie_embeddings:
+            self.embedding = builder.matrix(self.embedding_name, spec.vocab_size, spec.hidden_size)
         rotary = Rotary(spec.rope, builder.dtype, builder.device)
         local = Rotary(spec.rope_local, builder.dtype, builder.device) if spec.rope_local else rotary
         self.layers = [
@@ -45,7 +47,11 @@ class CausalLM(ABC):
         self.norm = builder.norm(self.norm_name, spec.hidden_size, spec.norm_offset)
         head = self.embedding_name.removesuffix(".weight") if spec.tie_embeddings else self.head_name
         self.head = builder.linear(
-            [Piece(head, spec.vocab_size)], spec.hidden_size, form=builder.head_form, adaptable=False
+            [Piece(head, spec.vocab_size)],
+            spec.hidden_size,
+            form=builder.head_form,
+            adaptable=False,
+            lookup=spec.tie_embeddings,
         )
 
     @abstractmethod
@@ -145,7 +151,7 @@ class CausalLM(ABC):
         for chosen in step.adapters:
             if chosen.name not in self.adapters:
                 raise NotFound(f"no adapter {chosen.name!r} is loaded", param="adapter")
-        x = embed(self.embedding, step.input_ids, self.spec.embedding_scale)
+        x = self.embed(step.input_ids)
         for layer in self.layers:
             x = layer(x, step, kv)
         if not len(step.logit_rows):
@@ -153,6 +159,12 @@ class CausalLM(ABC):
         if len(step.logit_rows) != len(x):
             x = x.index_select(0, step.logit_rows)
         return self.head(rms_norm(x, self.norm, self.spec.norm_eps), step).float()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[T, hidden] of `ids` [T]."""
+        if self.embedding is None:
+            return scale_rows(self.head.rows(ids), self.spec.embedding_scale)
+        return scale_rows(self.embedding.index_select(0, ids), self.spec.embedding_scale)
 
 
 def same_shape(one: ModelSpec, other: ModelSpec) -> bool:

@@ -1,13 +1,13 @@
 """A GGUF file as a source of Hugging Face tensors: names mapped back, values dequantised, conversions
 undone."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
+from gguf.quants import Q4_K, dequantize
 from torch import Tensor
 
 from mortice.models.gguf_file import GGUFFile
@@ -46,6 +46,44 @@ EXPERTS = {
         "down": "block_sparse_moe.experts.{}.w2",
     },
 }
+
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes, scales, lows: w = code * scale + low
+
+
+def q4_0(blocks: np.ndarray) -> Parts:
+    """[B, 18] bytes: a scale, 32 codes about 8."""
+    scale = halves(blocks[:, :2])
+    return nibbles(blocks[:, 2:]), scale, -8 * scale
+
+
+def q4_1(blocks: np.ndarray) -> Parts:
+    """[B, 20] bytes: a scale, a low, 32 codes."""
+    return nibbles(blocks[:, 4:]), halves(blocks[:, :2]), halves(blocks[:, 2:4])
+
+
+def q4_k(blocks: np.ndarray) -> Parts:
+    """[B, 144] bytes: eight groups, whose scales and lows are multiples in 6 bits of the block's two."""
+    scale, low = Q4_K.get_scale_min(blocks[:, 4:16])
+    packed = blocks[:, 16:].reshape(-1, 4, 32)
+    codes = np.stack((packed & 15, packed >> 4), axis=2)
+    return codes, halves(blocks[:, :2]) * scale, -halves(blocks[:, 2:4]) * low
+
+
+FOUR_BITS: dict[GGMLQuantizationType, Callable[[np.ndarray], Parts]] = {
+    GGMLQuantizationType.Q4_0: q4_0,
+    GGMLQuantizationType.Q4_1: q4_1,
+    GGMLQuantizationType.Q4_K: q4_k,
+}
+
+
+def halves(pairs: np.ndarray) -> np.ndarray:
+    """[B, 2] bytes to [B, 1] float32."""
+    return np.ascontiguousarray(pairs).view(np.float16).astype(np.float32)
+
+
+def nibbles(packed: np.ndarray) -> np.ndarray:
+    return np.concatenate((packed & 15, packed >> 4), axis=-1)
 
 
 class GGUFSource:
@@ -132,17 +170,17 @@ class GGUFSource:
 
     def codes(self, name: str) -> GroupCodes | None:
         rows, kind = self.raw(name)
-        if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
+        if kind not in FOUR_BITS:
             return None
-        has_low = kind == GGMLQuantizationType.Q4_1
-        blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, 20 if has_low else 18)
-        scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)[..., 0]
-        packed = blocks[..., 4 if has_low else 2 :]
-        codes = np.concatenate((packed & 15, packed >> 4), axis=-1).reshape(len(rows), -1)
-        zero = np.zeros_like(scale)
-        if has_low:  # w = code * scale + low
-            zero = blocks[..., 2:4].copy().view(np.float16).astype(np.float32)[..., 0] + 8 * scale
-        return GroupCodes(*(torch.from_numpy(part) for part in (codes, scale, zero)))
+        blocks = np.ascontiguousarray(rows).reshape(-1, GGML_QUANT_SIZES[kind][1])
+        codes, scale, low = FOUR_BITS[kind](blocks)
+        shape = (len(rows), -1)
+        parts = codes.reshape(shape), scale.reshape(shape), (low + 8 * scale).reshape(shape)
+        return GroupCodes(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+
+    def bits(self, name: str) -> float:
+        values, size = GGML_QUANT_SIZES[self.file.tensors[self.where[name][0]].kind]
+        return float(8 * size / values)
 
     def rope_divisors(self) -> tuple[float, ...]:
         """How llama.cpp carries Llama-3's stretched frequencies: a divisor for each pair; empty without."""

@@ -20,10 +20,11 @@ def load_model(
 ) -> CausalLM:
     """The model in `path`: a Hugging Face folder, a .gguf file, or a folder that holds one.
 
-    `dtype` is that of activations, KV and whatever weights are not quantised. `quantize`: "int8" (a scale a
-    row) and "int4" (groups of 32) quantise at load; "keep" leaves a GGUF file's Q4_0 and Q4_1 matrices in 4
-    bits and reads all else as `dtype`. Raises RequestError, one line with file and tensor, for whatever does
-    not fit together.
+    `dtype` is that of activations, KV and whatever weights are not quantised. `quantize`: "int8" and "int4"
+    quantise at load, in groups of 32 (without compiled kernels int8 has a scale a row); "keep" leaves a GGUF
+    file's Q4_0, Q4_1 and Q4_K matrices as they are, holds its other quantised ones in groups of 8 bits, which
+    is what Q8_0 is (without compiled kernels: as `dtype`), and reads all else as `dtype`. Raises RequestError,
+    one line with file and tensor, for whatever does not fit together.
     """
     spec, source = open_checkpoint(Path(path))
     if quantize == "keep" and not isinstance(source, GGUFSource):

@@ -67,6 +67,9 @@ class SafetensorsSource:
     def codes(self, name: str) -> GroupCodes | None:
         return None
 
+    def bits(self, name: str) -> float:
+        return float(self.open(self.where[name]).get_slice(name).get_dtype().lstrip("BF"))
+
 
 def read_index(path: Path) -> dict[str, str]:
     """The weight_map of a shard index: tensor name to file name, never outside the folder."""

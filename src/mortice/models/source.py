@@ -38,6 +38,9 @@ class Source(Protocol):
     def codes(self, name: str) -> GroupCodes | None:
         """The tensor as it is stored, if that is in groups of 4 bits."""
 
+    def bits(self, name: str) -> float:
+        """That a number of the tensor is stored in, its share of scales included."""
+
 
 class TensorsSource:
     """Tensors handed over by the caller."""
@@ -64,6 +67,9 @@ class TensorsSource:
 
     def codes(self, name: str) -> GroupCodes | None:
         return None
+
+    def bits(self, name: str) -> float:
+        return 8 * self.tensors[name].element_size()
 
 
 class StackedExperts:
@@ -102,6 +108,9 @@ class StackedExperts:
         held, expert = self.where[name]
         return self.source.codes(held) if expert < 0 else None
 
+    def bits(self, name: str) -> float:
+        return self.source.bits(self.where[name][0])
+
 
 class Renamed:
     """Another source with a prefix taken off its names; tensors without the prefix are left out."""
@@ -125,6 +134,9 @@ class Renamed:
 
     def codes(self, name: str) -> GroupCodes | None:
         return self.source.codes(self.where[name])
+
+    def bits(self, name: str) -> float:
+        return self.source.bits(self.where[name])
 
 
 def text_part(source: Source) -> Source:

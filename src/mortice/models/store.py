@@ -1,7 +1,6 @@
 """Where models lie: a local path, the cache, a package that carries one, or a hub where the network permits."""
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mortice.specs.cache import cache_folder
 from mortice.specs.errors import NotFound, RequestError
 
 
@@ -34,14 +34,6 @@ PACKAGED = {
 }
 
 Say = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """$MORTICE_HOME, or mortice under the user's cache folder."""
-    home = os.environ.get("MORTICE_HOME")
-    if home:
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mortice"
 
 
 def locate(name: str) -> Path | None:

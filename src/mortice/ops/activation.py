@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mortice.ops.compiled import kernels_for
 from mortice.ops.rows import SERIAL
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """[T, 2 * I] to [T, I]: silu(gate) * up, gate in the first half."""
+    compiled = kernels_for(gate_up)
+    if compiled is not None:
+        return compiled.silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 

@@ -2,7 +2,8 @@
 
 `plan` is made once a step and holds every index; the layers then only gather and multiply. Sequences with
 equally many new tokens and contexts of similar length form a group that is one call of torch's fused
-attention: all decode rows of a step are usually one group, each prompt chunk is its own.
+attention: all decode rows of a step are usually one group, each prompt chunk is its own. Where the compiled kernel
+runs, decode rows are one group whatever their lengths, and their keys are read where they lie.
 """
 
 from collections import defaultdict
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mortice.ops.compiled import MAX_HEAD_DIM, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,18 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """n sequences with one new token each, for the compiled kernel."""
+
+    rows: Tensor | None  # [n] int64, tokens of the batch; None: all of them, in order
+    tables: Tensor  # [n, B] int64
+    context: Tensor  # [n] int64
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    groups: tuple[Group, ...]
+    groups: tuple[Group | DecodeGroup, ...]
     num_tokens: int
 
 
@@ -38,18 +51,26 @@ def plan(
     block_size: int,
     window: int,
     dtype: torch.dtype,
+    in_place: bool,
 ) -> Plan:
-    """`window`: a token sees the last `window` tokens, itself included; 0: all. Other arguments as in
-    StepInput."""
+    """`window`: a token sees the last `window` tokens, itself included; 0: all. `in_place`: the compiled kernel can
+    decode. Other arguments as in StepInput."""
+    made: list[Group | DecodeGroup] = []
+    decoding: list[int] = []
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for s, context in enumerate(context_lens):
         new = query_start[s + 1] - query_start[s]
+        if new == 1 and in_place:
+            decoding.append(s)
+            continue
         fresh = new == context and (window == 0 or new <= window)
         reach = min(context, window + new) if window else context
         # A group is as wide as its widest member: contexts that differ by more than four times are kept
         # apart.
         groups[new, -1 - s if fresh and new > 1 else max(reach, 256).bit_length() // 2].append(s)
-    made = [
+    if decoding:
+        made.append(decode_group(decoding, query_start, context_lens, block_tables, window))
+    made += [
         build_group(
             members, new, kind < 0, query_start, context_lens, block_tables, block_size, window, dtype
         )
@@ -57,6 +78,20 @@ def plan(
         if new
     ]
     return Plan(tuple(made), query_start[-1])
+
+
+def decode_group(
+    members: list[int],
+    query_start: Sequence[int],
+    context_lens: Sequence[int],
+    block_tables: Tensor,
+    window: int,
+) -> DecodeGroup:
+    context = torch.tensor([context_lens[s] for s in members])
+    if len(members) == query_start[-1]:
+        return DecodeGroup(None, block_tables.contiguous(), context, window)
+    rows = torch.tensor([query_start[s] for s in members])
+    return DecodeGroup(rows, block_tables.index_select(0, torch.tensor(members)), context, window)
 
 
 def build_group(
@@ -104,23 +139,41 @@ def attend(
     [num_blocks, block_size, G, D]. Head h reads KV head h // (H / G). Answers [T, H * D].
     """
     if len(plan.groups) == 1 and plan.groups[0].rows is None:
-        return attend_group(q, k, v, k_plane, v_plane, plan.groups[0], scale).reshape(plan.num_tokens, -1)
-    out = torch.empty_like(q)
+        (group,) = plan.groups
+        if isinstance(group, DecodeGroup):
+            return attend_in_place(q, k_plane, v_plane, group, scale)
+        return attend_group(q, k, v, k_plane, v_plane, group, scale).reshape(plan.num_tokens, -1)
+    out = q.new_empty(q.shape)
     for group in plan.groups:
         rows = group.rows
         assert rows is not None
-        fresh = group.blocks is None
-        part = attend_group(
-            q.index_select(0, rows),
-            k.index_select(0, rows) if fresh else k,
-            v.index_select(0, rows) if fresh else v,
-            k_plane,
-            v_plane,
-            group,
-            scale,
-        )
+        chosen = q.index_select(0, rows)
+        if isinstance(group, DecodeGroup):
+            part = attend_in_place(chosen, k_plane, v_plane, group, scale)
+        else:
+            fresh = group.blocks is None
+            k_part, v_part = (k.index_select(0, rows), v.index_select(0, rows)) if fresh else (k, v)
+            part = attend_group(chosen, k_part, v_part, k_plane, v_plane, group, scale)
         out.index_copy_(0, rows, part.reshape(-1, *q.shape[1:]))
     return out.flatten(1)
+
+
+def can_attend_in_place(q_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the compiled kernel takes heads of `q_dim`."""
+    return (
+        dtype is torch.bfloat16
+        and device.type == "cpu"
+        and q_dim % 32 == 0
+        and q_dim <= MAX_HEAD_DIM
+        and load() is not None
+    )
+
+
+def attend_in_place(q: Tensor, k_plane: Tensor, v_plane: Tensor, group: DecodeGroup, scale: float) -> Tensor:
+    """[n, H * D] for `q` [n, H, D]."""
+    compiled = load()
+    assert compiled is not None
+    return compiled.paged_attention(q, k_plane, v_plane, group.tables, group.context, group.window, scale)
 
 
 def attend_group(
@@ -133,7 +186,7 @@ def attend_group(
     if group.blocks is None:
         # KV heads go to the batch dimension and are spread over their query heads by a stride of 0, not by a
         # copy.
-        q5 = q.view(new, kv_heads, share, dim).permute(1, 2, 0, 3)
+        q5 = q.unflatten(1, (kv_heads, share)).permute(1, 2, 0, 3)
         k5 = k.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
         v5 = v.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
         out = F.scaled_dot_product_attention(q5, k5, v5, is_causal=True, scale=scale)
@@ -143,14 +196,14 @@ def attend_group(
     assert group.mask is not None
     if new == 1:  # heads that share keys are the query rows: the keys are read once for all of them
         out = F.scaled_dot_product_attention(
-            q.view(n, kv_heads, share, dim),
+            q.reshape(n, kv_heads, share, dim),
             keys,
             values,
             attn_mask=group.mask.expand(-1, -1, share, -1),
             scale=scale,
         )
         return out.reshape(n, 1, heads, dim)
-    q5 = q.view(n, new, kv_heads, share, dim).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share, new, dim)
+    q5 = q.reshape(n, new, kv_heads, share, dim).permute(0, 2, 3, 1, 4).reshape(n * kv_heads, share, new, dim)
     length = keys.shape[2]
     k5 = keys.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
     v5 = values.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)

@@ -33,6 +33,7 @@ def attend_latent(
     values = up.shape[1] - plain.shape[2]
     out = plain.new_empty(plan.num_tokens, up.shape[0], values)
     for group in plan.groups:
+        assert isinstance(group, Group)  # its plans are made without the compiled kernel
         rows = group.rows if group.rows is not None else torch.arange(plan.num_tokens, device=plain.device)
         q_plain, q_turned = plain.index_select(0, rows), turned.index_select(0, rows)
         if group.blocks is None:

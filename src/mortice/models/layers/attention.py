@@ -10,9 +10,9 @@ from mortice.models.builder import Builder, Piece
 from mortice.models.layers.paging import attention_plan, attention_tiles, write_rows
 from mortice.models.layers.rotary import Rotary
 from mortice.models.step import KVCache, StepInput
-from mortice.ops.attention import attend
+from mortice.ops.attention import attend, can_attend_in_place
 from mortice.ops.deterministic_attention import attend_tiles
-from mortice.ops.norm import rms_norm
+from mortice.ops.kv_write import rotate_and_write
 from mortice.specs.model import AttentionSpec, ModelSpec
 
 
@@ -29,7 +29,7 @@ class AttentionNames:
 
 
 class Windowed(Protocol):
-    """What paged_attention must know of the layer it works for."""
+    """What attend_paged must know of the layer it works for."""
 
     layer: int
     window: int
@@ -53,35 +53,28 @@ class GroupedAttention:
         pieces = Piece(names.q, a.num_heads * a.head_dim), Piece(names.k, kv), Piece(names.v, kv)
         self.qkv = builder.linear(pieces, spec.hidden_size, bias=a.qkv_bias)
         self.out = builder.linear([Piece(names.out, spec.hidden_size)], a.out_features, bias=a.out_bias)
-        self.q_norm = self.k_norm = None
+        self.norms: tuple[Tensor, Tensor] | None = None
         if a.qk_norm:
-            self.q_norm = builder.norm(names.q_norm, a.head_dim, spec.norm_offset)
-            self.k_norm = builder.norm(names.k_norm, a.head_dim, spec.norm_offset)
+            self.norms = (
+                builder.norm(names.q_norm, a.head_dim, spec.norm_offset),
+                builder.norm(names.k_norm, a.head_dim, spec.norm_offset),
+            )
 
     def __call__(self, x: Tensor, step: StepInput, kv: KVCache) -> Tensor:
         """`x` [T, hidden] to [T, hidden]; writes the step's keys and values into the cache on the way."""
         a = self.spec
-        heads = self.qkv(x, step).view(len(x), a.num_heads + 2 * a.num_kv_heads, a.head_dim)
-        turned, v = heads[:, : -a.num_kv_heads], heads[:, -a.num_kv_heads :]
-        if self.q_norm is not None and self.k_norm is not None:
-            q = self.rotary(rms_norm(turned[:, : a.num_heads], self.q_norm, self.eps), step)
-            k = self.rotary(rms_norm(turned[:, a.num_heads :], self.k_norm, self.eps), step)
-        else:
-            turned = self.rotary(turned, step)
-            q, k = turned[:, : a.num_heads], turned[:, a.num_heads :]
-        return self.out(paged_attention(q, k, v, step, kv, self), step)
+        qkv = self.qkv(x, step).view(len(x), a.num_heads + 2 * a.num_kv_heads, a.head_dim)
+        turn, rows = self.rotary.rows(step), (write_rows(step, kv, 0), write_rows(step, kv, 1))
+        q, k, v = rotate_and_write(qkv, turn, self.norms, self.eps, kv.rows[self.layer], rows)
+        return self.out(attend_paged(q, k, v, step, kv, self), step)
 
 
-def paged_attention(
-    q: Tensor, k: Tensor, v: Tensor, step: StepInput, kv: KVCache, layer: "Windowed"
-) -> Tensor:
-    """Write `k` and `v` [T, G, D] where the step says, then attend with `q` [T, H, D]. Answers [T, H * D]."""
-    k_rows, v_rows = kv.rows[layer.layer]
-    k_rows.index_copy_(0, write_rows(step, kv, 0), k.reshape(len(k), -1))
-    v_rows.index_copy_(0, write_rows(step, kv, 1), v.reshape(len(v), -1))
+def attend_paged(q: Tensor, k: Tensor, v: Tensor, step: StepInput, kv: KVCache, layer: "Windowed") -> Tensor:
+    """[T, H * D] of `q` [T, H, D] over the cache, to which the step's `k` and `v` [T, G, D] have been written."""
     k_plane, v_plane = kv.planes[layer.layer]
     if step.deterministic:
         tiles = attention_tiles(step, kv, layer.window)
         return attend_tiles(q, k_plane, v_plane, tiles, layer.spec.scale).flatten(1)
-    plan = attention_plan(step, kv, layer.window, layer.dtype)
+    in_place = can_attend_in_place(q.shape[2], q.dtype, q.device)
+    plan = attention_plan(step, kv, layer.window, layer.dtype, in_place=in_place)
     return attend(q, k, v, k_plane, v_plane, plan, layer.spec.scale)

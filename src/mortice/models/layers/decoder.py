@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mortice.models.step import KVCache, StepInput
-from mortice.ops.norm import rms_norm
+from mortice.ops.norm import add_rms_norm, rms_norm
 
 Attention = Callable[[Tensor, StepInput, KVCache], Tensor]
 MLP = Callable[[Tensor, StepInput], Tensor]
@@ -25,9 +25,8 @@ class DecoderLayer:
     def __call__(self, x: Tensor, step: StepInput, kv: KVCache) -> Tensor:
         """`x` [T, hidden], overwritten."""
         added = self.attention(rms_norm(x, self.attention_norm, self.eps), step, kv)
-        x += self.normed(added, self.attention_post_norm)
-        added = self.mlp(rms_norm(x, self.mlp_norm, self.eps), step)
-        x += self.normed(added, self.mlp_post_norm)
+        between = add_rms_norm(x, self.normed(added, self.attention_post_norm), self.mlp_norm, self.eps)
+        x += self.normed(self.mlp(between, step), self.mlp_post_norm)
         return x
 
     def normed(self, added: Tensor, weight: Tensor | None) -> Tensor:

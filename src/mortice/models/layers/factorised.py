@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mortice.models.builder import Builder, Piece
-from mortice.models.layers.attention import paged_attention
+from mortice.models.layers.attention import attend_paged
+from mortice.models.layers.paging import write_rows
 from mortice.models.layers.rotary import Rotary
 from mortice.models.step import KVCache, StepInput
+from mortice.ops.kv_write import write
 from mortice.ops.norm import rms_norm
 from mortice.specs.model import ModelSpec
 
@@ -46,4 +48,6 @@ class FactorisedAttention:
         latent, k, v = self.down(x, step).split([a.query_rank, a.head_dim, a.head_dim], dim=1)
         q = self.q_up(rms_norm(latent, self.q_norm, self.eps), step).view(len(x), a.num_heads, a.head_dim)
         q, k = self.rotary(q, step), self.rotary(k[:, None], step)
-        return self.out(paged_attention(q, k, v[:, None], step, kv, self), step)
+        v = v[:, None]
+        write(k, v, kv.rows[self.layer], (write_rows(step, kv, 0), write_rows(step, kv, 1)))
+        return self.out(attend_paged(q, k, v, step, kv, self), step)

@@ -78,7 +78,7 @@ class LatentAttention:
             tiles = attention_tiles(step, kv, self.window)
             y = attend_latent_tiles(plain, turned, up, plane, tiles, a.scale)
         else:
-            plan = attention_plan(step, kv, self.window, self.dtype)
+            plan = attention_plan(step, kv, self.window, self.dtype, in_place=False)
             y = attend_latent(plain, turned, up, held, plane, plan, a.scale)
         return self.out(y, step)
 

@@ -8,12 +8,14 @@ from mortice.ops import attention
 from mortice.ops.deterministic_attention import Tiles, lay_tiles
 
 
-def attention_plan(step: StepInput, kv: KVCache, window: int, dtype: torch.dtype) -> attention.Plan:
-    key = ("plan", window)
+def attention_plan(
+    step: StepInput, kv: KVCache, window: int, dtype: torch.dtype, *, in_place: bool
+) -> attention.Plan:
+    key = ("plan", window, in_place)
     found = step.cache.get(key)
     if found is None:
         found = step.cache[key] = attention.plan(
-            step.query_start, step.context_lens, step.block_tables, kv.block_size, window, dtype
+            step.query_start, step.context_lens, step.block_tables, kv.block_size, window, dtype, in_place
         )
     return found
 
