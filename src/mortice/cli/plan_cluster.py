@@ -1,0 +1,187 @@
+"""`mortice plan afd | ep | supernode | kv | compare`: which joint is worth cutting, on how many instances."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mortice.cli.plan_output import (
+    ContextOption,
+    HardwareOption,
+    JsonOption,
+    KvOption,
+    ModelOption,
+    PlotOption,
+    PriceOption,
+    TpotOption,
+    WeightsOption,
+    check_plot,
+    emit,
+)
+from mortice.cost import convention
+from mortice.plan import afd as planner
+from mortice.plan import inputs
+from mortice.plan.afd_question import afd_question
+from mortice.plan.compare import compare_question
+from mortice.plan.ep import ep_question
+from mortice.plan.kv import kv_question
+from mortice.plan.supernode import supernode_question
+from mortice.specs.errors import RequestError
+from mortice.specs.hardware import HardwareSpec
+
+
+def afd(
+    model: ModelOption,
+    hardware: Annotated[str, typer.Option(help="One name, or ATTENTION/FFN.", metavar="HW|A/F")] = "h800",
+    context: ContextOption = "8192",
+    tpot: TpotOption = 50.0,
+    packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
+    num_attention: Annotated[int | None, typer.Option(help="Whole A instances, with --num-ffn.")] = None,
+    num_ffn: Annotated[int | None, typer.Option(help="Whole F instances, with --num-attention.")] = None,
+    micro_batches: Annotated[int | None, typer.Option(help="Default: the best of 2, 3, 4.")] = None,
+    selective: Annotated[
+        bool, typer.Option("--selective", help="Send a token only to F peers it needs, not to all.")
+    ] = False,
+    one_domain: Annotated[
+        bool, typer.Option("--one-domain", help="A and F inside one scale-up domain, not over NICs.")
+    ] = False,
+    imbalance: Annotated[float, typer.Option(help="Load of the busiest experts over the mean.")] = 1.0,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="One kernel a layer on both sides, as FastAFD builds it.")
+    ] = False,
+    kv: KvOption = "fp8",
+    weights: WeightsOption = None,
+    price: PriceOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Attention and experts on different instances: the best whole-instance plan, or a plain "loses here"."""
+    check_plot(plot)
+    if packages < 1 or packages > 4096:
+        raise RequestError(f"packages must be 1 to 4096, not {packages}", param="packages")
+    if not 1 <= imbalance <= 100:
+        raise RequestError(
+            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
+        )
+    a, f = _pair(hardware, price)
+    p = planner.problem(
+        inputs.one_model(model),
+        a,
+        f,
+        inputs.context(context),
+        tpot_s=tpot / 1e3,
+        kv=kv,
+        weights=weights,
+        selective=selective,
+        one_domain=one_domain,
+        imbalance=imbalance,
+        fused=fused,
+    )
+    answer = afd_question(
+        p,
+        max_packages=packages,
+        num_attention=num_attention,
+        num_ffn=num_ffn,
+        micro_batches=micro_batches,
+        kv=kv,
+        weights=weights,
+    )
+    emit(answer, as_json=as_json, plot=plot)
+
+
+def _pair(hardware: str, price: list[str] | None) -> tuple[HardwareSpec, HardwareSpec]:
+    """A path may hold slashes: only a name on each side of one is a pair."""
+    names = [hardware] if Path(hardware).is_file() or "/" not in hardware else hardware.split("/")
+    if len(names) > 2:
+        raise RequestError(f"hardware must be one name or ATTENTION/FFN, got {hardware!r}", param="hardware")
+    devices = inputs.hardware(",".join(names), convention("honest"), inputs.parse_prices(price or []))
+    return devices[0], devices[-1]
+
+
+def ep(
+    model: ModelOption,
+    hardware: Annotated[str, typer.Option(help="One name or hardware file.")] = "h800",
+    tokens: Annotated[int, typer.Option(help="Tokens of one rank in a step.")] = 128,
+    imbalance: Annotated[
+        float | None, typer.Option(help="Measured; default: uniform random routing.")
+    ] = None,
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Expert parallelism: group sizes, bytes deduplicated by node and rank, imbalance."""
+    check_plot(plot)
+    if imbalance is not None and not 1 <= imbalance <= 100:
+        raise RequestError(
+            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
+        )
+    devices = inputs.hardware(hardware, convention("honest"))
+    if len(devices) != 1:
+        raise RequestError("hardware: this question is about one device", param="hardware")
+    answer = ep_question(inputs.one_model(model), devices[0], tokens, imbalance=imbalance, weights=weights)
+    emit(answer, as_json=as_json, plot=plot)
+
+
+def supernode(
+    model: ModelOption,
+    rack: Annotated[str, typer.Option(help="Comma-separated racks or rack files; or all.")] = "all",
+    context: ContextOption = "8192",
+    prompt: Annotated[str, typer.Option(help="Tokens of the long prompt.")] = "1M",
+    tpot: TpotOption = 50.0,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """A rack-scale domain against boards of eight: experts, AFD, and prefill of a very long prompt."""
+    check_plot(plot)
+    answer = supernode_question(
+        inputs.one_model(model),
+        inputs.racks(rack),
+        context=inputs.context(context),
+        long_tokens=inputs.context(prompt),
+        tpot_s=tpot / 1e3,
+    )
+    emit(answer, as_json=as_json, plot=plot)
+
+
+def kv(
+    model: ModelOption,
+    hardware: HardwareOption = "h200",
+    context: ContextOption = "8192",
+    kv_dtype: Annotated[str, typer.Option("--kv", help="Dtype of KV.")] = "fp8",
+    weights: WeightsOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """KV: how much fits, how long it moves, from which bandwidth fetching beats computing."""
+    check_plot(plot)
+    answer = kv_question(
+        inputs.one_model(model),
+        inputs.hardware(hardware, convention("honest")),
+        inputs.context(context),
+        kv=kv_dtype,
+        weights=weights,
+    )
+    emit(answer, as_json=as_json, plot=plot)
+
+
+def compare(
+    model: ModelOption,
+    plan: Annotated[list[str], typer.Option(help="HW, A/F or A/F:4A2F; give two or more.")],
+    context: ContextOption = "8192",
+    tpot: TpotOption = 50.0,
+    packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
+    price: PriceOption = None,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Two or more plans side by side."""
+    check_plot(plot)
+    answer = compare_question(
+        inputs.one_model(model),
+        plan,
+        inputs.context(context),
+        tpot_s=tpot / 1e3,
+        max_packages=packages,
+        prices=inputs.parse_prices(price or []),
+    )
+    emit(answer, as_json=as_json, plot=plot)
