@@ -137,7 +137,7 @@ def _placements() -> Iterator[Cell]:
 
 
 def _attention_layers() -> Iterator[Cell]:
-    """Honest kernels, nothing measured: within 10 % counts as agreeing. MLA on H800 is 13 to 17 % fast; with the measured
+    """Honest kernels, nothing measured: within 10 % counts as agreeing. MLA on H800 is 10 % fast; with the measured
     kernels of the H100 it falls within 7 % (tests/unit/test_cost_honest.py)."""
     for context, rows in published_tables("step3")["table9"]["cells"].items():
         for name, cells in rows.items():
