@@ -36,6 +36,7 @@ from mortice.sandbox.machine import Backend, Machine
 HELLO_TIMEOUT_S = 30.0
 FILE_TIMEOUT_S = 30.0
 MAX_CODE = 512 * 1024  # of one request line
+SMALL_FILE = 256 * 1024  # goes in one message
 MAX_FILE = 256 * MIB
 
 
@@ -377,7 +378,10 @@ class Box:
     async def write(self, path: str, data: bytes) -> None:
         """See `Sandbox.write`."""
         await self._recorded("write", path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        await self._file({"op": "write", "path": path}, path, send=data)
+        if len(data) <= SMALL_FILE:
+            await self._file({"op": "write", "path": path, "data": base64.b64encode(data).decode()}, path)
+        else:
+            await self._file({"op": "write", "path": path}, path, send=data)
 
     async def tree(self, path: str = "/work") -> dict[str, tuple[int, int]]:
         """Every file under `path` with its size and modification time in ns, as the guest's user sees them."""

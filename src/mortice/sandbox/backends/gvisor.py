@@ -17,10 +17,10 @@ from typing import Any
 
 from mortice.sandbox import cgroups
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
-from mortice.sandbox.guest.source import agent_source
+from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.home import Home
 from mortice.sandbox.images import Image, find_image, find_program
-from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos
+from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_first
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
@@ -68,7 +68,9 @@ class GVisor:
         self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None
     ) -> Machine:
         self._prepare(box_id, place, spec, trace)
-        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace)
+        image = find_image(spec.image)
+        assert image is not None  # _prepare has seen it
+        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace, agent_code(image))
         return RunscMachine(self, box_id, place, self._pid_of(place))
 
     async def restore(
@@ -107,9 +109,12 @@ class GVisor:
             flags.append(f"--pod-init-config={place / 'trace.json'}")
         return [*flags, *arguments]
 
-    async def _launch(self, place: Path, arguments: list[str], trace: dict[str, Any] | None) -> None:
+    async def _launch(
+        self, place: Path, arguments: list[str], trace: dict[str, Any] | None, first: bytes = b""
+    ) -> None:
         arguments[1:1] = ["-pid-file", str(place / "pid")]
         out_fd, in_fd = open_fifos(place)
+        put_first(in_fd, first)
         os.set_blocking(out_fd, True)
         os.set_blocking(in_fd, True)
         try:
@@ -209,7 +214,7 @@ def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
         "hostname": box_id,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/usr/bin/python3", "-I", "-S", "-c", agent_source(), json.dumps(config)],
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, json.dumps(config, separators=(",", ":"))],
             "env": ["PATH=/usr/bin:/bin"],
             "cwd": "/",
             "noNewPrivileges": True,
