@@ -47,7 +47,7 @@ def test_taken_out_swapped_and_cut_lines_show(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     for altered in (
         lines[:10] + lines[11:],
-        lines[:10] + [lines[11], lines[10]] + lines[12:],
+        [*lines[:10], lines[11], lines[10], *lines[12:]],
         lines[:-1],
         lines[:-20],
         lines[5:],
@@ -110,7 +110,11 @@ def test_several_processes_append_to_one_chain(tmp_path: Path) -> None:
 
 def test_secrets_are_hidden_but_can_be_matched(tmp_path: Path) -> None:
     with AuditLog(tmp_path) as log:
-        log.append("exec", env={"API_KEY": "hunter2hunter2", "LANG": "C"}, argv=["curl", "-H", "x: Bearer abcdefgh12345"])
+        log.append(
+            "exec",
+            env={"API_KEY": "hunter2hunter2", "LANG": "C"},
+            argv=["curl", "-H", "x: Bearer abcdefgh12345"],
+        )
         log.append("exec", env={"api_key": "hunter2hunter2"}, argv=[])
     first, second = records(tmp_path, "host")
     text = (tmp_path / "host.jsonl").read_text()

@@ -28,6 +28,7 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
+from mortice.sandbox.pool import WarmPool
 from mortice.sandbox.supervisor import Sandboxes
 
 __all__ = [
@@ -55,4 +56,5 @@ __all__ = [
     "Sandboxes",
     "SnapshotRefused",
     "Strength",
+    "WarmPool",
 ]

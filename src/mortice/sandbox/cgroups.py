@@ -1,6 +1,12 @@
 """What the host's control groups say of a box: memory used, and whether the limit killed it. Versions 1 and 2."""
 
+import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
+
+from mortice.sandbox.contract import SandboxError
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "mortice"
@@ -57,10 +63,27 @@ def touched_limit(box_id: str) -> bool:
         return oom_kills(box_id) > 0
 
 
-def remove(box_id: str) -> None:
-    """Take away what an ended box left; a group that still holds processes stays."""
-    for path in (*ROOT.glob(f"*/{PARENT}/{box_id}"), ROOT / PARENT / box_id):
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+def groups(box_id: str) -> list[Path]:
+    """Every directory of the box's groups, over all controllers."""
+    return [p for p in (*ROOT.glob(f"*/{PARENT}/{box_id}"), ROOT / PARENT / box_id) if p.exists()]
+
+
+async def empty(box_id: str) -> None:
+    """End every process that is still in the box's groups and take the groups away."""
+    for attempt in range(200):
+        left: set[int] = set()
+        for group in groups(box_id):
+            try:
+                left |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+            except OSError:
+                continue
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for group in groups(box_id):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        if not groups(box_id):
+            return
+        await asyncio.sleep(0.001 * min(attempt, 20))
+    raise SandboxError(f"processes of {box_id} do not end; look into {ROOT}/*/{PARENT}/{box_id}")

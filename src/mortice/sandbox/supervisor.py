@@ -209,6 +209,7 @@ class Sandboxes:
                 )  # fmt: skip
             record.generation += 1
             box = self._box(record, place, machine, backend, lease)
+            machine.unpark()
             paused = record.state == "paused"
             if paused:
                 await machine.resume()

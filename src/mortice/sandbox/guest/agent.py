@@ -305,7 +305,8 @@ class Agent:
         number = getattr(signal, "SIG" + request["sig"])
         if job is not None:
             self.kill(job, number)
-        self.send(ev="ack", id=request["ack"], ok=job is not None)
+        if request.get("ack"):
+            self.send(ev="ack", id=request["ack"], ok=job is not None)
 
     def op_quiesce(self, request):
         """Nothing of a cell may be half done in a snapshot; commands may run on."""
@@ -362,16 +363,20 @@ class Agent:
                 usage[path] = [(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_blocks * s.f_frsize]
             except OSError:
                 pass
-        processes = sum(1 for name in os.listdir("/proc") if name.isdigit()) - 1
+        processes = threads = 0
+        for name in os.listdir("/proc"):
+            if name.isdigit() and name != "1":
+                processes += 1
+                try:
+                    threads += len(os.listdir("/proc/%s/task" % name))
+                except OSError:
+                    pass
+        only_interpreter = processes == 1 and threads == 1
         self.send(
-            ev="ack",
-            id=request["id"],
-            ok=True,
-            disk=usage,
-            processes=processes,
-            running=list(self.jobs),
+            ev="ack", id=request["id"], ok=True, disk=usage, processes=processes, running=list(self.jobs),
             held=len(self.done),
-        )
+            quiet=only_interpreter and not self.jobs and not (self.net and self.net.conns),
+        )  # fmt: skip
 
     def op_net(self, request):
         if self.net:
@@ -482,7 +487,7 @@ class Agent:
         """Inherited by all that starts here; the number of processes counts by user, the agent's own is another."""
         for which, value in (
             (resource.RLIMIT_NPROC, self.config.get("processes", 64)),
-            (resource.RLIMIT_DATA, self.config.get("data_bytes", resource.RLIM_INFINITY)),
+            (resource.RLIMIT_AS, self.config.get("process_bytes", resource.RLIM_INFINITY)),
             (resource.RLIMIT_NOFILE, 1024),
             (resource.RLIMIT_CORE, 0),
         ):
@@ -589,9 +594,7 @@ class Agent:
         if not said:
             return None
         number = int(said.split(b":")[1] or b"0", 16)
-        job.out[2].add(
-            ("%s: %s\n" % ("cwd" if said.endswith(b"noexec:cwd") else "exec", os.strerror(number))).encode()
-        )
+        job.out[2].add(("%s: %s\n" % ("cwd" if b":noexec" in said else "exec", os.strerror(number))).encode())
         return number
 
     def feed(self, job):

@@ -17,7 +17,7 @@ def _refuse(value):
     raise TypeError("%s cannot be sent" % type(value).__name__)
 
 
-_scan = _json.make_scanner(_Rules)
+_scan = _json.make_scanner(_Rules)  # type: ignore[arg-type]
 _chunks = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)
 
 
