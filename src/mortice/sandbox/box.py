@@ -115,6 +115,7 @@ class Box:
         self._pidfd = -1
         self._requests = 0
         self._lost: SandboxLost | None = None
+        self.changed = True  # since the last snapshot; set by every run and write
         self._parked = False
         self._park_timer: asyncio.TimerHandle | None = None
         self._parking: asyncio.Task[None] | None = None
@@ -128,6 +129,11 @@ class Box:
             generation=r.generation, created_at=r.created_at, parent_snapshot=r.parent_snapshot,
             last_snapshot=r.last_snapshot, keep=r.keep,
         )  # fmt: skip
+
+    @property
+    def num_running(self) -> int:
+        """Cells and commands whose result is still awaited here."""
+        return self._channel.num_waiting if self._channel else 0
 
     # ---- coming and going
 
@@ -300,6 +306,7 @@ class Box:
         limits = self.record.spec.limits
         timeout = limits.timeout_s if timeout_s is None else timeout_s
         channel = self._ready_channel()
+        self.changed = True
         if self.record.spec.egress.mode != "none":
             await intent  # what may reach the world is on the disk before it starts
         request |= {
@@ -389,6 +396,7 @@ class Box:
     async def write(self, path: str, data: bytes) -> None:
         """See `Sandbox.write`."""
         await self._recorded("write", path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        self.changed = True
         if len(data) <= SMALL_FILE:
             await self._file({"op": "write", "path": path, "data": base64.b64encode(data).decode()}, path)
         else:

@@ -196,32 +196,38 @@ class Sandboxes:
         place = self.home.box(record.id)
         lease = Lease(place)
         try:
-            backend = self.backends[record.backend]
-            machine = None
-            if record.pid and started_at(record.pid) == record.started:
-                machine = backend.attach(record.id, place, record.pid)
-            if machine is None:
-                await self._bury(record, place)
-                hint = f"; restore {record.last_snapshot}" if record.last_snapshot else ""
-                raise SandboxLost(
-                    f"{record.name}: its machine is gone{hint}",
-                    reason="lost", last_snapshot=record.last_snapshot,
-                )  # fmt: skip
-            record.generation += 1
-            box = self._box(record, place, machine, backend, lease)
-            machine.unpark()
-            paused = record.state == "paused"
-            if paused:
-                await machine.resume()
-            await box.connect(renew=False)
-            if paused:
-                await box.unquiesce()
-            self._book(record, place)
+            box = await self._take_over(record, place, lease)
+        except SandboxLost as lost:
+            await self._bury(record, place)
+            lease.release()
+            hint = f"; restore {record.last_snapshot}" if record.last_snapshot else ""
+            raise SandboxLost(
+                f"{record.name}: its machine is gone{hint}",
+                reason=lost.reason,
+                last_snapshot=record.last_snapshot,
+            ) from None
         except BaseException:
             lease.release()
             raise
         self.audit.append("attach", chain=record.id, box=record.id, name=record.name, gen=record.generation)
         self._mine[record.id] = box
+        return box
+
+    async def _take_over(self, record: BoxRecord, place: Path, lease: Lease) -> Box:
+        if not record.pid or not alive(record.pid) or started_at(record.pid) != record.started:
+            raise SandboxLost("gone", reason="lost")
+        backend = self.backends[record.backend]
+        machine = backend.attach(record.id, place, record.pid)
+        record.generation += 1
+        box = self._box(record, place, machine, backend, lease)
+        machine.unpark()
+        paused = record.state == "paused"
+        if paused:
+            await machine.resume()
+        await box.connect(renew=False)
+        if paused:
+            await box.unquiesce()
+        self._book(record, place)
         return box
 
     def list(self) -> Infos:
@@ -351,6 +357,7 @@ class Sandboxes:
             self.snapshots.abandon(snapshot_id)
             raise
         box.record.last_snapshot = snapshot_id
+        box.changed = box.num_running > 0
         self._book(box.record, box.place)
         done = self.audit.append(
             "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,

@@ -24,9 +24,9 @@ from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
-OWN_MEMORY = (
-    32 * MIB
-)  # of the limit: the sentry and the agent; one process may map the rest (RLIMIT_DATA does not hold)
+MAPPED_BEYOND = (
+    256 * MIB
+)  # of address space above the limit for one process: libraries map more than they touch
 AGENT_CAPABILITIES = [
     "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_ADMIN",
 ]  # fmt: skip
@@ -105,6 +105,7 @@ class GVisor:
             "--platform=systrap",
             "--network=none",
             "--overlay2=none",
+            "--cpu-num-from-quota",
             f"--log={place / 'runsc.log'}",
         ]
         if traced:
@@ -209,7 +210,8 @@ def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
     limits = spec.limits
     config = {
         "processes": limits.num_processes + 1,  # the interpreter is one of the user's
-        "process_bytes": max(96 * MIB, limits.memory_bytes - OWN_MEMORY),
+        "process_bytes": limits.memory_bytes + MAPPED_BEYOND,
+        "cpus": str(max(1, round(limits.cpus))),
         "egress": spec.egress.mode != "none",
         "env": spec.env,
     }

@@ -475,6 +475,8 @@ class Agent:
             "HOME": "/home/user",
             "USER": "user",
             "LANG": "C.UTF-8",
+            "OPENBLAS_NUM_THREADS": self.config.get("cpus", "1"),
+            "OMP_NUM_THREADS": self.config.get("cpus", "1"),
             "TERM": "dumb",
         }
         if self.net:
@@ -752,6 +754,8 @@ class Agent:
                 os.environ.update(env)
                 os.chdir("/work")
                 Interpreter().run()
+            except BaseException as error:
+                write_all(2, ("the interpreter failed: %r\n" % error).encode())
             finally:
                 os._exit(70)
         for fd in (ctl_r, res_w, out_w, err_w):
