@@ -72,6 +72,7 @@ async def at_rest(live: LiveCluster) -> dict[str, dict]:
     [
         (0, 1, {}),
         (1, 1, {}),
+        (1, 1, {"mode": "pull"}),
         (1, 1, {"mode": "push"}),
         (2, 3, {}),
         (1, 1, {"transport": "tcp"}),
@@ -86,10 +87,11 @@ async def test_every_shape_gives_the_reference_text(prefill: int, decode: int, t
             assert text == reference_tokens(prompt, 12)
         answers = await at_rest(live)
         assert all(a["num_free_blocks"] == a["num_blocks"] for a in answers.values())
-        assert sum(a["num_received"] for a in answers.values()) >= (15 if prefill else 0)
+        assert sum(a["num_received"] for a in answers.values()) >= (15 if prefill and transfer else 0)
+        assert sum(a["num_in_place"] for a in answers.values()) >= (15 if prefill and not transfer else 0)
 
 
-@pytest.mark.parametrize("mode", ["pull", "push"])
+@pytest.mark.parametrize("mode", ["map", "pull", "push"])
 async def test_kill_any_worker_at_any_time_in_a_loop(mode: str) -> None:
     seed = 7
     print(f"seed {seed}")
