@@ -142,7 +142,18 @@ def reshape(
                 break
             actions.append(Start(role))
             used += bounds.gpus(role)
-    # 4. stops: only workers that stand, and never the last that decode while others only start
+    return actions + _stops(standing, spare, lacking, actions, bounds)
+
+
+def _stops(
+    standing: Sequence[Standing],
+    spare: dict[Role, list[Standing]],
+    lacking: dict[Role, int],
+    actions: list[Action],
+    bounds: Bounds,
+) -> list[Action]:
+    """Of workers that stand, and never of the last that decode while others only start."""
+    stops: list[Action] = []
     flipped = {action.worker_id: action.role for action in actions if isinstance(action, Flip | Undrain)}
     serving = sum(
         flipped.get(w.worker_id, w.role) != "prefill"
@@ -155,8 +166,8 @@ def reshape(
                 if serving <= max(1, bounds.min_decode):
                     break
                 serving -= 1
-            actions.append(Stop(worker.worker_id))
-    return actions
+            stops.append(Stop(worker.worker_id))
+    return stops
 
 
 def _most(lacking: dict[Role, int]) -> Role:
