@@ -156,6 +156,8 @@ def fused_kernels(device: HardwareSpec) -> Efficiency:
         attention_launch_s=3e-6,
         experts_launch_s=5e-6,
         gemm_memory=0.85,
+        experts_memory=0.85,
+        quantise_s=0.0,
         elementwise_memory=0.85,
         source="one fused kernel a layer, as FastAFD; assumed, not measured here",
     )
