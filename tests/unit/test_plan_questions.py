@@ -11,7 +11,7 @@ import pytest
 from mortice.cost import HONEST, Kernels, Layout, decode_step
 from mortice.plan import afd, inputs
 from mortice.plan.afd_question import afd_question, judge
-from mortice.plan.compare import compare_question, read_plan
+from mortice.plan.compare import compare_question, read_plan, read_plans
 from mortice.plan.deploy import Traffic, Workers, choose, deploy_question, deployment
 from mortice.plan.design import Frame, designs
 from mortice.plan.ep import ep_question, ep_rows
@@ -270,14 +270,15 @@ def test_quantised_kv_doubles_intensity() -> None:
 
 
 def test_plans_side_by_side() -> None:
-    answer = compare_question(STEP3, ["h800", "h20/h800:6A2F"], 8192)
+    answer = compare_question(STEP3, read_plans(["h800", "h20/h800:6A2F"]), 8192)
     assert [p["plan"] for p in answer.facts["plans"]] == ["h800", "h20/h800:6A2F"]
     assert read_plan("h20/h800:6A2F") == ("h20", "h800", 6, 2)
-    for wrong in ("h800:6A2F", "a/b/c:1A", ""):
+    assert read_plan("h800:3A2F") == ("h800", "h800", 3, 2)
+    for wrong in ("h800:6A", "h800:0A2F", "a/b/c:1A", ""):
         with pytest.raises(RequestError):
-            compare_question(STEP3, ["h800", wrong], 8192)
+            read_plans(["h800", wrong])
     with pytest.raises(RequestError, match="two or more"):
-        compare_question(STEP3, ["h800"], 8192)
+        read_plans(["h800"])
 
 
 def _workers(

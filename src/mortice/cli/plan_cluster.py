@@ -13,6 +13,7 @@ from mortice.cli.plan_output import (
     ModelOption,
     PlotOption,
     PriceOption,
+    ProfileOption,
     TpotOption,
     WeightsOption,
     check_plot,
@@ -22,9 +23,10 @@ from mortice.cost import convention
 from mortice.plan import afd as planner
 from mortice.plan import inputs
 from mortice.plan.afd_question import afd_question
-from mortice.plan.compare import compare_question
+from mortice.plan.compare import compare_question, devices_of, read_plans
 from mortice.plan.ep import ep_question
 from mortice.plan.kv import kv_question
+from mortice.plan.measured import read_measured
 from mortice.plan.supernode import supernode_question
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -52,6 +54,7 @@ def afd(
     kv: KvOption = "fp8",
     weights: WeightsOption = None,
     price: PriceOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
@@ -76,6 +79,7 @@ def afd(
         one_domain=one_domain,
         imbalance=imbalance,
         fused=fused,
+        measured=read_measured(profile, [a, f]),
     )
     answer = afd_question(
         p,
@@ -106,6 +110,7 @@ def ep(
         float | None, typer.Option(help="Measured; default: uniform random routing.")
     ] = None,
     weights: WeightsOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
@@ -118,7 +123,14 @@ def ep(
     devices = inputs.hardware(hardware, convention("honest"))
     if len(devices) != 1:
         raise RequestError("hardware: this question is about one device", param="hardware")
-    answer = ep_question(inputs.one_model(model), devices[0], tokens, imbalance=imbalance, weights=weights)
+    answer = ep_question(
+        inputs.one_model(model),
+        devices[0],
+        tokens,
+        imbalance=imbalance,
+        weights=weights,
+        measured=read_measured(profile, devices),
+    )
     emit(answer, as_json=as_json, plot=plot)
 
 
@@ -149,39 +161,44 @@ def kv(
     context: ContextOption = "8192",
     kv_dtype: Annotated[str, typer.Option("--kv", help="Dtype of KV.")] = "fp8",
     weights: WeightsOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """KV: how much fits, how long it moves, from which bandwidth fetching beats computing."""
     check_plot(plot)
+    devices = inputs.hardware(hardware, convention("honest"))
     answer = kv_question(
         inputs.one_model(model),
-        inputs.hardware(hardware, convention("honest")),
+        devices,
         inputs.context(context),
         kv=kv_dtype,
         weights=weights,
+        measured=read_measured(profile, devices),
     )
     emit(answer, as_json=as_json, plot=plot)
 
 
 def compare(
     model: ModelOption,
-    plan: Annotated[list[str], typer.Option(help="HW, A/F or A/F:4A2F; give two or more.")],
+    plan: Annotated[list[str], typer.Option(help="HW, A/F, HW:4A2F or A/F:4A2F; give two or more.")],
     context: ContextOption = "8192",
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
     price: PriceOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Two or more plans side by side."""
     check_plot(plot)
+    plans = read_plans(plan, inputs.parse_prices(price or []))
     answer = compare_question(
         inputs.one_model(model),
-        plan,
+        plans,
         inputs.context(context),
         tpot_s=tpot / 1e3,
         max_packages=packages,
-        prices=inputs.parse_prices(price or []),
+        measured=read_measured(profile, devices_of(plans)),
     )
     emit(answer, as_json=as_json, plot=plot)

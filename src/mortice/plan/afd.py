@@ -5,6 +5,7 @@ packages that hold its share of the experts, split inside by tensor parallelism 
 (Step-3, section 3). Times come from the cost model, the iteration from `pipeline`, links are tested at both ends.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from mortice.cost import (
     Assumption,
     Formats,
-    Kernels,
     Links,
     attention_side,
     dtype_bytes,
@@ -25,6 +25,7 @@ from mortice.cost.accounting import attention_parameters, ffn_parameters
 from mortice.cost.efficiency import Efficiency, efficiency
 from mortice.cost.layout import RUNTIME_BYTES
 from mortice.plan.links import send_probability
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.pipeline import RESOURCES, Stages
 from mortice.plan.placement import formats_for
 from mortice.specs.errors import RequestError
@@ -60,6 +61,7 @@ class AfdProblem(msgspec.Struct, frozen=True, kw_only=True):
     ffn_shares: Efficiency | None = None
     memory_share: float = MEMORY_SHARE
     runtime_bytes: float = RUNTIME_BYTES
+    measured: Measured = MODELLED
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +116,7 @@ def problem(
     gpus_ffn: int | None = None,
     imbalance: float = 1.0,
     fused: bool = False,
+    measured: Measured = MODELLED,
 ) -> AfdProblem:
     """With the formats that each side's hardware computes in, and its node as the instance.
 
@@ -144,6 +147,7 @@ def problem(
         imbalance=imbalance,
         attention_shares=fused_kernels(attention) if fused else None,
         ffn_shares=fused_kernels(ffn) if fused else None,
+        measured=measured,
     )
 
 
@@ -262,8 +266,8 @@ class _Grid:
 
     def __init__(self, p: AfdProblem, num_attention: int, num_ffn: int, sizes: Times) -> None:
         self.p, self.num_attention, self.num_ffn, self.sizes = p, num_attention, num_ffn, sizes
-        self.attention_kernels = Kernels(p.attention, shares=p.attention_shares)
-        self.ffn_kernels = Kernels(p.ffn, shares=p.ffn_shares)
+        self.attention_kernels = p.measured.kernels(p.attention, shares=p.attention_shares)
+        self.ffn_kernels = p.measured.kernels(p.ffn, shares=p.ffn_shares)
         self.groups = [self._resources(group) for group in p.model.groups]
         rows = self.attention_kernels.gemm(sizes, p.model.vocab_size, p.model.hidden_size, "bf16")
         self.head_s = np.asarray(rows) * np.ones(len(sizes))
@@ -435,8 +439,27 @@ def search(
     if not found:
         # Raises with the nearest TPOT of the smallest plan.
         candidate(p, 1, least, max(micro_batches))
-    by_price = p.attention.price is not None and p.ffn.price is not None
-    return sorted(found, key=lambda c: c.usd_per_mtok if by_price else -c.tgs)
+    return sorted(found, key=_order)
+
+
+def best_of_layout(
+    p: AfdProblem, num_attention: int, num_ffn: int, micro_batches: Sequence[int] = (2, 3, 4)
+) -> list[Candidate]:
+    """One layout with each number of micro-batches that meets the SLO, best first. Raises as `candidate` does where none does."""
+    found, reason = [], None
+    for m in micro_batches:
+        try:
+            found.append(candidate(p, num_attention, num_ffn, m))
+        except RequestError as error:
+            reason = error
+    if reason is not None and not found:
+        raise reason
+    return sorted(found, key=_order)
+
+
+def _order(c: Candidate) -> float:
+    """Cheapest first; without prices most tokens a package first."""
+    return c.usd_per_mtok if math.isfinite(c.usd_per_mtok) else -c.tgs
 
 
 def _all(
@@ -492,4 +515,5 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
             )
         )
     sides = ((p.attention, p.attention_shares), (p.ffn, p.ffn_shares))
-    return (*listed, *(a for device, shares in sides for a in Kernels(device, shares=shares).assumptions()))
+    kernels = (p.measured.kernels(device, shares=shares) for device, shares in sides)
+    return (*listed, *(a for each in kernels for a in each.assumptions()))

@@ -45,6 +45,7 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
         kv=kv,
         max_packages=max_packages,
         imbalance=p.imbalance,
+        measured=p.measured,
     )
     try:
         found = table.best(p.tpot_s - p.jitter_s, count=len(table))
@@ -94,8 +95,7 @@ def afd_question(
     if (num_attention is None) != (num_ffn is None):
         raise RequestError("num_attention and num_ffn must be given together", param="num_attention")
     if num_attention is not None and num_ffn is not None:
-        found = [afd.candidate(p, num_attention, num_ffn, m) for m in wanted]
-        found.sort(key=lambda c: c.usd_per_mtok if math.isfinite(c.usd_per_mtok) else -c.tgs)
+        found = afd.best_of_layout(p, num_attention, num_ffn, wanted)
     else:
         found = afd.search(p, max_packages=max_packages, micro_batches=wanted)
     best = found[0]
@@ -320,7 +320,7 @@ def _together(others: list[Colocated]) -> Table:
 
 
 def _notes(p: afd.AfdProblem, best: afd.Candidate) -> tuple[str, ...]:
-    notes = []
+    notes = [*p.measured.notes([p.attention, p.ffn])]
     if best.limited_by == "kv memory":
         notes.append("the batch is limited by KV memory, not by time: more memory or smaller KV would pay")
     if best.attention_link_s > best.ffn_link_s:

@@ -14,10 +14,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from mortice.cost import Formats, Kernels, Layout, Links, decode_step, kv_cache_bytes, max_batch, prefill_step
+from mortice.cost import Formats, Layout, Links, decode_step, kv_cache_bytes, max_batch, prefill_step
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions
 from mortice.plan.kv import smallest_layout, transfer_s
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.words import seconds
 from mortice.specs.deployment import Deployment, EngineLimits, dump_deployment
 from mortice.specs.errors import RequestError
@@ -88,9 +89,16 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 class Workers:
     """Times of one worker under this traffic."""
 
-    def __init__(self, model: ModelShape, device: HardwareSpec, traffic: Traffic, formats: Formats) -> None:
+    def __init__(
+        self,
+        model: ModelShape,
+        device: HardwareSpec,
+        traffic: Traffic,
+        formats: Formats,
+        measured: Measured = MODELLED,
+    ) -> None:
         self.model, self.device, self.traffic, self.formats = model, device, traffic, formats
-        self.kernels = Kernels(device)
+        self.kernels = measured.kernels(device)
         if formats.weights not in SERVED_WEIGHTS:
             raise RequestError(
                 f"weights: serve runs {', '.join(SERVED_WEIGHTS)}, not {formats.weights}", param="weights"
@@ -291,7 +299,7 @@ def deployment(workers: Workers, chosen: Split, model: str) -> Deployment:
         limits=EngineLimits(
             max_num_seqs=batch,
             token_budget=max(TOKEN_BUDGET, batch),
-            max_context=min(workers.model.max_context, max(longest, 2 * longest)),
+            max_context=min(workers.model.max_context, 2 * longest),
         ),
     )
     made.check()

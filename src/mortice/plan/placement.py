@@ -21,6 +21,7 @@ from mortice.cost import (
     max_batch,
     usd_per_mtok,
 )
+from mortice.plan.measured import MODELLED, Measured
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
@@ -176,13 +177,14 @@ def placement_table(
     max_packages: int = 320,
     imbalance: float = 1.0,
     framework: str = "",
+    measured: Measured = MODELLED,
 ) -> PlacementTable:
     """Price every candidate. A device without a price has no USD (infinite) but a time."""
     columns: list[dict[str, NDArray]] = []
     assumed: dict[Assumption, None] = {}
     chosen: list[str] = []
     for index, device in enumerate(devices):
-        kernels = Kernels(device, framework=framework)
+        kernels = measured.kernels(device, framework=framework)
         for wanted in weights:
             formats = formats_for(device, wanted, kv)
             if not _computes(kernels, formats):

@@ -162,7 +162,12 @@ def step3_deployment(context: int, kv: str) -> afd.AfdProblem:
     products 0.70), packages filled to the brim as in its BF16 run, 40 of 50 GB/s a NIC."""
     h800 = load_hardware("h800")
     shares = msgspec.structs.replace(
-        HOPPER, gemm_memory=0.93, experts_memory=0.93, attention_memory=0.93, elementwise_memory=0.93, quantise_s=0.0
+        HOPPER,
+        gemm_memory=0.93,
+        experts_memory=0.93,
+        attention_memory=0.93,
+        elementwise_memory=0.93,
+        quantise_s=0.0,
     )
     p = afd.problem(load_model("step-3"), h800, h800, context, kv=kv)
     return msgspec.structs.replace(
