@@ -78,10 +78,10 @@ def test_the_slower_tier_counts_and_must_be_given() -> None:
 
 
 def test_imbalance_falls_with_the_batch_and_grows_with_the_group() -> None:
-    small, large = (expected_imbalance(n, 256, 8, 32) for n in (64, 4096))
+    small, large = (expected_imbalance(n, 8, 32) for n in (64, 4096))
     assert small > large > 1
-    assert expected_imbalance(4096, 256, 8, 256) > large
-    assert expected_imbalance(4096, 256, 8, 1) == 1
+    assert expected_imbalance(4096, 8, 256) > large
+    assert expected_imbalance(4096, 8, 1) == 1
 
 
 def test_collectives_by_bus_bandwidth() -> None:

@@ -1,9 +1,11 @@
 """The questions as a planner meets them: layouts that do not divide, cards without prices, plans that lose."""
 
+import json
 import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -18,6 +20,7 @@ from mortice.plan.ep import ep_question, ep_rows
 from mortice.plan.explain import explain_question
 from mortice.plan.formulas import FORMULAS
 from mortice.plan.kv import kv_question, reuse, smallest_layout
+from mortice.plan.measured import read_measured
 from mortice.plan.placement import formats_for, placement_table
 from mortice.plan.roofline import roofline_question
 from mortice.plan.supernode import on_boards, supernode_question
@@ -137,17 +140,17 @@ def test_a_missing_kernel_is_priced_as_slow_as_it_is() -> None:
 
 
 def test_prefill_and_decode_are_each_divided_by_their_own_packages() -> None:
-    """Totals add up to the cluster's cost: rate x price a token, summed over phases, is what the packages cost."""
-    workers = _workers(packages_rate=None)
-    found, count = choose(workers, 8)
-    best = next(s for s in found if s.prefill)
-    assert best.packages == count == 8
-    prefill_share = best.prefill / best.packages
-    hourly = count * 3.0
-    input_usd = hourly * prefill_share / (best.goodput * workers.traffic.prompt_len)
-    output_usd = hourly * (1 - prefill_share) / (best.goodput * workers.traffic.output_len)
-    spent = best.goodput * (input_usd * workers.traffic.prompt_len + output_usd * workers.traffic.output_len)
-    assert spent == pytest.approx(hourly)
+    """Each phase by its own packages, and what the answer's prices make of the tokens is the cluster's bill."""
+    answer, _ = deploy_question(_workers(packages_rate=None), 8, "llama", None)
+    bill = 8 * H200.usd_per_second
+    priced = [row for row in answer.facts["splits"] if row["usd_per_mtok_in"] is not None]
+    assert {row["prefill"] for row in priced} == set(range(8))
+    for row in priced:
+        spent_in = row["usd_per_mtok_in"] * row["rate"] * 2048 / 1e6
+        spent_out = row["usd_per_mtok_out"] * row["rate"] * 128 / 1e6
+        assert spent_in + spent_out == pytest.approx(bill)
+        if row["prefill"]:
+            assert spent_in == pytest.approx(row["prefill"] * H200.usd_per_second)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +199,23 @@ def test_placement_table_of_every_layout_in_under_five_seconds_at_most() -> None
     assert best.usd_per_mtok == pytest.approx(table.usd[table.fits & (table.tpot_s <= 0.05)].min())
     with pytest.raises(RequestError, match=r"tpot: nothing meets 0\.01 ms; nearest feasible is"):
         table.best(1e-5)
+
+
+def test_expert_groups_are_uneven_by_their_own_size() -> None:
+    """Wider groups and smaller batches pay more for uneven routing; a given figure is taken for all."""
+    uneven = placement_table(DEEPSEEK, [H800], 8192)
+    even = placement_table(DEEPSEEK, [H800], 8192, imbalance=1.0)
+    loss = uneven.tpot_s / even.tpot_s
+    large = (uneven.tp == 1) & (uneven.pp == 1) & (uneven.batch == 1024 * uneven.dp)
+
+    def of(ep: int) -> float:
+        return float(loss[large & (uneven.ep == ep) & (uneven.dp == ep)][0])
+
+    assert of(1) == 1
+    assert 1 < of(8) < of(64) < 1.2
+    assert (loss >= 1 - 1e-9).all()
+    named = next(a for a in even.assumed if a.name == "expert imbalance")
+    assert named.value == "1"
 
 
 def test_a_model_too_large_for_any_placement() -> None:
@@ -279,6 +299,32 @@ def test_plans_side_by_side() -> None:
             read_plans(["h800", wrong])
     with pytest.raises(RequestError, match="two or more"):
         read_plans(["h800"])
+
+
+def test_measured_kernels_are_used_and_named() -> None:
+    """The profile that ships for the H200 prices it; a note says where only one side of a comparison is measured."""
+    measured = read_measured(None, [H200, H20])
+    priced = kv_question(load_model("llama-3.1-8b"), [H200, H20], 8192, kv="bf16", measured=measured)
+    plain = kv_question(load_model("llama-3.1-8b"), [H200, H20], 8192, kv="bf16")
+    times = [[r["compute_s"] for r in answer.facts["reuse"]] for answer in (priced, plain)]
+    assert times[0][0] != times[1][0]
+    assert times[0][1] == times[1][1]
+    assert any(a.value == "measured" for a in priced.assumed)
+    assert not any(a.value == "measured" for a in plain.assumed)
+    assert "h200 is priced with measured kernels, h20 with modelled" in priced.notes[0]
+    assert read_measured(["none"], [H200]).kernels(H200).calibration is None
+    assert measured.kernels(H200, shares=afd.fused_kernels(H200)).calibration is None
+
+
+def test_a_profile_of_other_hardware_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    row = {"operator": "gemm", "variant": "bf16", "features": {"m": 1, "n": 2, "k": 3}, "seconds": 1e-5}
+    head = {"schema": "mortice.profile/1", "device": "x", "software": "y", "date": "2026-01-01"}
+    path.write_text(json.dumps(head | {"hardware": "h100", "rows": [row]}))
+    for sources, named in (([str(path)], "none of the hardware"), (["none", str(path)], "stands alone"),
+                           (["aiconfigurator:vlm"], "trtllm"), (["/no/such/file"], "cannot read")):  # fmt: skip
+        with pytest.raises(RequestError, match=named):
+            read_measured(sources, [H200])
 
 
 def _workers(

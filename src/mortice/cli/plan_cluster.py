@@ -47,7 +47,10 @@ def afd(
     one_domain: Annotated[
         bool, typer.Option("--one-domain", help="A and F inside one scale-up domain, not over NICs.")
     ] = False,
-    imbalance: Annotated[float, typer.Option(help="Load of the busiest experts over the mean.")] = 1.0,
+    imbalance: Annotated[
+        float | None,
+        typer.Option(help="Busiest experts over the mean load. Default: uniform random routing."),
+    ] = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="One kernel a layer on both sides, as FastAFD builds it.")
     ] = False,
@@ -62,10 +65,7 @@ def afd(
     check_plot(plot)
     if packages < 1 or packages > 4096:
         raise RequestError(f"packages must be 1 to 4096, not {packages}", param="packages")
-    if not 1 <= imbalance <= 100:
-        raise RequestError(
-            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
-        )
+    _check_imbalance(imbalance)
     a, f = _pair(hardware, price)
     p = planner.problem(
         inputs.one_model(model),
@@ -93,6 +93,13 @@ def afd(
     emit(answer, as_json=as_json, plot=plot)
 
 
+def _check_imbalance(imbalance: float | None) -> None:
+    if imbalance is not None and not 1 <= imbalance <= 100:
+        raise RequestError(
+            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
+        )
+
+
 def _pair(hardware: str, price: list[str] | None) -> tuple[HardwareSpec, HardwareSpec]:
     """A path may hold slashes: only a name on each side of one is a pair."""
     names = [hardware] if Path(hardware).is_file() or "/" not in hardware else hardware.split("/")
@@ -116,10 +123,7 @@ def ep(
 ) -> None:
     """Expert parallelism: group sizes, bytes deduplicated by node and rank, imbalance."""
     check_plot(plot)
-    if imbalance is not None and not 1 <= imbalance <= 100:
-        raise RequestError(
-            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
-        )
+    _check_imbalance(imbalance)
     devices = inputs.hardware(hardware, convention("honest"))
     if len(devices) != 1:
         raise RequestError("hardware: this question is about one device", param="hardware")

@@ -95,7 +95,7 @@ class Kernels:
         top_k: int,
         ep: Number,
         dtype: str,
-        imbalance: float = 1.0,
+        imbalance: Number = 1.0,
         matrices: int = 3,
     ) -> Number:
         """Grouped product of the routed experts that one rank holds.

@@ -24,6 +24,7 @@ from mortice.cost import (
 from mortice.cost.accounting import attention_parameters, ffn_parameters
 from mortice.cost.efficiency import Efficiency, efficiency
 from mortice.cost.layout import RUNTIME_BYTES
+from mortice.plan.exchange import expected_imbalance
 from mortice.plan.links import send_probability
 from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.pipeline import RESOURCES, Stages
@@ -55,7 +56,7 @@ class AfdProblem(msgspec.Struct, frozen=True, kw_only=True):
     selective: bool = False  # send a token only to F peers that hold a chosen expert, not to all
     one_domain: bool = False  # A and F inside one scale-up domain instead of over NICs
     jitter_s: float = JITTER_S
-    imbalance: float = 1.0
+    imbalance: float | None = None  # busiest F instance over the mean; None: of uniform random routing
     net_efficiency: float | None = None  # overrides the attained share of the link between A and F
     attention_shares: Efficiency | None = None  # of A's kernels; None: the cost model's for that hardware
     ffn_shares: Efficiency | None = None
@@ -114,7 +115,7 @@ def problem(
     one_domain: bool = False,
     gpus_attention: int | None = None,
     gpus_ffn: int | None = None,
-    imbalance: float = 1.0,
+    imbalance: float | None = None,
     fused: bool = False,
     measured: Measured = MODELLED,
 ) -> AfdProblem:
@@ -331,7 +332,7 @@ class _Grid:
             ep=self._ep(group),
             tp=self._tp(group),
             formats=p.ffn_formats,
-            imbalance=p.imbalance,
+            imbalance=self._uneven(group, tokens),
         )
         heard = tokens * self._share(group)  # tokens that one F instance hears
         out, back = dtype_bytes(p.ffn_formats.wire_out), dtype_bytes(p.ffn_formats.wire_back)
@@ -370,6 +371,11 @@ class _Grid:
 
     def _tp(self, group: LayerGroup) -> int:
         return self.p.gpus_ffn if group.ffn.is_moe else self.p.gpus_ffn * self.num_ffn
+
+    def _uneven(self, group: LayerGroup, tokens: Times) -> Times | float:
+        if self.p.imbalance is not None or not group.ffn.is_moe:
+            return self.p.imbalance or 1.0
+        return expected_imbalance(tokens, group.ffn.top_k, self.num_ffn)
 
     def _share(self, group: LayerGroup) -> float:
         if not (self.p.selective and group.ffn.is_moe):
@@ -445,7 +451,8 @@ def search(
 def best_of_layout(
     p: AfdProblem, num_attention: int, num_ffn: int, micro_batches: Sequence[int] = (2, 3, 4)
 ) -> list[Candidate]:
-    """One layout with each number of micro-batches that meets the SLO, best first. Raises as `candidate` does where none does."""
+    """One layout with each number of micro-batches that meets the SLO, best first. Raises as `candidate` does where
+    none does."""
     found, reason = [], None
     for m in micro_batches:
         try:
@@ -490,6 +497,17 @@ def _all(
                     yield grid.candidate(index, m, float(seconds[index]), limited)
 
 
+def imbalance_assumed(imbalance: float | None) -> Assumption:
+    """How uneven experts are taken to be loaded."""
+    if imbalance is not None:
+        return Assumption("expert imbalance", f"{imbalance:g}", "busiest group over the mean, given")
+    return Assumption(
+        "expert imbalance",
+        "of uniform random routing, by batch and group size",
+        "a real router is worse: measure it and give --imbalance",
+    )
+
+
 def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
     """What the plan rests on beside the kernels."""
     listed = [
@@ -501,7 +519,7 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
             f"A {p.attention_formats.weights}, KV {p.attention_formats.kv}, F {p.ffn_formats.weights}",
             "8 bit where the card has it",
         ),
-        Assumption("expert imbalance", f"{p.imbalance:g}", "busiest instance over the mean; not given"),
+        imbalance_assumed(p.imbalance),
     ]
     tier: TierName = "domain" if p.one_domain else "scale_out"
     for device in {p.attention.name: p.attention, p.ffn.name: p.ffn}.values():

@@ -326,7 +326,7 @@ def deploy_question(
             f"{best.load.tpot_s * 1e3:.1f} ms, batch {best.load.batch:.1f} a decode worker.",
         )
     )
-    rows = tuple(_row(s) for s in found)
+    rows = tuple(_row(workers, s) for s in found)
     answer = Answer(
         verb="deploy",
         title=f"{workers.model.name} on {count} x {workers.device.name}",
@@ -366,7 +366,7 @@ def deploy_question(
         formulas=("kv.transfer", "cost.throughput"),
         facts={
             "disaggregate": disaggregate,
-            "best": _row(best),
+            "best": _row(workers, best),
             "splits": rows,
             "prefill_s": workers.prefill_s,
             "transfer_s": workers.transfer_s,
@@ -402,7 +402,7 @@ def _verdict(workers: Workers, best: Split, whole: Split, cut: Split | None) -> 
     )
 
 
-def _row(s: Split) -> dict:
+def _row(workers: Workers, s: Split) -> dict:
     finite = math.isfinite(s.load.tpot_s) and math.isfinite(s.load.ttft_s)
     return {
         "split": s.name,
@@ -413,6 +413,21 @@ def _row(s: Split) -> dict:
         "ttft_s": s.load.ttft_s if finite else None,
         "tpot_s": s.load.tpot_s if finite else None,
         "batch": s.load.batch if finite else None,
+        **_usd(workers, s),
+    }
+
+
+def _usd(workers: Workers, s: Split) -> dict[str, float | None]:
+    """USD of 10^6 tokens of each phase at the split's rate, each over its own packages; of workers that do both, by the
+    share of time that prefill takes. None without a price, or where the rate is not met."""
+    rate, traffic = s.load.rate, workers.traffic
+    if workers.device.price is None or not 0 < rate <= s.goodput:
+        return {"usd_per_mtok_in": None, "usd_per_mtok_out": None}
+    prefill = s.prefill if s.prefill else rate * workers.prefill_s
+    second = workers.device.usd_per_second * 1e6 / rate
+    return {
+        "usd_per_mtok_in": prefill * second / traffic.prompt_len,
+        "usd_per_mtok_out": (s.packages - prefill) * second / traffic.output_len,
     }
 
 
@@ -426,6 +441,8 @@ def _table(rows: tuple[dict, ...], best: int) -> Table:
             Column("ttft_s", "TTFT", "seconds"),
             Column("tpot_s", "TPOT", "seconds"),
             Column("batch", "batch", "number"),
+            Column("usd_per_mtok_in", "USD/1M in", "usd"),
+            Column("usd_per_mtok_out", "USD/1M out", "usd"),
         ),
         rows=rows,
         best=best if best < len(rows) else None,

@@ -81,9 +81,7 @@ def ep_rows(
             )
             for leg, dtype in (("dispatch", formats.wire_out), ("combine", formats.wire_back))
         }
-        uneven = imbalance or expected_imbalance(
-            tokens_per_rank * ranks, experts.num_experts, experts.top_k, ranks
-        )
+        uneven = imbalance or float(expected_imbalance(tokens_per_rank * ranks, experts.top_k, ranks))
         expert_s = float(
             kernels.experts(
                 tokens_per_rank * ranks, model.hidden_size, experts.expert_size, experts.num_experts, experts.top_k,

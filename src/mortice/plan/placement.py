@@ -21,6 +21,8 @@ from mortice.cost import (
     max_batch,
     usd_per_mtok,
 )
+from mortice.cost.accounting import Number
+from mortice.plan.exchange import expected_imbalance
 from mortice.plan.measured import MODELLED, Measured
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -175,11 +177,14 @@ def placement_table(
     weights: Iterable[str | None] = (None,),
     kv: str = "fp8",
     max_packages: int = 320,
-    imbalance: float = 1.0,
+    imbalance: float | None = None,
     framework: str = "",
     measured: Measured = MODELLED,
 ) -> PlacementTable:
-    """Price every candidate. A device without a price has no USD (infinite) but a time."""
+    """Price every candidate. A device without a price has no USD (infinite) but a time.
+
+    `imbalance`: busiest expert group over the mean; None: of uniform random routing by batch and group size.
+    """
     columns: list[dict[str, NDArray]] = []
     assumed: dict[Assumption, None] = {}
     chosen: list[str] = []
@@ -220,7 +225,7 @@ def _of_device(
     context: int,
     formats: Formats,
     max_packages: int,
-    imbalance: float,
+    imbalance: float | None,
     assumed: dict[Assumption, None],
 ) -> dict[str, NDArray]:
     tp, dp, ep, pp = _layouts(model, device, max_packages)
@@ -233,7 +238,10 @@ def _of_device(
     tp, dp, ep, pp = (np.repeat(column, len(BATCHES)) for column in (tp, dp, ep, pp))
     layout = Layout(tp=tp, dp=dp, ep=ep, pp=pp)
     batch = per_rank * dp * pp
-    step = decode_step(model, kernels, layout, batch, context, formats=formats, imbalance=imbalance)
+    uneven: Number = 1.0 if imbalance is None else imbalance
+    if imbalance is None and model.moe is not None:
+        uneven = expected_imbalance(batch / pp, model.moe.top_k, ep)
+    step = decode_step(model, kernels, layout, batch, context, formats=formats, imbalance=uneven)
     assumed.update(dict.fromkeys(step.assumed))
     seconds = np.broadcast_to(np.asarray(step.total_s, dtype=float), batch.shape)
     room = np.asarray(max_batch(model, device, layout, context, formats))
