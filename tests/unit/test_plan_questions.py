@@ -12,6 +12,7 @@ import pytest
 
 from mortice.cost import HONEST, Kernels, Layout, decode_step
 from mortice.plan import afd, inputs
+from mortice.plan.afd_formulas import ratio, read_lengths
 from mortice.plan.afd_question import afd_question, judge
 from mortice.plan.compare import compare_question, read_plan, read_plans
 from mortice.plan.deploy import Traffic, Workers, choose, deploy_question, deployment
@@ -29,6 +30,7 @@ from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import NotFound, RequestError
 from mortice.specs.slo import SLO
 
+DATA = Path(__file__).parents[1] / "data"
 H800, H20, H200, L40S = (load_hardware(name) for name in ("h800", "h20", "h200", "l40s"))
 STEP3, DEEPSEEK = load_model("step-3"), load_model("deepseek-v3")
 
@@ -125,6 +127,45 @@ def test_afd_wins_when_nothing_else_meets_the_slo() -> None:
     verdict = judge(afd.search(p, max_packages=64)[0], [])
     assert verdict.wins
     assert verdict.ratio == math.inf
+
+
+@pytest.mark.parametrize(
+    ("trace", "num_attention", "per_gpu"),
+    [("azure2023_conv_head.csv", 1, 256), ("mooncake_conversation_head.jsonl", 4, 48)],
+)
+def test_the_ratio_of_a_real_trace_is_what_a_simulation_of_it_gives(
+    trace: str, num_attention: int, per_gpu: int
+) -> None:
+    """10 %, the authors' bound: the plan's own times, lengths of a trace, barrier over all attention packages, layouts
+    that wait for attention."""
+    lengths = read_lengths(DATA / trace)
+    p = afd.problem(
+        STEP3, H20, H800, round(lengths.mean), context_variance=lengths.variance, tpot_s=0.1, imbalance=1.0
+    )
+    plan = afd.candidate(p, num_attention, 2, 2, per_gpu)
+    found = ratio(p, plan, lengths, seed=7)
+    assert found.simulated == pytest.approx(found.tokens_per_s, rel=0.10)
+    assert found.simulated != found.tokens_per_s
+    assert 1.02 < found.barrier < 2
+    assert 1 <= found.instances <= 48
+    alike = ratio(msgspec.structs.replace(p, context_variance=0.0), plan, None)
+    assert alike.barrier == 1
+    assert alike.simulated is None
+    # Those who wait for the longest sequences do less.
+    assert found.tokens_per_s < alike.tokens_per_s
+    assert found.optimal >= alike.optimal
+
+
+def test_uneven_contexts_slow_attention_and_colocated_replicas_alike() -> None:
+    p = afd.problem(STEP3, H20, H800, 8192)
+    uneven = msgspec.structs.replace(p, context_variance=8192.0**2)
+    even_s, uneven_s = (afd.candidate(each, 6, 2, 3, 16).stages[-1] for each in (p, uneven))
+    assert uneven_s.attention_s > 1.2 * even_s.attention_s
+    assert uneven_s.ffn_s == even_s.ffn_s
+    tables = [placement_table(STEP3, [H800], 8192, context_variance=v) for v in (0.0, 8192.0**2)]
+    slower = tables[1].tpot_s / tables[0].tpot_s
+    assert (slower[tables[0].dp == 1] == 1).all()
+    assert (slower[tables[0].dp > 1] > 1).all()
 
 
 def test_a_missing_kernel_is_priced_as_slow_as_it_is() -> None:

@@ -22,6 +22,7 @@ from mortice.cli.plan_output import (
 from mortice.cost import convention
 from mortice.plan import afd as planner
 from mortice.plan import inputs
+from mortice.plan.afd_formulas import read_lengths
 from mortice.plan.afd_question import afd_question
 from mortice.plan.compare import compare_question, devices_of, read_plans
 from mortice.plan.ep import ep_question
@@ -36,6 +37,10 @@ def afd(
     model: ModelOption,
     hardware: Annotated[str, typer.Option(help="One name, or ATTENTION/FFN.", metavar="HW|A/F")] = "h800",
     context: ContextOption = "8192",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Azure, Mooncake or BurstGPT trace: its lengths stand in for --context."),
+    ] = None,
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
     num_attention: Annotated[int | None, typer.Option(help="Whole A instances, with --num-ffn.")] = None,
@@ -67,11 +72,13 @@ def afd(
         raise RequestError(f"packages must be 1 to 4096, not {packages}", param="packages")
     _check_imbalance(imbalance)
     a, f = _pair(hardware, price)
+    lengths = read_lengths(trace) if trace is not None else None
     p = planner.problem(
         inputs.one_model(model),
         a,
         f,
-        inputs.context(context),
+        round(lengths.mean) if lengths else inputs.context(context),
+        context_variance=lengths.variance if lengths else 0.0,
         tpot_s=tpot / 1e3,
         kv=kv,
         weights=weights,
@@ -89,6 +96,7 @@ def afd(
         micro_batches=micro_batches,
         kv=kv,
         weights=weights,
+        lengths=lengths,
     )
     emit(answer, as_json=as_json, plot=plot)
 

@@ -24,6 +24,7 @@ from mortice.cost import (
 from mortice.cost.accounting import attention_parameters, ffn_parameters
 from mortice.cost.efficiency import Efficiency, efficiency
 from mortice.cost.layout import RUNTIME_BYTES
+from mortice.plan.af_ratio import expected_max_of_normals
 from mortice.plan.exchange import expected_imbalance
 from mortice.plan.links import send_probability
 from mortice.plan.measured import MODELLED, Measured
@@ -47,7 +48,8 @@ class AfdProblem(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelShape
     attention: HardwareSpec
     ffn: HardwareSpec
-    context: int
+    context: int  # mean of what a sequence holds while it decodes
+    context_variance: float = 0.0  # of it: the busiest package of all sets the pace
     tpot_s: float = 0.05
     attention_formats: Formats
     ffn_formats: Formats
@@ -96,9 +98,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.num_attention}A{self.num_ffn}F"
 
     @property
+    def main_stages(self) -> Stages:
+        """Of the commonest kind of layer."""
+        return self.stages[int(np.argmax(self.layer_counts))]
+
+    @property
     def bottleneck(self) -> str:
         """The busiest resource of the expert layers, or `latency` where the sum of all binds."""
-        main = self.stages[int(np.argmax(self.layer_counts))]
+        main = self.main_stages
         return main.bottleneck if self.micro_batches * main.slowest_s >= main.total_s else "latency"
 
 
@@ -118,6 +125,7 @@ def problem(
     imbalance: float | None = None,
     fused: bool = False,
     measured: Measured = MODELLED,
+    context_variance: float = 0.0,
 ) -> AfdProblem:
     """With the formats that each side's hardware computes in, and its node as the instance.
 
@@ -138,6 +146,7 @@ def problem(
         attention=attention,
         ffn=ffn,
         context=context,
+        context_variance=context_variance,
         tpot_s=tpot_s,
         attention_formats=formats_for(attention, weights, kv),
         ffn_formats=formats_for(ffn, weights, kv),
@@ -262,6 +271,12 @@ def candidate(
     return grid.candidate(index, micro_batches, float(seconds[index]), limited)
 
 
+def layer_stages(p: AfdProblem, num_attention: int, num_ffn: int, per_gpu: int) -> Stages:
+    """Times of the model's commonest kind of layer, whatever the TPOT and the memory."""
+    grid = _Grid(p, num_attention, num_ffn, np.asarray([per_gpu], dtype=np.float64))
+    return grid.candidate(0, 1, 1.0, "given").main_stages
+
+
 class _Grid:
     """Times of all batch sizes of one (N_A, N_F) at once."""
 
@@ -321,7 +336,7 @@ class _Grid:
             self.attention_kernels,
             group.attention,
             batch=self.sizes,
-            context=p.context,
+            context=self._busiest_context(),
             formats=p.attention_formats,
         )
         ffn = ffn_side(
@@ -365,6 +380,13 @@ class _Grid:
         sent back while the next is reduced). With two buffers the shorter of both times shows by half."""
         n = min(self.num_attention, 2)
         return np.where(across >= inside, across, across / n), np.where(inside > across, inside, inside / n)
+
+    def _busiest_context(self) -> Times | float:
+        """Mean context of the package whose sequences are longest: all wait for it in each layer (A/F ratio)."""
+        if not self.p.context_variance:
+            return float(self.p.context)
+        spread = expected_max_of_normals(self.num_attention * self.p.gpus_attention)
+        return self.p.context + spread * np.sqrt(self.p.context_variance / self.sizes)
 
     def _ep(self, group: LayerGroup) -> int:
         return self.num_ffn if group.ffn.is_moe else 1

@@ -148,11 +148,12 @@ FORMULAS: tuple[Formula, ...] = (
     Formula(
         name="afd.ratio",
         title="Best number of attention instances an FFN instance",
-        formula="r* = max((t_A - beta_F)/(alpha_F B), (t_C - beta_F)/(alpha_F B), sqrt(beta_F/(alpha_F B)))",
+        formula="r* = max((t_A - beta_F)/(alpha_F B), (t_C - beta_F)/(alpha_F B), sqrt(n beta_F/(alpha_F B)))",
         inputs={
             "t_A": "s of attention at the load theta B, with the barrier over r workers",
             "alpha_F, beta_F": "slope and constant of the FFN, s",
             "B": "slots of an A instance",
+            "n": "packages of the FFN side over those of an A worker; 1 in the paper",
         },
         source=RATIO,
         holds="linear times; within 10 % of the simulator (the authors' bound and ours)",
