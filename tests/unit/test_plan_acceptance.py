@@ -18,7 +18,6 @@ from mortice.cost import (
 )
 from mortice.plan import afd
 from mortice.plan.context import equal_cost_chunks
-from mortice.plan.decode_cost import best_placement, drafts_pay, token_cost, usd_per_mtok
 from mortice.plan.density import density_row, terms
 from mortice.plan.inputs import STEP3_HARDWARE, STEP3_MODELS
 from mortice.plan.links import max_tokens_per_ffn
@@ -26,6 +25,7 @@ from mortice.plan.pipeline import stage_budget_s
 from mortice.plan.placement import formats_for
 from mortice.plan.published import STEP3_RUNS, names, published, step3_deployment
 from mortice.plan.supernode import attention_shape, chunk_pipeline, long_prefill, rack_sums
+from mortice.plan.token_cost import best_placement, drafts_pay, token_cost, usd_per_mtok
 from mortice.specs.catalogue import load_hardware, load_model, load_rack, published_tables
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec

@@ -10,7 +10,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mortice.cost import HONEST, Kernels, Layout, decode_step
+from mortice.cost import (
+    HONEST,
+    PUBLISHED,
+    Kernels,
+    Layout,
+    Speculation,
+    decode_step,
+    linear_flops,
+    prefill_flops,
+    unit_cost,
+)
 from mortice.plan import afd, inputs
 from mortice.plan.afd_formulas import ratio, read_lengths
 from mortice.plan.afd_question import afd_question, judge
@@ -25,6 +35,7 @@ from mortice.plan.measured import read_measured
 from mortice.plan.placement import formats_for, placement_table
 from mortice.plan.roofline import roofline_question
 from mortice.plan.supernode import on_boards, supernode_question
+from mortice.plan.token_cost import token_cost
 from mortice.specs.catalogue import hardware_names, load_hardware, load_model, load_rack
 from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import NotFound, RequestError
@@ -340,6 +351,33 @@ def test_plans_side_by_side() -> None:
             read_plans(["h800", wrong])
     with pytest.raises(RequestError, match="two or more"):
         read_plans(["h800"])
+
+
+def test_an_honest_token_costs_what_kernels_take() -> None:
+    """Above the roofline, phase by phase: Step-3's attention share of 0.69 and products at 0.70 of peak."""
+    published, honest = (token_cost(STEP3, H800, 8192, rule) for rule in (PUBLISHED, HONEST))
+    assert honest.ffn_usd_per_mtok == pytest.approx(published.ffn_usd_per_mtok / 0.70, rel=0.05)
+    assert honest.attention_usd_per_mtok > published.attention_usd_per_mtok
+    assert honest.prefill_usd_per_mtok < honest.training_usd_per_mtok / 3
+    flops = prefill_flops(STEP3, 8192, 0.0, PUBLISHED)
+    assert published.prefill_usd_per_mtok == pytest.approx(
+        1e6 * (flops["gemm"] + flops["attention"]) / 8192 * 2 / 3600 / 1979e12
+    )
+
+
+def test_drafted_rows_fill_the_tile_before_they_cost() -> None:
+    """Qwen3-235B has 16 query rows a KV head: three drafts that are all taken quarter the attention price, a fourth
+    opens a second tile."""
+    model = load_model("qwen3-235b-a22b")
+    tiled = msgspec.structs.replace(PUBLISHED, pad_tiles=True)
+
+    def core(drafted: int) -> float:
+        drafts = Speculation(drafted=drafted, accepted=drafted + 1.0)
+        cost = token_cost(model, H20, 32768, tiled, drafts=drafts)
+        return cost.attention_usd_per_mtok - 1e6 * linear_flops(model, tiled) * unit_cost(H20).flop
+
+    assert core(3) == pytest.approx(core(0) / 4)
+    assert core(4) == pytest.approx(2 * core(0) / 5)
 
 
 def test_measured_kernels_are_used_and_named() -> None:

@@ -20,9 +20,9 @@ from mortice.cost import (
 from mortice.cost.efficiency import HOPPER
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Column, Table
-from mortice.plan.decode_cost import best_placement, token_cost
 from mortice.plan.density import density_row, terms
 from mortice.plan.inputs import STEP3_HARDWARE
+from mortice.plan.token_cost import best_placement, token_cost
 from mortice.specs.catalogue import load_hardware, load_model, published_tables
 
 

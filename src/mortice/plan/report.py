@@ -14,7 +14,7 @@ from mortice.plan import afd
 from mortice.plan.afd_question import afd_question
 from mortice.plan.answer import Answer
 from mortice.plan.compare import compare_question, read_plans
-from mortice.plan.decode_cost import cost_question
+from mortice.plan.cost_question import cost_question
 from mortice.plan.density import density_question
 from mortice.plan.design import Frame, design_question
 from mortice.plan.ep import ep_question
@@ -43,7 +43,7 @@ def report(
     """The page. A question that has no answer for this model or hardware is on it with its reason."""
     answers = [
         _asked("roofline", lambda: roofline_question([model], devices, context, rule)),
-        _asked("cost", lambda: cost_question([model], devices, _contexts(context), rule)),
+        _asked("cost", lambda: cost_question([model], devices, _contexts(context), rule, measured=measured)),
         _asked("kv", lambda: kv_question(model, devices, context, measured=measured)),
         _asked("density", lambda: density_question([model], devices, rule, tpot_s=tpot_s)),
         _asked("afd", lambda: _best_afd(model, devices, context, tpot_s, measured)),
