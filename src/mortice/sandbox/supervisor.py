@@ -25,6 +25,7 @@ from mortice.sandbox.contract import (
     SandboxNotFound,
     SandboxSpec,
 )
+from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Rules, check_addresses, resolve
 from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
 from mortice.sandbox.images import find_image
@@ -53,6 +54,8 @@ class Sandboxes:
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
         self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home)}
+        self.resolve: Resolve = resolve
+        self.check_addresses: CheckAddresses = check_addresses
         self._mine: dict[str, Box] = {}
 
     async def __aenter__(self) -> "Sandboxes":
@@ -77,6 +80,7 @@ class Sandboxes:
         self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
     ) -> Box:
         """A fresh sandbox. Raises BackendUnavailable rather than take a weaker wall than was asked for."""
+        Rules(spec.egress)  # a rule that cannot be is told before anything is made
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
         return await self._bring_up(record, place, lease, backend, None)
@@ -181,9 +185,14 @@ class Sandboxes:
         return box
 
     def _box(self, record: BoxRecord, place: Path, machine: Machine, backend: Backend, lease: Lease) -> Box:
-        return Box(
+        box = Box(
             record, place, machine, backend, lease, self.audit, self._gone, self._save_snapshot, self._fork
-        )
+        )  # fmt: skip
+        if record.spec.egress.mode != "none":
+            box.gate = Gate(
+                record.spec.egress, box.note, resolve=self.resolve, check_addresses=self.check_addresses
+            )
+        return box
 
     def _gone(self, box: Box) -> None:
         self._mine.pop(box.record.id, None)

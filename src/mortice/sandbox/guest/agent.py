@@ -74,13 +74,13 @@ class Agent:
 
     def run(self):
         self.limit()
-        self.start_kernel()
         if self.config.get("egress"):
             from mortice.sandbox.guest.gateway import (
                 Gateway,
             )  # needs the socket module, which few sandboxes do
 
             self.net = Gateway(self)
+        self.start_kernel()
         while True:
             wanted = select.POLLOUT if self.outbuf else 0
             if self.in_fd == self.out_fd:
