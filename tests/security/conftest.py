@@ -29,10 +29,16 @@ async def boxes(tmp_path: Path) -> AsyncIterator[Sandboxes]:
     assert not list((tmp_path / "home" / "boxes").iterdir())
 
 
+@pytest.fixture(params=["gvisor", "process"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every test of the contract runs on each of these; `only_gvisor` narrows one to what the others cannot do."""
+    return str(request.param)
+
+
 @pytest.fixture
-def make(boxes: Sandboxes) -> Make:
+def make(boxes: Sandboxes, backend: str) -> Make:
     async def make(name: str | None = None, **limits: float) -> Box:
-        spec = SandboxSpec(backend="gvisor", limits=Limits(**({"memory_bytes": 256 * MIB} | limits)))  # type: ignore[arg-type]
+        spec = SandboxSpec(backend=backend, limits=Limits(**({"memory_bytes": 256 * MIB} | limits)))  # type: ignore[arg-type]
         return await boxes.create(spec, name=name)
 
     return make

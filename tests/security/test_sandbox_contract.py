@@ -7,10 +7,19 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from mortice.obs.audit_verify import records, verify
-from mortice.sandbox import BackendUnavailable, GuestFileError, SandboxBusy, Sandboxes, SandboxSpec, Strength
+from mortice.sandbox import (
+    BackendUnavailable,
+    GuestFileError,
+    NotSupported,
+    SandboxBusy,
+    Sandboxes,
+    SandboxSpec,
+    Strength,
+)
 from mortice.sandbox.box import Box
 
 Make = Callable[..., Awaitable[Box]]
+only_gvisor = pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
 
 
 async def test_variables_live_between_cells_and_the_last_expression_is_the_value(make: Make) -> None:
@@ -18,7 +27,7 @@ async def test_variables_live_between_cells_and_the_last_expression_is_the_value
     first = await box.run_cell("import math\nx = 6", cell_id="a")
     second = await box.run_cell("print('hi'); x * 7", cell_id="b")
     assert (first.ok, first.value, second.value, second.stdout) == (True, None, "42", "hi\n")
-    assert second.strength is Strength.GVISOR
+    assert second.strength is box.backend.strength in (Strength.GVISOR, Strength.PROCESS)
 
 
 async def test_an_exception_is_told_with_its_own_lines_only(make: Make) -> None:
@@ -105,6 +114,7 @@ async def test_files_in_and_out(make: Make) -> None:
     assert caught.value.code == "EFBIG"
 
 
+@only_gvisor
 async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, boxes: Sandboxes) -> None:
     box = await make("box")
     await box.run_cell("data = list(range(1000)); open('/work/f', 'w').write('old')", cell_id="a")
@@ -119,6 +129,7 @@ async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, box
     assert boxes.snapshots.manifest(snapshot).epoch == 3
 
 
+@only_gvisor
 async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
     box = await make()
     await box.run_cell("import random, uuid, os, socket, tempfile; random.seed(1); x = [1]", cell_id="a")
@@ -138,6 +149,7 @@ async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
     assert len(seen) == 4
 
 
+@only_gvisor
 async def test_no_snapshot_in_the_middle_of_a_cell(make: Make) -> None:
     box = await make()
     running = asyncio.create_task(box.run_cell("import time; time.sleep(1.5)", cell_id="a"))
@@ -180,6 +192,7 @@ async def test_what_is_not_there_is_refused_by_name_and_never_replaced(boxes: Sa
     assert boxes.list() == []
 
 
+@only_gvisor
 async def test_every_act_stands_in_the_log_with_its_strength(make: Make, boxes: Sandboxes) -> None:
     box = await make()
     await box.exec(["python3", "-c", "open('/work/out', 'w'); open('/etc/shadow')"], cell_id="a")
@@ -203,3 +216,13 @@ async def test_every_act_stands_in_the_log_with_its_strength(make: Make, boxes: 
     assert any(e["what"] == "open" and e["path"] == "/etc/shadow" and e["errno"] == "EACCES" for e in events)
     assert any(e["what"] == "connect" and e["address"] == "192.0.2.7:443" for e in events)
     assert verify(boxes.home.audit).ok, json.dumps(found[-3:])
+
+
+@pytest.mark.parametrize("backend", ["process"], indirect=True)
+async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
+    box = await make()
+    with pytest.raises(NotSupported, match="gvisor"):
+        await box.snapshot()
+    with pytest.raises(NotSupported, match="gvisor"):
+        await box.fork(2)
+    assert (await box.run_cell("1 + 1", cell_id="a")).value == "2"

@@ -54,6 +54,7 @@ async def test_one_greedy_process_gets_an_error_it_can_read(make: Make) -> None:
     await answers(box)
 
 
+@pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
 async def test_a_memory_bomb_of_many_processes_ends_the_sandbox_and_says_so(make: Make) -> None:
     neighbour = await make()
     box = await make(memory_bytes=128 * MIB)
@@ -65,6 +66,19 @@ async def test_a_memory_bomb_of_many_processes_ends_the_sandbox_and_says_so(make
         await box.run_cell(bomb + "\nimport time; time.sleep(30)", cell_id="bomb", timeout_s=40)
     assert (caught.value.reason, caught.value.last_snapshot) == ("oom", snapshot)
     await answers(neighbour)
+
+
+@pytest.mark.parametrize("backend", ["process"], indirect=True)
+async def test_on_the_host_s_kernel_a_memory_bomb_loses_its_children_and_the_sandbox_lives(
+    make: Make,
+) -> None:
+    box = await make(memory_bytes=128 * MIB)
+    child = "x = bytearray(os.urandom(1) * (50 << 20)); import time; time.sleep(60)"
+    bomb = f"import os\nfor _ in range(8):\n    if os.fork() == 0:\n        {child}"
+    await box.run_cell(bomb, cell_id="bomb")
+    ended = await box.run_cell("max(os.waitpid(-1, 0)[1] for _ in range(3))", cell_id="wait", timeout_s=20)
+    assert ended.value == "9" or not ended.ok, "killed for their memory, or the interpreter was"
+    await answers(box)
 
 
 @pytest.mark.parametrize("folder", ["/work", "/tmp", "/home/user"])

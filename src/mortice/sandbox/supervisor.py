@@ -12,6 +12,7 @@ import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.backends.process import Process
 from mortice.sandbox.box import Box, BoxRecord, Lease
 from mortice.sandbox.contract import (
     BackendUnavailable,
@@ -53,7 +54,7 @@ class Sandboxes:
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
-        self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home)}
+        self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home), "process": Process()}
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self._mine: dict[str, Box] = {}

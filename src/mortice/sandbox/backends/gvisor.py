@@ -17,6 +17,7 @@ from typing import Any
 
 from mortice.sandbox import cgroups
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.guest.config import WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.home import Home
 from mortice.sandbox.images import Image, find_image, find_program
@@ -24,19 +25,9 @@ from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
-MAPPED_BEYOND = (
-    256 * MIB
-)  # of address space above the limit for one process: libraries map more than they touch
 AGENT_CAPABILITIES = [
     "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_ADMIN",
 ]  # fmt: skip
-WRITABLE = (
-    ("/work", "0755", True),
-    ("/home/user", "0755", True),
-    ("/tmp", "1777", False),
-    ("/dev/shm", "1777", False),
-    ("/run", "0755", False),
-)
 
 
 class GVisor:
@@ -208,28 +199,19 @@ class RunscMachine:
 
 def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
     limits = spec.limits
-    config = {
-        "processes": limits.num_processes + 1,  # the interpreter is one of the user's
-        "process_bytes": limits.memory_bytes + MAPPED_BEYOND,
-        "cpus": str(max(1, round(limits.cpus))),
-        "egress": spec.egress.mode != "none",
-        "env": spec.env,
-    }
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
     ]
-    for path, mode, owned in WRITABLE:
+    for path, mode, owner in WRITABLE:
         size = limits.disk_bytes if path not in ("/run", "/dev/shm") else 16 * MIB
-        options = ["nosuid", "nodev", f"size={size}", f"mode={mode}"] + (
-            ["uid=1000", "gid=1000"] if owned else []
-        )
+        options = ["nosuid", "nodev", f"size={size}", f"mode={mode}", f"uid={owner}", f"gid={owner}"]
         mounts.append({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options})
     return {
         "ociVersion": "1.0.2",
         "hostname": box_id,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, json.dumps(config, separators=(",", ":"))],
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec)],
             "env": ["PATH=/usr/bin:/bin"],
             "cwd": "/",
             "noNewPrivileges": True,
