@@ -211,7 +211,7 @@ def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
         "hostname": box_id,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec)],
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec, apart=True)],
             "env": ["PATH=/usr/bin:/bin"],
             "cwd": "/",
             "noNewPrivileges": True,

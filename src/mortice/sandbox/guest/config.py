@@ -17,7 +17,7 @@ WRITABLE = (
 """(path, mode, owner inside); all in memory, each with a size of its own."""
 
 
-def agent_config(spec: SandboxSpec, **more: str) -> str:
+def agent_config(spec: SandboxSpec, **more: object) -> str:
     """The agent's configuration as JSON."""
     limits = spec.limits
     config = {
