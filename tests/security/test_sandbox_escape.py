@@ -262,7 +262,8 @@ async def test_sixty_four_forks_draw_nothing_alike(boxes: Sandboxes) -> None:
     draw = (
         "(random.random(), uuid.uuid4().hex, uuid.uuid1().hex, secrets.token_hex(8),"
         " next(tempfile._get_candidate_names()),"
-        " socket.gethostname(), open('/etc/machine-id').read(), float(numpy.random.random()), open('/run/generation').read())"
+        " socket.gethostname(), open('/etc/machine-id').read(), float(numpy.random.random()),"
+        " open('/run/generation').read())"
     )
     drawn = [eval((await o.box.run_cell(draw, cell_id="d")).value or "") for o in forks if o.box is not None]
     for column in range(9):

@@ -1,4 +1,4 @@
-"""A back end whose walls cannot be had on this machine: it says which probe said so, and starts nothing."""
+"""A guest kernel under hardware virtualisation: the probe, and refusal by name; the driver is not written yet."""
 
 from pathlib import Path
 from typing import Any
