@@ -370,7 +370,7 @@ def reference(request: Request, index: int) -> list[int]:
         ids = torch.tensor(tokens)
         planes = model.num_layers * len(model.kv_planes)
         logits = model._logits(_fingerprints(ids, torch.arange(len(tokens))).sum() * planes)
-        tokens.append(draw(logits, params, index, len(tokens)))
+        tokens += draw(logits.unsqueeze(0), [params], [(index, len(tokens))])
         if tokens[-1] in FakeModel.eos_token_ids:
             break
     return tokens[len(request.prompt_token_ids) :]
