@@ -252,7 +252,7 @@ class Engine:
         if not robbed:
             return plan, rows
         for sequence in robbed:
-            log.warning("KV under lease %s was given away: computing it here", sequence.lease_id)
+            log.info("KV under lease %s was given away: computing it here", sequence.lease_id)
             self.scheduler.preempt(sequence)
         chunks = [chunk for chunk in plan.chunks if chunk.sequence not in robbed]
         return replace(plan, chunks=chunks), [row for row in rows if row.chunk.sequence not in robbed]
