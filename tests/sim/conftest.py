@@ -9,7 +9,7 @@ outlive their owner.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,7 +190,10 @@ class World:
 
     def start(self, place: str) -> None:
         """The first or another life at this place."""
-        life = self.workers[place].life + 1 if place in self.workers else 1
+        life = 1
+        if place in self.workers:
+            self.workers[place].pool.close()
+            life += self.workers[place].life
         model = FakeModel()
         layout = layout_of(model, block_size=BLOCK, dtype="float32", identity="fake")
         pool = make_pool(layout, self.num_blocks[place], shared=self.deployment.transfer.mode == "map")
@@ -210,6 +213,10 @@ class World:
         )
         self.workers[place] = Worker(place, life, engine, pool)
         self.traffic.retry_pending()
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.pool.close()
 
     def crash(self, place: str) -> None:
         worker = self.workers[place]
@@ -377,5 +384,15 @@ def reference(request: Request, index: int) -> list[int]:
 
 
 @pytest.fixture
-def make_world() -> Callable[..., World]:
-    return World
+def make_world() -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(**options: Any) -> World:
+        for world in worlds:  # a search makes hundreds, one after the other
+            world.close()
+        worlds[:] = [World(**options)]
+        return worlds[0]
+
+    yield make
+    for world in worlds:
+        world.close()
