@@ -12,7 +12,7 @@ import msgspec
 
 from mortice.sched.actions import Action, Bounds, Flip, Standing, Start, Stop, reshape
 from mortice.sched.fleet import ROLES, Role
-from mortice.sched.forecast import ForecastName, Trusted, forecaster
+from mortice.sched.forecast import Constant, ForecastName, Trusted, forecaster
 from mortice.sched.observation import Demand, Observation, Target
 from mortice.sched.policy import Mortice, Policy, Scope, Static
 
@@ -86,6 +86,11 @@ class Controller:
             reason=why,
             distrusted=distrusted,
         )
+
+    def break_forecast(self, answer: float) -> None:
+        """From now on the forecasters of all series answer this, whatever it is."""
+        for series in self._series.values():
+            series.inner = Constant(answer)
 
     # -- inside -------------------------------------------------------------------------------------------------
 

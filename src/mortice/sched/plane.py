@@ -268,6 +268,10 @@ class ControlPlane:
                 worker.context_tokens = 0.0
             self.fleet.touch_living(worker)
 
+    def break_forecast(self, answer: float) -> None:
+        """For tests of what a broken forecaster may do: from now on it answers this."""
+        self._controller.break_forecast(answer)
+
     # -- workers ------------------------------------------------------------------------------------------------
 
     def reported(self, event: Reported) -> None:
