@@ -80,6 +80,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pace: Pace = Pace()
     admit: Admit = Admit()
     transfer_s: float = 0.0
+    router: int = 0  # which of several routers this is
 
 
 class _Flight:
@@ -106,7 +107,7 @@ class ControlPlane:
             slo=setup.slo,
             decode_times=setup.decode_times,
         )
-        self.fleet = self.router.new_fleet()
+        self.fleet = self.router.new_fleet(setup.router)
         ttft, tpot = setup.slo.ttft_ms, setup.slo.tpot_ms
         self.tally = Tally(ttft / 1e3 if ttft else math.inf, tpot / 1e3 if tpot else math.inf)
         self.starting: dict[Role, int] = {"prefill": 0, "decode": 0, "mixed": 0}
@@ -196,6 +197,7 @@ class ControlPlane:
         flight.on_prefill, flight.work = worker, route.work
         worker.num_prefilling += 1
         worker.prefill_work += route.work
+        fleet.typical_work += 0.02 * (route.work - fleet.typical_work)
         if route.prefill is None:
             flight.on_decode, flight.context = worker, prompt_len + self._expected_output / 2
             worker.context_tokens += flight.context
@@ -255,7 +257,7 @@ class ControlPlane:
         worker.num_prefilling -= 1
         # Sums of floats drift: an empty queue is exactly empty.
         worker.prefill_work = worker.prefill_work - flight.work if worker.num_prefilling else 0.0
-        self.fleet.touch_living(worker)
+        self.fleet.touch(worker)
 
     def _over(self, flight: _Flight) -> None:
         was_decoding = flight.on_prefill is None
@@ -263,10 +265,8 @@ class ControlPlane:
         worker = flight.on_decode
         if worker is not None:
             worker.num_decoding -= was_decoding
-            worker.context_tokens = max(0.0, worker.context_tokens - flight.context)
-            if not worker.num_assigned:
-                worker.context_tokens = 0.0
-            self.fleet.touch_living(worker)
+            worker.context_tokens = worker.context_tokens - flight.context if worker.num_assigned else 0.0
+            self.fleet.touch(worker)
 
     def break_forecast(self, answer: float) -> None:
         """For tests of what a broken forecaster may do: from now on it answers this."""

@@ -10,23 +10,28 @@ class Clock:
         self.now_s = 0.0
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._asked = 0
+        self.ticket = 0
 
     def at(self, at_s: float, call: Callable[[Any], None], what: Any) -> int:
         """Call `call(what)` at `at_s`; answers a ticket, by which a caller tells its newest order from older ones."""
-        self._asked += 1
-        heappush(self._heap, (at_s if at_s > self.now_s else self.now_s, self._asked, call, what))
-        return self._asked
+        self._asked = asked = self._asked + 1
+        heappush(self._heap, (at_s if at_s > self.now_s else self.now_s, asked, call, what))
+        return asked
 
-    @property
-    def next_s(self) -> float:
-        return self._heap[0][0] if self._heap else float("inf")
-
-    def step(self) -> bool:
-        """One callback; False if none is left. `ticket` is that of the callback that runs."""
-        if not self._heap:
+    def step(self, before_s: float) -> bool:
+        """One callback that is due before an instant; False if there is none. `ticket` is that of the one that runs."""
+        heap = self._heap
+        if not heap or heap[0][0] >= before_s:
             return False
-        self.now_s, self.ticket, call, what = heappop(self._heap)
+        self.now_s, self.ticket, call, what = heappop(heap)
         call(what)
         return True
 
-    ticket = 0
+    @property
+    def is_over(self) -> bool:
+        return not self._heap
+
+    @property
+    def num_events(self) -> int:
+        """Callbacks asked for so far."""
+        return self._asked

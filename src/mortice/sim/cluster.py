@@ -5,6 +5,7 @@ live cluster drives. Where a journal is given each event is written with its ans
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -31,6 +32,7 @@ from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.recovery import RestartPolicy
 from mortice.sim.books import CountedBooks, PooledBooks
 from mortice.sim.clock import Clock
+from mortice.sim.exact import ExactWorker
 from mortice.sim.faults import Fault
 from mortice.sim.request import Move, SimRequest
 from mortice.sim.worker import SimWorker
@@ -38,6 +40,8 @@ from mortice.specs.errors import RequestError
 from mortice.specs.workload import Trace
 
 STUCK_S = 3600.0
+
+Worker = SimWorker | ExactWorker
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     decode_body: Body
     physics: Physics = Physics()
     convertible: bool = False
-    max_context: int | None = None
+    fidelity: Literal["macro", "exact"] = "macro"  # exact: the engine's own scheduler, token by token
 
 
 class Cluster:
@@ -90,7 +94,7 @@ class Cluster:
         self.plan = plan
         self.clock = Clock()
         self.requests = requests
-        self.workers: dict[str, SimWorker] = {}
+        self.workers: dict[str, Worker] = {}
         self.roles: dict[str, Role] = {}
         self.decisions: list[Decision] = []
         self.events: list[tuple[float, str]] = []  # what happened to workers
@@ -99,7 +103,10 @@ class Cluster:
         self.gpu_s = 0.0
         self._gpus = 0
         self._gpus_at_s = 0.0
-        self._planes = [ControlPlane(plan.setup, journal) for _ in range(plan.physics.num_routers)]
+        self._planes = [
+            ControlPlane(msgspec.structs.replace(plan.setup, router=i), journal)
+            for i in range(plan.physics.num_routers)
+        ]
         self._records = journal is not None
         self._draining: set[str] = set()
         self._held: list[SimRequest] = []
@@ -129,20 +136,20 @@ class Cluster:
 
     def run(self, until_s: float = float("inf")) -> None:
         """To the end of all requests, or to an instant (a run may go on from there). AssertionError if it is stuck."""
-        clock, requests = self.clock, self.requests
+        clock, requests, step = self.clock, self.requests, self.clock.step
         num = len(requests)
-        while self._ended < num:
-            if self._next < num and requests[self._next].arrival_s <= clock.next_s:
-                request = requests[self._next]
-                if request.arrival_s > until_s:
-                    break
-                self._next += 1
-                clock.now_s = request.arrival_s
-                self._arrive(request)
-            elif clock.next_s > until_s:
-                break
-            elif not clock.step():
-                raise AssertionError(f"stuck: {num - self._ended} requests wait and nothing will happen")
+        while self._next < num and requests[self._next].arrival_s <= until_s:
+            request = requests[self._next]
+            arrival_s = request.arrival_s
+            while step(arrival_s):  # an arrival comes before what happens at its instant
+                pass
+            self._next += 1
+            clock.now_s = arrival_s
+            self._arrive(request)
+        while self._ended < num and step(until_s):
+            pass
+        if self._ended < num and clock.is_over:
+            raise AssertionError(f"stuck: {num - self._ended} requests wait and nothing will happen")
         self._account(0)
 
     def _arrive(self, request: SimRequest) -> None:
@@ -168,7 +175,7 @@ class Cluster:
 
     # -- what workers tell (sim/worker.py, Boss) ------------------------------------------------------------------
 
-    def first_or_next(self, request: SimRequest, worker: SimWorker) -> None:
+    def first_or_next(self, request: SimRequest, worker: Worker) -> None:
         if request.told:
             worker.stay(request)
             return
@@ -185,14 +192,14 @@ class Cluster:
         if where == worker.id:
             worker.stay(request)
         elif where is None:
-            worker.books.release(request, 0)
+            worker.drop(request)
             self._arrive(request)
         else:
             worker.lease(request)
             request.kv_at = worker
             self.workers[where].offer(request)
 
-    def fetch(self, request: SimRequest, worker: SimWorker) -> None:
+    def fetch(self, request: SimRequest, worker: Worker, delay_s: float) -> None:
         source = request.kv_at
         assert source is not None
         if not source.alive:
@@ -201,17 +208,18 @@ class Cluster:
         tokens = max(0, request.known - 1 - request.hit)
         num_bytes = tokens * source.times.kv_token_bytes
         base = self.plan.physics.transfer_base_s
+        base += delay_s
         move = request.move = Move(request)
-        source.out.send(num_bytes, self._served, move)
+        source.out.send(num_bytes, self._sent, move, watched=True)
         limit = worker.into.bytes_per_s
         if limit > 0:
-            worker.into.send(num_bytes + base * limit, self._served, move)
+            worker.into.send(num_bytes + base * limit, self._received, move)
         elif worker.into.is_cut:
-            worker.into.send(num_bytes, self._served, move)
+            worker.into.send(num_bytes, self._received, move)
         else:
-            self.clock.at(self.clock.now_s + base, self._served, move)
+            self.clock.at(self.clock.now_s + base, self._received, move)
 
-    def finished(self, request: SimRequest, worker: SimWorker) -> None:
+    def finished(self, request: SimRequest, worker: Worker) -> None:
         request.stage = "finished"
         self._ended += 1
         plane = self._plane_of(request)
@@ -226,11 +234,22 @@ class Cluster:
         if self._draining:
             self._retire(worker)
 
-    def _served(self, move: Move) -> None:
-        """One end of a transfer is through; with the other too the KV is there."""
+    def _sent(self, move: Move) -> None:
+        """The owner's end is through."""
+        move.is_sent = True
+        if move.is_received:
+            self._moved(move)
+
+    def _received(self, move: Move) -> None:
+        """The reader's end is through. Where nothing else was sent at the same time so is the owner's."""
+        move.is_received = True
+        source = move.request.kv_at
+        if move.request.move is move and (move.is_sent or (source is not None and source.out.poll(move))):
+            self._moved(move)
+
+    def _moved(self, move: Move) -> None:
         request = move.request
-        move.unserved -= 1
-        if move.unserved or request.move is not move or request.at is None:
+        if request.move is not move or request.at is None:
             return
         request.move = None
         source, request.kv_at = request.kv_at, None
@@ -251,7 +270,7 @@ class Cluster:
         self.num_recomputed += 1
         worker.not_arrived(request)
 
-    def _stop_move(self, request: SimRequest, source: SimWorker | None, worker: SimWorker | None) -> None:
+    def _stop_move(self, request: SimRequest, source: Worker | None, worker: Worker | None) -> None:
         move, request.move = request.move, None
         if move is not None:
             for link in (source.out if source else None, worker.into if worker else None):
@@ -268,8 +287,21 @@ class Cluster:
     def _body(self, role: Role) -> Body:
         return self.plan.prefill_body if role == "prefill" else self.plan.decode_body
 
-    def _new(self, role: Role) -> SimWorker:
+    def _new(self, role: Role) -> Worker:
         body, block = self._body(role), self.plan.setup.block_size
+        if self.plan.fidelity == "exact":
+            self._made += 1
+            return ExactWorker(
+                f"w{self._made}",
+                clock=self.clock,
+                boss=self,
+                times=body.times,
+                block_size=block,
+                token_budget=body.token_budget,
+                max_num_seqs=body.max_num_seqs,
+                bytes_per_s=body.bytes_per_s,
+                lease_s=self.plan.physics.lease_s,
+            )
         books = (PooledBooks if self._has_names else CountedBooks)(body.times.kv_tokens, block)
         self._made += 1
         return SimWorker(
@@ -284,10 +316,10 @@ class Cluster:
             order=body.order,
         )
 
-    def _welcome(self, worker: SimWorker, role: Role) -> None:
+    def _welcome(self, worker: Worker, role: Role) -> None:
         self.workers[worker.id] = worker
         self.roles[worker.id] = role
-        blocks = worker.books.capacity // worker.books.block_size
+        blocks = worker.capacity // worker.block_size
         self._tell_all(
             Joined(self.clock.now_s, worker.id, role, blocks, self.plan.convertible and role == "decode")
         )
@@ -295,14 +327,14 @@ class Cluster:
         for request in held:
             self._arrive(request)
 
-    def _retire(self, worker: SimWorker) -> None:
+    def _retire(self, worker: Worker) -> None:
         """A draining worker ends when nothing is left in it."""
         if worker.id in self._draining and worker.is_empty:
             self._draining.discard(worker.id)
             self._remove(worker)
             self.events.append((self.clock.now_s, f"{worker.id} stopped"))
 
-    def _remove(self, worker: SimWorker) -> Role:
+    def _remove(self, worker: Worker) -> Role:
         worker.die()
         del self.workers[worker.id]
         self._account(-worker.times.gpus)
@@ -378,7 +410,7 @@ class Cluster:
                 continue
             until_s, skew = self._skewed.get(worker.id, (0.0, 0.0))
             at_s = now_s + (skew if until_s > now_s else 0.0)
-            free = max(0, worker.books.free) // worker.books.block_size
+            free = max(0, worker.free_tokens) // worker.block_size
             said.append(Reported(at_s, worker.id, worker.num_requests, free, worker.slow))
         self.clock.at(now_s + self.plan.physics.report_delay_s, self._heard, said)
         self.clock.at(now_s + self.plan.physics.report_s, self._report, None)
@@ -391,8 +423,8 @@ class Cluster:
         for plane in self._planes:
             plane.hear(event)
 
-    def _tell_cached(self, worker: SimWorker) -> None:
-        stored, removed = worker.books.events()
+    def _tell_cached(self, worker: Worker) -> None:
+        stored, removed = worker.events()
         if stored or removed:
             self._tell_all(Cached(worker.id, stored, removed))
 
@@ -414,7 +446,7 @@ class Cluster:
         if fault.kind == "kill":
             self.kill(worker)
         elif fault.kind == "slow":
-            worker.slow = fault.factor
+            worker.change_pace(fault.factor)
             self.clock.at(until_s, self._heal, worker)
         elif fault.kind == "mute":
             self._muted[worker.id] = until_s
@@ -426,14 +458,14 @@ class Cluster:
             self.clock.at(until_s, self._mend, worker)
             self.clock.at(self.clock.now_s + self.plan.physics.lease_s, self._expire, worker)
 
-    def _heal(self, worker: SimWorker) -> None:
-        worker.slow = 1.0
+    def _heal(self, worker: Worker) -> None:
+        worker.change_pace(1.0)
 
-    def _mend(self, worker: SimWorker) -> None:
+    def _mend(self, worker: Worker) -> None:
         worker.out.mend()
         worker.into.mend()
 
-    def _expire(self, worker: SimWorker) -> None:
+    def _expire(self, worker: Worker) -> None:
         """Heartbeats have not passed for a lease: what waits for KV over the cut port computes it instead."""
         if not worker.alive or not worker.out.is_cut:
             return
@@ -441,7 +473,7 @@ class Cluster:
             if request.kv_at is not None and request.stage == "moving":
                 self._fetch_failed(request)
 
-    def kill(self, worker: SimWorker) -> None:
+    def kill(self, worker: Worker) -> None:
         """Its process dies: what it computed is lost but the tokens that went out; its requests go elsewhere, and a
         replacement starts."""
         lost, leased = worker.requests(), list(worker.leased.values())

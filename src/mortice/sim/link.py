@@ -26,16 +26,36 @@ class Link:
     def __len__(self) -> int:
         return len(self._active)
 
-    def send(self, num_bytes: float, done: Callable[[Any], None], what: Any) -> None:
-        """`done(what)` when the last byte is through."""
+    def send(
+        self, num_bytes: float, done: Callable[[Any], None], what: Any, *, watched: bool = False
+    ) -> None:
+        """`done(what)` when the last byte is through. A `watched` transfer that stays alone on the link says nothing by
+        itself: its owner polls."""
         clock = self._clock
         if (self.bytes_per_s <= 0 and not self.is_cut) or num_bytes <= 0:
-            clock.at(clock.now_s, done, what)
+            if not watched:
+                clock.at(clock.now_s, done, what)
             return
         self._serve()
         self._sent += 1
         heappush(self._active, (self._served + num_bytes, self._sent, done, what))
-        self._plan()
+        if not watched or len(self._active) > 1:
+            self._plan()
+
+    def poll(self, what: Any) -> bool:
+        """Whether a watched transfer is through; if not, it will say so."""
+        if not self._active:
+            return not self.is_cut
+        self._serve()
+        head = self._active[0]
+        if head[3] is what and not self.is_cut and head[0] <= self._served * (1 + 1e-12) + 1e-6:
+            heappop(self._active)
+            self._plan()
+            return True
+        waits = any(entry[3] is what for entry in self._active)
+        if waits and self._ticket == -1:
+            self._plan()
+        return not waits
 
     def cut(self) -> None:
         """Nothing moves until `mend`."""

@@ -1,20 +1,17 @@
 """A request on its way through the simulated cluster. Only its worker and the final report read `output_len`."""
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mortice.sim.worker import SimWorker
+from typing import Any
 
 
 class Move:
-    """One transfer of a request's KV: two ends, each with its bytes."""
+    """One transfer of a request's KV: the owner's end and the reader's, each with its bytes."""
 
-    __slots__ = ("request", "unserved")
+    __slots__ = ("is_received", "is_sent", "request")
 
     def __init__(self, request: "SimRequest") -> None:
         self.request = request
-        self.unserved = 2
+        self.is_sent = self.is_received = False
 
 
 class SimRequest:
@@ -55,8 +52,8 @@ class SimRequest:
         self.names = names
         self.given = 0  # tokens that went out
         self.stage = "new"  # new | held | prefill | bridge | moving | decode | finished | rejected | failed
-        self.at: SimWorker | None = None  # where it is computed or waits to be
-        self.kv_at: SimWorker | None = None  # where its prompt's KV waits to be fetched
+        self.at: Any = None  # the worker where it is computed or waits to be
+        self.kv_at: Any = None  # the worker where its prompt's KV waits to be fetched
         self.told = False  # the control plane knows that its prompt is computed
         self.move: Move | None = None  # its KV is on its way
         self.tokens = 0  # prompt tokens still to be computed

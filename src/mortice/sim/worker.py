@@ -10,7 +10,7 @@ where memory runs out. tests/sim compares it with that scheduler itself, step by
 import math
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import Protocol
+from typing import Any, Protocol
 
 from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.batching import ACCEPT_SHARE
@@ -22,15 +22,15 @@ from mortice.sim.request import SimRequest
 
 
 class Boss(Protocol):
-    """What a worker tells the cluster."""
+    """What a worker, of either kind, tells the cluster."""
 
-    def first_or_next(self, request: SimRequest, worker: "SimWorker") -> None:
+    def first_or_next(self, request: SimRequest, worker: Any) -> None:
         """Its prompt is computed and a token came out of it."""
 
-    def finished(self, request: SimRequest, worker: "SimWorker") -> None: ...
+    def finished(self, request: SimRequest, worker: Any) -> None: ...
 
-    def fetch(self, request: SimRequest, worker: "SimWorker") -> None:
-        """Room is made: bring its KV."""
+    def fetch(self, request: SimRequest, worker: Any, delay_s: float) -> None:
+        """Room is made: bring its KV, from `delay_s` on."""
 
 
 class SimWorker:
@@ -75,6 +75,7 @@ class SimWorker:
         self._chunks: list[tuple[SimRequest, int]] = []
         self.num_piped = 0  # requests between two pipeline stages
         self._is_ending = False
+        self._pace = 1.0  # of the running step
         self._start_s = 0.0
         self._num_steps = 0  # of the running macro-step; 0: idle
         self._ticket = -1
@@ -133,6 +134,27 @@ class SimWorker:
     def lease(self, request: SimRequest) -> None:
         """Its KV stays until somebody fetched it."""
         self.leased[request.index] = request
+
+    def drop(self, request: SimRequest) -> None:
+        """Its prompt was computed for nothing."""
+        self.books.release(request, 0)
+
+    def events(self) -> tuple[list[bytes], list[bytes]]:
+        """Names of blocks stored and removed since the last call."""
+        return self.books.events()
+
+    @property
+    def block_size(self) -> int:
+        return self.books.block_size
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of KV."""
+        return self.books.capacity
+
+    @property
+    def free_tokens(self) -> int:
+        return self.books.free
 
     def requests(self) -> list[SimRequest]:
         """All that are computed here or wait to be (not those whose KV is only kept)."""
@@ -218,8 +240,11 @@ class SimWorker:
             return
         if self._num_steps == 0:
             self._plan()
-        elif self._num_steps > 1 and (self._joining or self.waiting or self.bridge):
-            self._cut()
+        elif self._num_steps > 1 and not self._chunks:
+            if self.bridge and len(self._decoding) == self.batch:
+                self._accept(self._until_boundary())
+            if self._joining or self.waiting:
+                self._cut()
 
     def _join(self, request: SimRequest) -> None:
         """From the next step on it is in the batch."""
@@ -243,7 +268,7 @@ class SimWorker:
         if self._joining:
             self._enter()
         if self.bridge:
-            self._accept()
+            self._accept(0.0)
         chunks = self._choose() if self.waiting or self.prefilling else []
         if not chunks and not self.batch:
             return
@@ -256,6 +281,7 @@ class SimWorker:
                 return
         times = self.times
         self._start_s = now_s
+        self._pace = self.slow
         self._chunks = chunks
         if chunks:
             tokens = square = 0
@@ -280,29 +306,35 @@ class SimWorker:
         """Seconds of so many decode steps from now: each reads `batch` tokens more than the one before."""
         times, batch = self.times, self.batch
         one = times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
-        return (steps * one + times.decode_context_s * batch * (steps * (steps - 1) / 2)) * self.slow
+        return (steps * one + times.decode_context_s * batch * (steps * (steps - 1) / 2)) * self._pace
+
+    def _until_boundary(self) -> float:
+        """Seconds until the step that runs now is over."""
+        return max(0.0, self._start_s + self._lasts(self._whole_steps()) - self.clock.now_s)
 
     def _cut(self) -> None:
         """End the macro-step with the step that runs now."""
+        steps = self._whole_steps()
+        if steps < self._num_steps:
+            self._num_steps = steps
+            self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._end, None)
+
+    def _whole_steps(self) -> int:
+        """Steps of the macro-step that are over when the one that runs now is."""
         times, batch = self.times, self.batch
         spent = self.clock.now_s - self._start_s
         one = (
             times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
-        ) * self.slow
-        grow = times.decode_context_s * batch * self.slow
+        ) * self._pace
+        grow = times.decode_context_s * batch * self._pace
         half = one - grow / 2
         if grow > 0:
             steps = int((math.sqrt(half * half + 2 * grow * spent) - half) / grow)
         else:
             steps = int(spent / one) if one else 0
-        while steps > 0 and self._lasts(steps) >= spent:
-            steps -= 1
-        while steps < self._num_steps and self._lasts(steps) < spent:
+        if self._lasts(steps) < spent or steps == 0:
             steps += 1
-        steps = max(1, steps)
-        if steps < self._num_steps:
-            self._num_steps = steps
-            self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._end, None)
+        return steps if steps < self._num_steps else self._num_steps
 
     def _pipeline(self, duration: float) -> None:
         """Pipeline stages: the next batch may start after 1/pp of the time, this one is done after all of it."""
@@ -382,9 +414,14 @@ class SimWorker:
         else:
             self.boss.first_or_next(request, self)
 
+    def change_pace(self, slow: float) -> None:
+        """Its steps take `slow` times as long as they should, from the next one on."""
+        self.slow = slow
+        self._settle()
+
     def _settle(self) -> None:
-        """Bring the books of a running macro-step to the last whole step."""
-        if self._num_steps > 1:
+        """End a running macro-step of decoding with its present step."""
+        if self._num_steps > 1 and not self._chunks:
             self._cut()
 
     def _remove(self, request: SimRequest) -> None:
@@ -399,8 +436,9 @@ class SimWorker:
 
     # -- memory -------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        """Foreign KV, while less than 5 % of memory is on its way and it fits."""
+    def _accept(self, delay_s: float) -> None:
+        """Foreign KV, while less than 5 % of memory is on its way and it fits. The engine accepts between two steps: in the
+        middle of one the fetch starts `delay_s` later."""
         limit = ACCEPT_SHARE * self.books.capacity
         spare = self.batch * self.books.block_size
         while self.bridge and (self.num_moving_tokens < limit or not self.moving):
@@ -421,7 +459,7 @@ class SimWorker:
             request.accepted_s = self.clock.now_s
             self.moving[request.index] = request
             self.num_moving_tokens += self.books.held(request)
-            self.boss.fetch(request, self)
+            self.boss.fetch(request, self, delay_s)
 
     def _choose(self) -> list[tuple[SimRequest, int]]:
         """Prompt chunks of the next step: those with memory first, then new ones while memory, slots and budget last."""
@@ -433,9 +471,9 @@ class SimWorker:
             count = request.tokens if request.tokens < budget else budget
             chunks.append((request, count))
             budget -= count
-        waiting = self.waiting
-        if self.order is not None and waiting and not self.prefilling:
+        if self.order is not None and self.waiting and not self.prefilling:
             self._bring_forward()
+        waiting = self.waiting
         while waiting and budget > 0:
             request = waiting[0]
             running = self.batch + len(self.prefilling)
