@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from mortice.specs.kv import KVLayout
 from mortice.transport import space
 from mortice.transport.errors import PeerGone, TransferError
 from mortice.transport.pool import PrivatePool, SharedPool
-from mortice.transport.space import AddressSpace, open_space
+from mortice.transport.space import AddressSpace
 
 
 def layout(tokens: int = 4) -> KVLayout:
@@ -85,11 +84,13 @@ def test_addresses_end(pools: list[SharedPool]) -> None:
     big.close()
 
 
-def test_a_private_pool_has_no_space(monkeypatch: pytest.MonkeyPatch, pools: list[SharedPool]) -> None:
-    assert open_space(PrivatePool(layout(), 4).address) is None
+def test_where_there_is_no_space(monkeypatch: pytest.MonkeyPatch, pools: list[SharedPool]) -> None:
+    assert PrivatePool(layout(), 4).space is None
+    assert pools[0].space is not None
     monkeypatch.setattr(space, "LOADS_IN_ORDER", False)
-    assert open_space(pools[0].address) is None
-    monkeypatch.undo()
-    found = open_space(pools[0].address)
-    assert found is not None
-    assert found.blocks.dtype == np.uint8
+    pool = SharedPool(layout(), 4, prefix="mortice-test")
+    assert pool.space is None
+    pool.blocks[3] = 7
+    reader = pools[0].space.open(pool.address)
+    assert (pools[0].space.blocks[reader.first + 3] == 7).all()
+    pool.close()

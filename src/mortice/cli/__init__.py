@@ -11,6 +11,7 @@ from mortice.cli.chat import chat
 from mortice.cli.doctor import doctor
 from mortice.cli.plan import plan
 from mortice.cli.pull import pull
+from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
 from mortice.cli.sim import sim
 from mortice.specs.errors import MorticeError, RequestError
@@ -27,6 +28,7 @@ for verb in (pull, serve, chat, bench, doctor):
     app.command(verb.__name__)(verb)
 app.add_typer(plan)
 app.add_typer(sim)
+app.add_typer(sandbox)
 
 
 def _version(value: bool) -> None:

@@ -20,7 +20,6 @@ from mortice.sched.batching import BatchScheduler
 from mortice.specs.deployment import Deployment
 from mortice.specs.kv import KVLayout
 from mortice.transport.base import KVTransport, Pool
-from mortice.transport.space import open_space
 
 
 def layout_of(model: Model, *, block_size: int, dtype: str, identity: str) -> KVLayout:
@@ -53,7 +52,7 @@ def assemble(
     host's is its mirror for hand-overs."""
     limits, speculation = deployment.limits, deployment.speculation
     pool = BlockPool(memory.address.num_blocks, memory.generations)
-    space = open_space(memory.address) if deployment.transfer.mode == "map" and device.type == "cpu" else None
+    space = memory.space if deployment.transfer.mode == "map" and device.type == "cpu" else None
     blocks, mirror = torch.from_numpy(memory.blocks if space is None else space.blocks), None
     if device.type != "cpu":
         blocks = torch.zeros(blocks.shape, dtype=torch.uint8, device=device)

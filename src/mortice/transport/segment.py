@@ -33,7 +33,7 @@ _CLOSED_AT = 1024  # uint64: 1 once the owner has closed the pool
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A mapped pool. Unmapped when the last array that looks into it is gone."""
+    """A mapped pool. What an array looks into stays mapped for as long as the array lives."""
 
     path: Path
     pool_id: str
@@ -231,20 +231,16 @@ def _map(
     writable: bool,
 ) -> Segment:
     offset, size = _sizes(num_blocks, block_bytes)
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     # MAP_POPULATE: page faults now, once, instead of in the middle of the first transfers.
-    memory = mmap.mmap(
-        fd,
-        size,
-        flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
-        prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0),
-    )
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    head = mmap.mmap(fd, offset, flags=flags, prot=prot)
+    body = mmap.mmap(fd, size - offset, flags=flags, prot=prot, offset=offset)
     return Segment(
         path=path,
         pool_id=pool_id,
         layout_digest=layout_digest,
-        closed=np.frombuffer(memory, np.uint64, 1, _CLOSED_AT),
-        generations=np.frombuffer(memory, np.uint64, num_blocks, mmap.PAGESIZE),
-        blocks=np.frombuffer(memory, np.uint8, num_blocks * block_bytes, offset).reshape(
-            num_blocks, block_bytes
-        ),
+        closed=np.frombuffer(head, np.uint64, 1, _CLOSED_AT),
+        generations=np.frombuffer(head, np.uint64, num_blocks, mmap.PAGESIZE),
+        blocks=np.frombuffer(body, np.uint8).reshape(num_blocks, block_bytes),
     )

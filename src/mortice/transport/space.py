@@ -21,7 +21,7 @@ import numpy as np
 from mortice.specs.kv import PoolAddress
 from mortice.transport import segment
 from mortice.transport.errors import TransferError
-from mortice.transport.shm import LOADS_IN_ORDER
+from mortice.transport.ordering import LOADS_IN_ORDER
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,8 @@ class AddressSpace:
 
 
 def open_space(own: PoolAddress) -> AddressSpace | None:
-    """Room for peers' pools behind this one; None, and a line in the log, where blocks cannot be read in place."""
-    if not own.shm_name:
-        return None
+    """Room for peers' pools behind this one, which is in shared memory; None, and a line in the log, where blocks cannot be
+    read in place."""
     if not LOADS_IN_ORDER:
         log.warning("this machine reorders loads: KV of peers is copied, not read in place")
         return None
