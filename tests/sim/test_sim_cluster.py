@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from mortice.cost.queueing import md1_ttft, mg1_wait, pipeline_ttft
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds
 from mortice.sched.controller import Pace
 from mortice.sched.prefill_order import PrefillOrder
@@ -20,6 +19,7 @@ from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
 from mortice.sim.scenario import arrivals, poisson, pools
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 TIMES = WorkerTimes(
     prefill_base_s=0.006, prefill_token_s=2e-5, prefill_square_s=2e-10, decode_base_s=0.0048,
@@ -222,7 +222,7 @@ def test_the_same_seed_gives_the_same_run_in_one_process_and_in_two() -> None:
         "from mortice.sim.cluster import Cluster\n"
         "from mortice.sim.faults import random_faults\n"
         "from mortice.sim.scenario import poisson, pools\n"
-        "from mortice.cost.worker_times import WorkerTimes\n"
+        "from mortice.specs.worker_times import WorkerTimes\n"
         "from mortice.specs.slo import SLO\n"
         "t = WorkerTimes(prefill_base_s=0.006, prefill_token_s=2e-5, decode_base_s=0.005, decode_sequence_s=2e-5,"
         " decode_context_s=2.5e-8, kv_tokens=80_000, kv_token_bytes=131072)\n"

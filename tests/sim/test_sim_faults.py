@@ -9,13 +9,13 @@ import random
 import msgspec
 import pytest
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds, Flip, Stop
 from mortice.sched.controller import Pace
 from mortice.sim.cluster import Cluster, Physics
 from mortice.sim.faults import Fault, random_faults
 from mortice.sim.scenario import poisson, pools
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 TIMES = WorkerTimes(
     prefill_base_s=0.006, prefill_token_s=2e-5, prefill_square_s=2e-10, decode_base_s=0.0048,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain
 from mortice.sched.admission import Admit
 from mortice.sched.capacity import Capacity
@@ -23,6 +22,7 @@ from mortice.sched.events import (
     Joined,
     Left,
     Lost,
+    Misforecast,
     Ordered,
     Prefilled,
     Reported,
@@ -32,10 +32,12 @@ from mortice.sched.events import (
 )
 from mortice.sched.fleet import Role, Worker
 from mortice.sched.observation import Tally
-from mortice.sched.policy import PolicyName, policy
+from mortice.sched.policy import policy
 from mortice.sched.prefix_map import PrefixMap
 from mortice.sched.router import Route, Router
+from mortice.specs.cluster import PolicyName
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 FIRST_GUESS_OUTPUT = 128.0  # tokens, until a request ended
 SLOWEST = 20.0  # a reported slowdown beyond this, or below its inverse, is taken for it
@@ -160,6 +162,8 @@ class ControlPlane:
                 self.starting[role] += 1
             case StartFailed(_, role):
                 self.starting[role] = max(0, self.starting[role] - 1)
+            case Misforecast(_, answer):
+                self._controller.break_forecast(math.nan if answer is None else answer)
             case Worn(_, worker_id, role):
                 if worker_id in self.fleet.workers:
                     self.fleet.wear(self.fleet.workers[worker_id], role)
@@ -267,10 +271,6 @@ class ControlPlane:
             worker.num_decoding -= was_decoding
             worker.context_tokens = worker.context_tokens - flight.context if worker.num_assigned else 0.0
             self.fleet.touch(worker)
-
-    def break_forecast(self, answer: float) -> None:
-        """For tests of what a broken forecaster may do: from now on it answers this."""
-        self._controller.break_forecast(answer)
 
     # -- workers ------------------------------------------------------------------------------------------------
 

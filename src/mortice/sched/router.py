@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.fleet import Fleet, Role, Worker
 from mortice.sched.prefix_map import PrefixMap
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 CANDIDATES = 4  # holders of a prefix that are weighed against the lightest worker
 

@@ -4,12 +4,12 @@ Requests, workers, links, faults and scaling are modelled here; every decision i
 live cluster drives. Where a journal is given each event is written with its answer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Flip, Start, Stop, Undrain
 from mortice.sched.controller import Decision
 from mortice.sched.events import (
@@ -20,6 +20,7 @@ from mortice.sched.events import (
     Joined,
     Left,
     Lost,
+    Misforecast,
     Ordered,
     Prefilled,
     Reported,
@@ -37,6 +38,7 @@ from mortice.sim.faults import Fault
 from mortice.sim.request import Move, SimRequest
 from mortice.sim.worker import SimWorker
 from mortice.specs.errors import RequestError
+from mortice.specs.worker_times import WorkerTimes
 from mortice.specs.workload import Trace
 
 STUCK_S = 3600.0
@@ -436,7 +438,8 @@ class Cluster:
 
     def _break(self, fault: Fault) -> None:
         if fault.kind == "forecast":
-            self.plane.break_forecast(fault.factor)
+            answer = fault.factor if math.isfinite(fault.factor) else None
+            self.plane.hear(Misforecast(self.clock.now_s, answer))
             return
         if not self.workers:
             return

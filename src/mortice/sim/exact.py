@@ -7,7 +7,6 @@ blocks, so that equal prefixes hash alike.
 
 import math
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
 from mortice.sched.batching import BatchScheduler
@@ -18,6 +17,7 @@ from mortice.sim.request import SimRequest
 from mortice.sim.worker import Boss
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
+from mortice.specs.worker_times import WorkerTimes
 
 GREEDY = SamplingParams()
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds
 from mortice.sched.controller import Pace
 from mortice.sched.plane import Setup
-from mortice.sched.policy import PolicyName
 from mortice.sim.cluster import Body, Physics, Plan
 from mortice.sim.request import SimRequest
+from mortice.specs.cluster import PolicyName
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 
 def pools(

@@ -12,13 +12,13 @@ from collections import deque
 from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.batching import ACCEPT_SHARE
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sim.books import Books
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
+from mortice.specs.worker_times import WorkerTimes
 
 
 class Boss(Protocol):
