@@ -18,6 +18,7 @@ WEIGHT_DTYPES = {
     "gptq": "int4",
     "awq": "int4",
 }
+TIED = ("gemma", "ernie4_5")  # families whose configs leave out that the head is the embedding
 LIMIT = 1 << 20  # no dimension of a decoder is beyond it (vocabularies are below two million)
 MAX_LAYERS = 4096
 
@@ -87,8 +88,16 @@ class Noted(Config):
             self.assumed.append(f"{self.prefix}torch_dtype is not in the config: bf16 weights")
         return WEIGHT_DTYPES.get(dtype.removeprefix("torch."), "bf16")
 
+    def _tied(self) -> bool:
+        """Whether the head is the embedding; a config that leaves it open means its family's habit."""
+        usual = str(self.values["model_type"]).startswith(TIED)
+        if usual and not self.has("tie_word_embeddings"):
+            self.assumed.append(f"{self.prefix}tie_word_embeddings is not in the config: true, as its family")
+        return self.flag("tie_word_embeddings", usual)
+
     def shape(self, layers: list[tuple[AttentionShape, FfnShape]], context_field: str = "") -> ModelShape:
         """The model whose layers these are, in order; equal layers become a group."""
+        tied = self._tied()
         groups = list(dict.fromkeys(layers))
         order = tuple(groups.index(layer) for layer in layers)
         return ModelShape(
@@ -102,7 +111,7 @@ class Noted(Config):
                 for i, (attention, ffn) in enumerate(groups)
             ),
             order=order,
-            tie_embeddings=self.flag("tie_word_embeddings", False),
+            tie_embeddings=tied,
             draft_layers=self.integer("num_nextn_predict_layers", 0, least=0),
             weight_dtype=self.weight_dtype(),
             assumed=tuple(self.assumed),
