@@ -214,9 +214,18 @@ BAD_CONFIGS = {
     "nested beyond reason": ("[" * 100_000, "not JSON"),
     "NaN": ('{"model_type": "llama", "hidden_size": NaN}', "not JSON"),
     "out of range": ('{"model_type": "llama", "hidden_size": 1e400}', "not JSON"),
-    "a float": ('{"model_type": "llama", "num_attention_heads": 4096.5}', "num_attention_heads must be an integer"),
-    "text": ('{"model_type": "llama", "num_attention_heads": "wide"}', "num_attention_heads must be an integer"),
-    "true": ('{"model_type": "llama", "num_attention_heads": true}', "num_attention_heads must be an integer"),
+    "a float": (
+        '{"model_type": "llama", "num_attention_heads": 4096.5}',
+        "num_attention_heads must be an integer",
+    ),
+    "text": (
+        '{"model_type": "llama", "num_attention_heads": "wide"}',
+        "num_attention_heads must be an integer",
+    ),
+    "true": (
+        '{"model_type": "llama", "num_attention_heads": true}',
+        "num_attention_heads must be an integer",
+    ),
     "huge": ('{"model_type": "llama", "num_attention_heads": 1000000000000000000000}', "must be at most"),
     "no type": ("{}", "model_type is None; supported are"),
     "an empty wrapper": ('{"model_type": "llama4", "text_config": [1]}', "text_config must be an object"),
