@@ -73,7 +73,16 @@ class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 Reason = Literal[
-    "oom", "processes", "disk", "output", "timeout", "signal", "interpreter_exit", "not_found", "lost", "policy"
+    "oom",
+    "processes",
+    "disk",
+    "output",
+    "timeout",
+    "signal",
+    "interpreter_exit",
+    "not_found",
+    "lost",
+    "policy",
 ]
 
 
@@ -197,7 +206,9 @@ class Sandbox(Protocol):
         """Give a running command more input (start it with `stdin=b""` to keep its input open)."""
         ...
 
-    async def signal(self, cell_id: str, signal: Literal["INT", "TERM", "KILL", "HUP", "USR1", "USR2"]) -> None:
+    async def signal(
+        self, cell_id: str, signal: Literal["INT", "TERM", "KILL", "HUP", "USR1", "USR2"]
+    ) -> None:
         """Signal the process group of a running command, or the interpreter while it runs that cell."""
         ...
 
