@@ -16,7 +16,9 @@ def call(number: int, name: str = "f", **arguments) -> Call:
 
 def turn(number: int, outcome: str, name: str = "f", **arguments) -> list:
     asked = call(number, name, **arguments)
-    seen = Observation(turn=number, call_id=asked.id, tool=name, text=outcome, seconds=1.0, sandbox_seconds=0.5)
+    seen = Observation(
+        turn=number, call_id=asked.id, tool=name, text=outcome, seconds=1.0, sandbox_seconds=0.5
+    )
     usage = Usage(input_tokens=100, output_tokens=10)
     return [Answer(turn=number, text="", calls=(asked,), usage=usage, seconds=2.0), seen]
 

@@ -164,7 +164,11 @@ class SandboxServer:
             except (SandboxLost, SandboxNotFound) as error:
                 self._open.pop(name, None)
                 last = getattr(error, "last_snapshot", None)
-                back = f"restore snapshot {last}, or go on with a new one" if last else "the next call makes a new one"
+                back = (
+                    f"restore snapshot {last}, or go on with a new one"
+                    if last
+                    else "the next call makes a new one"
+                )
                 raise ToolError(f"the sandbox died: {error.message}; {back}") from error
             except MorticeError as error:
                 raise ToolError(error.message) from error
