@@ -22,6 +22,7 @@ from mortice.agent.scripted import ScriptedModel
 from mortice.agent.spec import AgentSpec
 from mortice.agent.toolbox import OpenSources, Source, Toolbox, own_tools
 from mortice.agent.workflow import run_workflow
+from mortice.sandbox import Sandboxes
 from mortice.specs.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Agents:
         durable: Durable | None = None,
         consent: "Consent | None" = None,
         on_event: Callable[[str, Event | Ask], None] | None = None,
-        open_boxes: OpenBoxes | None = None,
+        open_boxes: OpenBoxes = Sandboxes,
         keep_sandbox: bool = False,
     ) -> None:
         self._home = home
@@ -159,8 +160,6 @@ class Agents:
 
     async def boxes(self) -> Boxes:
         async with self._boxes_lock:
-            if self._open_boxes is None:
-                raise RequestError("there are no sandboxes here", param="tools")
             if self._boxes is None:
                 self._boxes = await self._stack.enter_async_context(self._open_boxes())
             return self._boxes

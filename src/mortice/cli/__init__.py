@@ -12,6 +12,7 @@ from mortice.cli.chat import chat
 from mortice.cli.doctor import doctor
 from mortice.cli.plan import plan
 from mortice.cli.pull import pull
+from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
 from mortice.specs.errors import MorticeError, RequestError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 for verb in (pull, serve, chat, bench, doctor):
     app.command(verb.__name__)(verb)
 app.add_typer(plan)
+app.add_typer(sandbox)
 app.add_typer(agent)
 
 

@@ -28,6 +28,7 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
+from mortice.sandbox.supervisor import Sandboxes
 
 __all__ = [
     "BackendName",
@@ -51,6 +52,7 @@ __all__ = [
     "SandboxLost",
     "SandboxNotFound",
     "SandboxSpec",
+    "Sandboxes",
     "SnapshotRefused",
     "Strength",
 ]
