@@ -7,7 +7,6 @@ the process that ran it is dead (owners.py). SQLite runs in WAL mode with full s
 
 import asyncio
 import json
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -103,7 +102,6 @@ class DbosDurable:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._owners = await asyncio.to_thread(owners_of, self.url, self._folder)
             self._queue = f"of-{self._owners.me}"
-            _quiet()
             DBOS(config=self._config(self._owners.me))
             DBOS.listen_queues([self._queue])
             with self._owners.takeover():  # two first launches on a fresh database race on its migration
@@ -138,7 +136,7 @@ class DbosDurable:
             "application_version": VERSION,
             "executor_id": owner,
             "serializer": JsonSerializer(),
-            "log_level": "ERROR",
+            "log_level": "CRITICAL",  # what matters reaches the user as an error
             "max_executor_threads": 32,
             "notification_listener_polling_interval_sec": _POLL_S,
         }
@@ -290,7 +288,6 @@ class DbosReader:
         engine = sqlite_engine(self.url) if self.url.startswith("sqlite") else None
         if engine is not None and not Path(sa.make_url(self.url).database or "").exists():
             raise NotFound("nothing has been run here yet", param="db")
-        _quiet()
         try:
             self._client = DBOSClient(
                 system_database_url=self.url,
@@ -385,11 +382,6 @@ def step_record(step: Any) -> StepRecord:
         started_s=(step["started_at_epoch_ms"] or 0) / 1e3,
         ended_s=(step["completed_at_epoch_ms"] or 0) / 1e3,
     )
-
-
-def _quiet() -> None:
-    """DBOS logs to the terminal, and gives advertisements: what matters reaches the user as an error."""
-    logging.getLogger("dbos").setLevel(logging.CRITICAL)
 
 
 def _first_line(error: BaseException) -> str:

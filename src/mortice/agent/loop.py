@@ -82,6 +82,9 @@ async def run_agent(environment: Environment, payload: Json) -> Json:
     try:
         with run.spans.agent(spec.name, run.run_id):
             result = await run.go()
+    except Exception:
+        await environment.clean_up(run.run_id)
+        raise
     finally:
         await run.close()
     await environment.clean_up(run.run_id)

@@ -148,17 +148,24 @@ class SandboxTools:
         try:
             self._box = await self._boxes.attach(self._name)
         except (SandboxNotFound, SandboxLost):
-            if epoch is not None:
-                await self._forget()
+            if epoch is None:
+                self._box = await self._create()
+            else:
                 self._box = await self._boxes.restore(epoch, name=self._name, keep=True)
                 self._notices.append("the sandbox was restored from its last snapshot")
-            else:
-                await self._forget()
-                self._box = await self._create()
         return self._box
 
-    async def _forget(self) -> None:
-        await forget(self._boxes, self._name)
+    async def destroy(self) -> None:
+        """End the machine, if there is one."""
+        if self._box is not None:
+            box, self._box = self._box, None
+            await box.destroy()
+            return
+        try:
+            box = await self._boxes.attach(self._name)
+        except (SandboxNotFound, SandboxLost):
+            return
+        await box.destroy()
 
     async def _create(self) -> Sandbox:
         machine = self._machine
@@ -262,15 +269,6 @@ _PYTHON = (
 
 def box_name(run_id: str) -> str:
     return "agent-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in run_id)
-
-
-async def forget(boxes: Boxes, name: str) -> None:
-    """End the machine of a run, if there is one."""
-    try:
-        box = await boxes.attach(name)
-    except (SandboxNotFound, SandboxLost):
-        return
-    await box.destroy()
 
 
 def _path(path: str) -> str:

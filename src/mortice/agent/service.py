@@ -16,19 +16,21 @@ from mortice.agent.history import Event
 from mortice.agent.home import Home, checked_id
 from mortice.agent.ledger import Ledger, Mode
 from mortice.agent.loop import BRANCH, Environment, Result, run_agent
-from mortice.agent.machine import Boxes, SandboxTools, box_name, forget
+from mortice.agent.machine import Boxes, SandboxTools
 from mortice.agent.model import Model, ScriptSpec
 from mortice.agent.scripted import ScriptedModel
 from mortice.agent.spec import AgentSpec
 from mortice.agent.toolbox import OpenSources, Source, Toolbox, own_tools
 from mortice.agent.workflow import run_workflow
+from mortice.obs.log import Log
 from mortice.sandbox import Sandboxes
-from mortice.specs.errors import NotFound, RequestError
+from mortice.specs.errors import MorticeError, NotFound, RequestError
 
 if TYPE_CHECKING:
     from mortice.agent.mcp.consent import Consent
     from mortice.agent.mcp.host import McpHost
 
+_log = Log("agent")
 OpenBoxes = Callable[[], AbstractAsyncContextManager[Boxes]]
 
 
@@ -56,6 +58,7 @@ class Agents:
         self._keep = keep_sandbox
         self._boxes: Boxes | None = None
         self._boxes_lock = asyncio.Lock()
+        self._machines: dict[str, SandboxTools] = {}
         self._stack = AsyncExitStack()
         self.artifacts = Artifacts(home.artifacts)
 
@@ -135,7 +138,9 @@ class Agents:
             sources: list[Source] = []
             if "sandbox" in spec.tools:
                 boxes = await self.boxes()
-                sources.append(SandboxTools(boxes, run_id, spec.sandbox, self.artifacts, last_epoch))
+                machine = SandboxTools(boxes, run_id, spec.sandbox, self.artifacts, last_epoch)
+                self._machines[run_id] = machine
+                sources.append(machine)
             if spec.mcp_servers:
                 sources.append(await stack.enter_async_context(self._host(spec, stack)))
             return sources
@@ -165,8 +170,14 @@ class Agents:
             return self._boxes
 
     async def _clean_up(self, run_id: str) -> None:
-        if self._boxes is not None and not self._keep:
-            await forget(self._boxes, box_name(run_id))
+        """A run has ended for good: so does its machine, whether this process or one before it began it."""
+        machine = self._machines.pop(run_id, None)
+        if self._keep or machine is None:
+            return
+        try:
+            await machine.destroy()
+        except MorticeError as error:
+            _log.warning("a sandbox could not be ended", run=run_id, why=error.message)
 
 
 def make_model(spec: AgentSpec) -> Model:
