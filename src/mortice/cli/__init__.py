@@ -14,6 +14,7 @@ from mortice.cli.plan import plan
 from mortice.cli.pull import pull
 from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
+from mortice.cli.sim import sim
 from mortice.specs.errors import MorticeError, RequestError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 for verb in (pull, serve, chat, bench, doctor):
     app.command(verb.__name__)(verb)
 app.add_typer(plan)
+app.add_typer(sim)
 app.add_typer(sandbox)
 app.add_typer(agent)
 
