@@ -1,7 +1,7 @@
 """Runs one piece of Python in CPython for WASI, and ends. A process of its own: no engine bug goes further.
 
-Standard input: JSON {code, memory_bytes, fuel, cap}. Standard output: JSON {stdout, stderr, trap}. There are no files but the
-interpreter's own, no environment, no clock of use, no network: only computation.
+Standard input: JSON {code, memory_bytes, fuel, cap}. Standard output: JSON {stdout, stderr, trap}. There are no files but
+the interpreter's own, no environment, no clock of use, no network: only computation.
 """
 
 import json
