@@ -113,7 +113,7 @@ def _become_guest(plan: dict[str, Any], ready_w: int, mapped_r: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     landlock(plan["writable"])
     seccomp()
-    os.execve("/usr/bin/python3", plan["argv"], {"PATH": "/usr/bin:/bin"})
+    os.execve("/usr/bin/python3", plan["argv"], plan["env"])
 
 
 def _mounts(plan: dict[str, Any]) -> None:

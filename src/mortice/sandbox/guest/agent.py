@@ -478,6 +478,7 @@ class Agent:
             "HOME": "/home/user",
             "USER": "user",
             "LANG": "C.UTF-8",
+            "MALLOC_ARENA_MAX": "2",
             "OPENBLAS_NUM_THREADS": self.config.get("cpus", "1"),
             "OMP_NUM_THREADS": self.config.get("cpus", "1"),
             "TERM": "dumb",
