@@ -24,7 +24,7 @@ from mortice.cost import (
 from mortice.plan import afd, inputs
 from mortice.plan.afd_formulas import ratio, read_lengths
 from mortice.plan.afd_question import afd_question, judge
-from mortice.plan.compare import compare_question, read_plan, read_plans
+from mortice.plan.compare import compare_question, prompt_usd, read_plan, read_plans
 from mortice.plan.deploy import Traffic, Workers, choose, deploy_question, deployment
 from mortice.plan.design import Frame, designs
 from mortice.plan.ep import ep_question, ep_rows
@@ -345,6 +345,10 @@ def test_plans_side_by_side() -> None:
     answer = compare_question(STEP3, read_plans(["h800", "h20/h800:6A2F"]), 8192)
     assert [p["plan"] for p in answer.facts["plans"]] == ["h800", "h20/h800:6A2F"]
     assert read_plan("h20/h800:6A2F") == ("h20", "h800", 6, 2)
+    assert all(0 < p["prompt_usd_per_mtok"] < 1 for p in answer.facts["plans"])
+    # Experts over replicas, not tensor parallelism across nodes: far below 0.9 USD of 16 packages that share each prompt.
+    assert prompt_usd(load_model("kimi-k2"), H200) < 0.1
+    assert prompt_usd(load_model("kimi-k2"), load_hardware("l4")) is None
     assert read_plan("h800:3A2F") == ("h800", "h800", 3, 2)
     for wrong in ("h800:6A", "h800:0A2F", "a/b/c:1A", ""):
         with pytest.raises(RequestError):
