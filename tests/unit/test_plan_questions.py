@@ -39,6 +39,7 @@ from mortice.plan.token_cost import token_cost
 from mortice.specs.catalogue import hardware_names, load_hardware, load_model, load_rack
 from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import NotFound, RequestError
+from mortice.specs.hardware import HardwareSpec
 from mortice.specs.slo import SLO
 
 DATA = Path(__file__).parents[1] / "data"
@@ -367,6 +368,23 @@ def test_an_honest_token_costs_what_kernels_take() -> None:
     assert published.prefill_usd_per_mtok == pytest.approx(
         1e6 * (flops["gemm"] + flops["attention"]) / 8192 * 2 / 3600 / 1979e12
     )
+
+
+def test_attention_in_8_bits_is_what_h20_wants() -> None:
+    """Arithmetic binds MFA on H20: 8 bits halve its core there, nothing on a card that waits for memory, nothing on a
+    card without such arithmetic."""
+
+    def price(device: HardwareSpec, dtype: str) -> float:
+        return token_cost(STEP3, device, 32768, HONEST, attention=dtype).attention_usd_per_mtok
+
+    assert price(H20, "fp8") < 0.6 * price(H20, "bf16")
+    assert price(H800, "fp8") > 0.9 * price(H800, "bf16")
+    a800 = load_hardware("a800")
+    assert price(a800, "fp8") == price(a800, "bf16")
+    p = afd.problem(STEP3, H20, H800, 32768, attention_dtype="fp8")
+    wide = afd.problem(STEP3, H20, H800, 32768)
+    times = [afd.layer_stages(each, 4, 2, 16).attention_s for each in (p, wide)]
+    assert times[0] < 0.65 * times[1]
 
 
 def test_drafted_rows_fill_the_tile_before_they_cost() -> None:

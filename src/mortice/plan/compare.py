@@ -106,13 +106,19 @@ def side(
     *,
     tpot_s: float,
     max_packages: int,
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> Side:
     """The plan's best layout within the TPOT. Raises RequestError where there is none."""
     prompt = prompt_usd(model, plan.attention, measured)
     if plan.ffn is None:
         table = placement_table(
-            model, [plan.attention], context, max_packages=max_packages, measured=measured
+            model,
+            [plan.attention],
+            context,
+            max_packages=max_packages,
+            attention=attention,
+            measured=measured,
         )
         best = table.best(tpot_s, jitter_s=afd.JITTER_S)[0]
         return Side(
@@ -125,7 +131,9 @@ def side(
             usd_per_mtok=best.usd_per_mtok if math.isfinite(best.usd_per_mtok) else None,
             prompt_usd_per_mtok=prompt,
         )
-    p = afd.problem(model, plan.attention, plan.ffn, context, tpot_s=tpot_s, measured=measured)
+    p = afd.problem(
+        model, plan.attention, plan.ffn, context, tpot_s=tpot_s, measured=measured, attention_dtype=attention
+    )
     if plan.counts is None:
         found = afd.search(p, max_packages=max_packages)[0]
     else:
@@ -172,10 +180,19 @@ def compare_question(
     *,
     tpot_s: float = 0.05,
     max_packages: int = 128,
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> Answer:
     sides = [
-        side(model, plan, context, tpot_s=tpot_s, max_packages=max_packages, measured=measured)
+        side(
+            model,
+            plan,
+            context,
+            tpot_s=tpot_s,
+            max_packages=max_packages,
+            attention=attention,
+            measured=measured,
+        )
         for plan in plans
     ]
     devices = devices_of(plans)
@@ -226,6 +243,7 @@ def compare_question(
                 f"prompts of {PROMPT:,} tokens on the cheapest instance that holds the model",
                 "divided by its own packages only",
             ),
+            Assumed("attention", f"computed in {attention} where the card has it", "given or the default"),
             *measured.assumed(devices),
             *device_assumptions(devices),
             *model_assumptions([model]),
