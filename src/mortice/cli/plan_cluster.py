@@ -79,7 +79,7 @@ def afd(
         f,
         round(lengths.mean) if lengths else inputs.context(context),
         context_variance=lengths.variance if lengths else 0.0,
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         kv=kv,
         weights=weights,
         selective=selective,
@@ -162,7 +162,7 @@ def supernode(
         inputs.racks(rack),
         context=inputs.context(context),
         long_tokens=inputs.context(prompt),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
     )
     emit(answer, as_json=as_json, plot=plot)
 
@@ -209,7 +209,7 @@ def compare(
         inputs.one_model(model),
         plans,
         inputs.context(context),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         max_packages=packages,
         measured=read_measured(profile, devices_of(plans)),
     )

@@ -110,7 +110,7 @@ def density(
         inputs.models(model, rule),
         inputs.hardware(hardware, rule),
         rule,
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         weight_dtype=weights,
         fanout=fanout,
         net=net * 1e9 if net is not None else None,
@@ -133,9 +133,13 @@ def design(
 ) -> None:
     """Search model shapes whose intensity and density fit the hardware, under a floor on quality proxies."""
     check_plot(plot)
-    for name, value in (("layers", layers), ("hidden", hidden), ("rank", rank)):
-        if not 1 <= value <= 10_000_000:
-            raise RequestError(f"{name} must be at least 1, not {value}", param=name)
+    for name, value, most in (("layers", layers, 4096), ("hidden", hidden, 1 << 17), ("rank", rank, 1 << 24)):
+        if not 1 <= value <= most:
+            raise RequestError(f"{name} must be at least 1 and at most {most:,}, not {value}", param=name)
+    if not 0 < active <= 100_000:
+        raise RequestError(
+            f"active must be above 0 and at most 100,000 billion, not {active:g}", param="active"
+        )
     rule, prices = convention("honest"), inputs.parse_prices(price or [])
     every = inputs.hardware(f"{attention_hardware},{ffn_hardware}", rule, prices)
     by_name = {device.name: device for device in every}
@@ -149,7 +153,7 @@ def design(
         min_rank=rank,
         active_params=active * 1e9,
         context=inputs.context(context),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
     )
     emit(design_question(frame, pick[0], pick[1]), as_json=as_json, plot=plot)
 

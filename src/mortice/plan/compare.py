@@ -19,7 +19,7 @@ from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions, priced
 from mortice.plan.kv import smallest_layout
 from mortice.plan.measured import MODELLED, Measured
-from mortice.plan.placement import formats_for, placement_table, with_jitter
+from mortice.plan.placement import formats_for, placement_table
 from mortice.specs.catalogue import load_hardware
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -112,7 +112,7 @@ def side(
         table = placement_table(
             model, [plan.attention], context, max_packages=max_packages, measured=measured
         )
-        best = with_jitter(table.best(tpot_s - afd.JITTER_S)[0], afd.JITTER_S)
+        best = table.best(tpot_s, jitter_s=afd.JITTER_S)[0]
         return Side(
             plan=plan.text,
             layout=f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",

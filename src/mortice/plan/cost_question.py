@@ -25,6 +25,9 @@ def cost_question(
     measured: Measured = MODELLED,
 ) -> Answer:
     """The table of every model on every hardware, and the best placement of each."""
+    unpriced = [device.name for device in devices if device.price is None]
+    if len(unpriced) < len(devices):
+        devices = [device for device in devices if device.price is not None]
     require_prices(devices)
     costs = [
         token_cost(m, d, c, rule, drafts=drafts, kv_dtype=kv_dtype, measured=measured)
@@ -38,6 +41,8 @@ def cost_question(
     placements = [best_placement(group) for group in groups.values()]
     rows = [msgspec.to_builtins(c) | {"usd_per_mtok": c.usd_per_mtok} for c in costs]
     notes = _draft_notes(shapes, devices, context_lens, rule, drafts)
+    if unpriced:
+        notes = (f"left out, because no price is known: {', '.join(unpriced)}; give --price NAME=USD", *notes)
     return Answer(
         verb="cost",
         title=f"Cost of a token, {rule.name} convention",

@@ -123,16 +123,16 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
             usd_per_mtok=float(self.usd[i]),
         )
 
-    def fastest(self, tpot_s: float) -> Candidate:
+    def fastest(self, tpot_s: float, jitter_s: float = 0.0) -> Candidate:
         """The most tokens a package that meet the TPOT, price or no price. Raises as `best` does."""
-        good = self._good(tpot_s)
+        good = self._good(tpot_s, jitter_s)
         rate = self.batch[good] / self.tpot_s[good] / (self.tp[good] * self.dp[good] * self.pp[good])
-        return self.candidate(int(good[np.argmax(rate)]))
+        return with_jitter(self.candidate(int(good[np.argmax(rate)])), jitter_s)
 
-    def best(self, tpot_s: float, count: int = 1) -> list[Candidate]:
-        """The cheapest that meet the TPOT, at most one a hardware and layout. Raises RequestError naming what binds and
-        the nearest feasible value."""
-        order = self._good(tpot_s)
+    def best(self, tpot_s: float, count: int = 1, jitter_s: float = 0.0) -> list[Candidate]:
+        """The cheapest that meet the TPOT with `jitter_s` of stragglers on each token, at most one a hardware and layout.
+        Raises RequestError naming what binds and the nearest feasible value."""
+        order = self._good(tpot_s, jitter_s)
         order = order[np.argsort(self.usd[order], kind="stable")]
         found: dict[tuple[int, ...], Candidate] = {}
         for i in order:
@@ -140,21 +140,21 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
                 int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp)
             )
             if key not in found:
-                found[key] = self.candidate(int(i))
+                found[key] = with_jitter(self.candidate(int(i)), jitter_s)
                 if len(found) == count:
                     break
         return list(found.values())
 
-    def _good(self, tpot_s: float) -> NDArray[np.int64]:
+    def _good(self, tpot_s: float, jitter_s: float) -> NDArray[np.int64]:
         if not self.fits.any():
             raise RequestError(
                 "model: no placement holds it on the given hardware, not even one sequence; give more packages "
                 "(max_packages), a smaller weight dtype, or hardware with more memory",
                 param="model",
             )
-        good = self.fits & (self.tpot_s <= tpot_s)
+        good = self.fits & (self.tpot_s + jitter_s <= tpot_s)
         if not good.any():
-            nearest = float(self.tpot_s[self.fits].min())
+            nearest = float(self.tpot_s[self.fits].min()) + jitter_s
             raise RequestError(
                 f"tpot: nothing meets {tpot_s * 1e3:g} ms; nearest feasible is {nearest * 1e3:.1f} ms",
                 param="tpot",

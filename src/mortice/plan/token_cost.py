@@ -7,6 +7,7 @@ import msgspec
 from mortice.cost import (
     Convention,
     Formats,
+    Kernels,
     Layout,
     Speculation,
     Step,
@@ -81,9 +82,9 @@ def token_cost(
     and bandwidth, attention in 16 bit, router, head and norms; measured where measured. Either way at a batch so large
     that weights and launches do not show and with communication hidden: a lower bound, which `plan afd` and `plan compare`
     lift to whole instances."""
-    return (_of_kernels if rule.kernel_shares else _at_roofline)(
-        model, device, context, rule, drafts, kv_dtype, measured
-    )
+    if rule.kernel_shares:
+        return _of_kernels(model, device, context, rule, drafts, kv_dtype, measured)
+    return _at_roofline(model, device, context, rule, drafts, kv_dtype)
 
 
 def _at_roofline(
@@ -93,7 +94,6 @@ def _at_roofline(
     rule: Convention,
     drafts: Speculation,
     kv_dtype: str,
-    measured: Measured,
 ) -> TokenCost:
     unit = unit_cost(device)
     rows = device.tile_rows if rule.pad_tiles else 1
@@ -142,7 +142,7 @@ def _of_kernels(
         ffn_usd_per_mtok=usd * ffn,
         prefill_usd_per_mtok=usd * float(prompt),
         training_usd_per_mtok=usd * 3 * float(trained),
-        bound=_waits_for(model, device, context, rule, drafts, kv_dtype, measured),
+        bound=_waits_for(model, kernels, context, rule, drafts, kv_dtype),
         price_estimated=_estimated(device),
     )
 
@@ -169,14 +169,14 @@ def large_step(
 
 def _waits_for(
     model: ModelShape,
-    device: HardwareSpec,
+    kernels: Kernels,
     context: int,
     rule: Convention,
     drafts: Speculation,
     kv_dtype: str,
-    measured: Measured,
 ) -> str:
-    shares = measured.kernels(device).shares
+    """What core attention of the commonest kind of layer waits for."""
+    device, shares = kernels.hardware, kernels.shares
     family = max(model.groups, key=lambda group: group.count).attention.family
     flops = float(attention_flops(model, context, rule, device.tile_rows, drafts.drafted + 1))
     arithmetic = flops / (device.peak("bf16") * shares.attention_compute[family])

@@ -43,6 +43,11 @@ class Channel:
         self.closed: BaseException | None = None
         self._loop.add_reader(read_fd, self._readable)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests without an answer yet."""
+        return len(self._waiting)
+
     async def hello(self, timeout_s: float) -> Message:
         """Meet the agent: whatever lies in the pipes from before is skipped."""
         self._nonce = secrets.token_hex(8)
