@@ -252,6 +252,7 @@ class ControlPlane:
         else:
             self.tally.ended(output_len, ttft_s, tpot_s)
             self._expected_output += 0.02 * (output_len - self._expected_output)
+            self.router.expected_output = self._expected_output
 
     def _prefill_over(self, flight: _Flight) -> None:
         worker = flight.on_prefill
