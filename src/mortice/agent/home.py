@@ -28,6 +28,10 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
         return self.folder / "artifacts"
 
     @property
+    def tokens(self) -> Path:
+        return self.folder / "tokens"
+
+    @property
     def pins(self) -> Path:
         return self.folder / "pins.json"
 

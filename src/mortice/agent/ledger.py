@@ -9,9 +9,11 @@ A branch (`fork`) sees what the run it came from did after the point where it le
 one to the same tool needs a human; or all is done anew under new keys where the user asked for that.
 """
 
+import fcntl
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +87,7 @@ class Ledger:
             self._engine = sqlite_engine(url)
         else:
             self._engine = sa.create_engine(url, pool_size=4)
-        with self._engine.begin() as connection:
+        with _alone(url), self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("select pg_advisory_xact_lock(6106)"))
             _meta.create_all(connection)
@@ -179,6 +181,18 @@ class Ledger:
             rows = connection.execute(later.order_by(_effects.c.turn, _effects.c.call))
             found += [e for e in (_effect(r._mapping) for r in rows) if e.key not in used]
             this = row.parent
+
+
+@contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """Two processes that turn one fresh SQLite file to WAL at once find it locked, whatever the busy timeout."""
+    path = sa.make_url(url).database if url.startswith("sqlite") else None
+    if not path:
+        yield
+        return
+    with open(f"{path}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def key_of(run: str, turn: int, call: int) -> str:

@@ -161,6 +161,7 @@ class Agents:
             artifacts=self.artifacts,
             consent=self._consent or Nobody(),
             model=model,
+            tokens=self._home.tokens,
         )
 
     async def boxes(self) -> Boxes:

@@ -12,11 +12,11 @@ from mortice.agent.artifacts import Artifacts
 from mortice.agent.home import Home
 from mortice.agent.mcp.config import McpServer, read_servers
 from mortice.agent.mcp.connection import Gone
-from mortice.agent.mcp.consent import Nobody
 from mortice.agent.mcp.host import McpHost
 from mortice.agent.mcp.pins import Pins, digest, server_id, suspicion
 from mortice.agent.spec import read_document
 from mortice.agent.tool import ToolError
+from mortice.cli.agent_output import Watch
 from mortice.specs.errors import MorticeError, RequestError
 
 
@@ -119,6 +119,12 @@ def servers_of(config: Path) -> dict[str, McpServer]:
 async def _with_host(
     place: Home, servers: dict[str, McpServer], act: Callable[[McpHost], Awaitable[Any]]
 ) -> Any:
-    host = McpHost(servers, pins=Pins(place.pins), artifacts=Artifacts(place.artifacts), consent=Nobody())
+    host = McpHost(
+        servers,
+        pins=Pins(place.pins),
+        artifacts=Artifacts(place.artifacts),
+        consent=Watch("ask"),
+        tokens=place.tokens,
+    )
     async with host:
         return await act(host)

@@ -28,6 +28,9 @@ class McpServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     url: str = ""
     headers: dict[str, str] = {}  # values may be $NAME, read from the environment when the server is reached
 
+    login: bool = False  # OAuth: the user logs in once, tokens are kept in a file
+    scopes: tuple[str, ...] = ()
+
     allow: tuple[str, ...] | None = None  # None: all that are not denied
     deny: tuple[str, ...] = ()
     approve: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2 as httpx
 import mcp_types as types
 import pydantic
 from mcp import Client, MCPError
@@ -43,12 +44,19 @@ class Connection:
     """`start` once, then call. All calls may come from any task of the loop."""
 
     def __init__(
-        self, name: str, server: McpServer, gate: Gate, *, transport: Callable[[], Any] | None = None
+        self,
+        name: str,
+        server: McpServer,
+        gate: Gate,
+        *,
+        transport: Callable[[], Any] | None = None,
+        make_auth: Callable[[], Awaitable[httpx.Auth]] | None = None,
     ) -> None:
         self.name = name
         self.server = server
         self._gate = gate
         self._transport = transport
+        self._make_auth = make_auth
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
@@ -70,7 +78,8 @@ class Connection:
 
     async def start(self) -> None:
         """Connected and listed, or Gone with the reason."""
-        for pause_s in _RECONNECT_S:
+        # Where the user logs in, trying again would ask again.
+        for pause_s in _RECONNECT_S if self._make_auth is None else (0.0,):
             await asyncio.sleep(pause_s)
             try:
                 return await self._start()
@@ -96,6 +105,8 @@ class Connection:
         if task is None:
             return
         self._stop.set()
+        if self._client is None:  # still on its way up, where nobody looks at the event
+            task.cancel()
         done, _ = await asyncio.wait({task}, timeout=8.0)
         if not done:
             task.cancel()
@@ -141,7 +152,10 @@ class Connection:
             )
             yield self._stdio.connect()
         else:
-            yield connect_http(server.url, server.headers, max_bytes=server.max_result_bytes * 3 // 2)
+            auth = await self._make_auth() if self._make_auth is not None else None
+            yield connect_http(
+                server.url, server.headers, max_bytes=server.max_result_bytes * 3 // 2, auth=auth
+            )
 
     def _make_client(self, transport: AbstractAsyncContextManager[Any]) -> Client:
         async def elicit(

@@ -9,8 +9,11 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import mcp_types as types
 import msgspec
 
@@ -19,10 +22,12 @@ from mortice.agent.history import File
 from mortice.agent.mcp.config import McpServer
 from mortice.agent.mcp.connection import Connection, Gone
 from mortice.agent.mcp.consent import Consent, Gate
+from mortice.agent.mcp.login import Loopback, login
 from mortice.agent.mcp.pins import Pins, digest, server_id, suspicion
 from mortice.agent.model import Model
 from mortice.agent.schema import Unchecked, check_schema
 from mortice.agent.tool import CallContext, Output, Tool, ToolError
+from mortice.specs.errors import RequestError
 
 _NAME = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME = 64
@@ -39,14 +44,22 @@ class McpHost:
         artifacts: Artifacts,
         consent: Consent,
         model: Model | None = None,
+        tokens: Path | None = None,
         transports: dict[str, Callable[[], Any]] | None = None,
     ) -> None:
         self._pins = pins
         self._artifacts = artifacts
         self._notices: list[str] = []
+        self._consent = consent
+        self._tokens = tokens
+        self._loopbacks: list[Loopback] = []
         self._connections = {
             name: Connection(
-                name, server, Gate(name, server, consent, model), transport=(transports or {}).get(name)
+                name,
+                server,
+                Gate(name, server, consent, model),
+                transport=(transports or {}).get(name),
+                make_auth=partial(self._log_in, name, server) if server.login else None,
             )
             for name, server in servers.items()
         }
@@ -59,6 +72,16 @@ class McpHost:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(c.close() for c in self._connections.values()))
+        for loopback in self._loopbacks:
+            await loopback.close()
+
+    async def _log_in(self, name: str, server: McpServer) -> httpx.Auth:
+        if self._tokens is None:
+            raise RequestError(f"{name}: there is no folder to keep tokens in", param="login")
+        loopback = Loopback()
+        self._loopbacks.append(loopback)
+        path = self._tokens / f"{server_id(name, server).replace(':', '-')}.json"
+        return await login(name, server, path, self._consent, loopback)
 
     @property
     def connections(self) -> dict[str, Connection]:
@@ -106,7 +129,7 @@ class McpHost:
         known = self._pins.known(identity)
         listed = {t.name: t for t in connection.tools if _allowed(t.name, server)}
         if known is None and not server.trusted:
-            known = {n: digest(t) for n, t in listed.items() if suspicion(t) is None}
+            known = {t.name: digest(t) for t in connection.tools if suspicion(t) is None}
             self._pins.pin(identity, known)
         admitted = []
         for tool in listed.values():

@@ -70,9 +70,10 @@ class SandboxServer:
             self.server.tool(annotations=hints)(act)
 
     async def close(self) -> None:
-        for box in self._open.values():
-            await box.destroy()
+        """All at once: a host that hangs up waits two seconds and then kills."""
+        boxes = list(self._open.values())
         self._open.clear()
+        await asyncio.gather(*(box.destroy() for box in boxes), return_exceptions=True)
 
     async def run_python(
         self, code: str, ctx: Context, sandbox: Name = "default", timeout_s: Seconds = 60.0

@@ -2,8 +2,11 @@
 bounded, and beyond loopback only for callers with a token.
 """
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
+import signal
 import sys
 
 import uvicorn
@@ -20,7 +23,12 @@ MAX_SESSIONS = 256
 async def serve_stdio(server: MCPServer) -> None:
     """Until stdin closes. stdout is the protocol's alone."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    await server.run_stdio_async()
+    serving = asyncio.ensure_future(server.run_stdio_async())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # what is open is closed, whichever way the host leaves
+        loop.add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
 
 
 async def serve_http(server: MCPServer, address: str, auth: Auth | None) -> None:

@@ -128,22 +128,27 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     """Close its input, wait, then end the whole group: a server's children are not left behind."""
     assert process.stdin is not None
     process.stdin.close()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _GRACE_S)
+    await _ended(process, _GRACE_S)
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        if number is signal.SIGTERM and not await _gone(process.pid):
-            continue
-        break
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _GRACE_S)
+        if await _group_gone(process, _GRACE_S):
+            break
+    # `wait` would also wait for pipes that a server that was let go has filled and nobody reads.
+    process._transport.close()  # type: ignore[attr-defined]
 
 
-async def _gone(group: int) -> bool:
-    for _ in range(int(_GRACE_S / 0.02)):
+async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if process.returncode is not None:
+            return
+        await asyncio.sleep(0.02)
+
+
+async def _group_gone(process: asyncio.subprocess.Process, seconds: float) -> bool:
+    for _ in range(int(seconds / 0.02)):
         try:
-            os.killpg(group, 0)
+            os.killpg(process.pid, 0)
         except ProcessLookupError:
             return True
         await asyncio.sleep(0.02)
