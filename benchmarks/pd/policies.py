@@ -102,6 +102,8 @@ def run(name: str, only: list[str], before: dict) -> dict:
             f"{name:9} {way:26} {found[way]:7.2f} req/s   {time.process_time() - began:6.1f} s CPU",
             flush=True,
         )
+    if not tenth or "dopd" not in found:
+        return {"trace": name, "goodput": found, "tenth": tenth}
     static = {way: rate for way, rate in found.items() if way.startswith("static")}
     hindsight, early = max(static, key=lambda w: static[w]), max(tenth, key=lambda w: tenth[w])
     together = max(rate for way, rate in found.items() if way.startswith("together"))

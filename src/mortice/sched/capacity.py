@@ -26,7 +26,6 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     decode: WorkerTimes
     slo: SLO
     token_budget: int = 2048  # of a step of an undivided worker
-    transfer_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:

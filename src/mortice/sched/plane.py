@@ -81,7 +81,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bounds: Bounds = Bounds(can_scale=False)
     pace: Pace = Pace()
     admit: Admit = Admit()
-    transfer_s: float = 0.0
     router: int = 0  # which of several routers this is
 
 
@@ -332,6 +331,5 @@ def _controller(setup: Setup) -> Controller:
         decode=times,
         slo=setup.slo,
         token_budget=setup.token_budget,
-        transfer_s=setup.transfer_s,
     )
     return Controller(policy(setup.policy, capacity), setup.bounds, setup.pace)
