@@ -46,7 +46,7 @@ async def test_a_shell_fork_bomb_ends_with_its_timeout(make: Make, boxes: Sandbo
 
 async def test_one_greedy_process_gets_an_error_it_can_read(make: Make) -> None:
     box = await make(memory_bytes=192 * MIB)
-    result = await box.run_cell("x = bytearray(600 << 20)", cell_id="a")
+    result = await box.run_cell("x = bytearray(900 << 20)", cell_id="a")
     assert (result.error and result.error.type, result.failure and result.failure.reason) == (
         "MemoryError",
         "oom",

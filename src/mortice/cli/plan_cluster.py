@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from mortice.cli.plan_output import (
+    AttentionDtype,
+    AttentionOption,
     ContextOption,
     HardwareOption,
     JsonOption,
@@ -61,6 +63,7 @@ def afd(
     ] = False,
     kv: KvOption = "fp8",
     weights: WeightsOption = None,
+    attention: AttentionOption = AttentionDtype.bf16,
     price: PriceOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -86,6 +89,7 @@ def afd(
         one_domain=one_domain,
         imbalance=imbalance,
         fused=fused,
+        attention_dtype=attention.value,
         measured=read_measured(profile, [a, f]),
     )
     answer = afd_question(
@@ -197,6 +201,7 @@ def compare(
     context: ContextOption = "8192",
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
+    attention: AttentionOption = AttentionDtype.bf16,
     price: PriceOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -211,6 +216,7 @@ def compare(
         inputs.context(context),
         tpot_s=inputs.tpot_s(tpot),
         max_packages=packages,
+        attention=attention.value,
         measured=read_measured(profile, devices_of(plans)),
     )
     emit(answer, as_json=as_json, plot=plot)

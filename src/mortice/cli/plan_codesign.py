@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from mortice.cli.plan_output import (
+    AttentionDtype,
+    AttentionOption,
     ContextOption,
     ConventionName,
     HardwareOption,
@@ -64,6 +66,7 @@ def cost(
     price: PriceOption = None,
     profile: ProfileOption = None,
     kv: KvOption = "fp8",
+    attention: AttentionOption = AttentionDtype.bf16,
     drafted: Annotated[int, typer.Option(help="Tokens drafted a step (MTP and the like).")] = 0,
     accepted: Annotated[float, typer.Option(help="Mean tokens a step then yields, 1 to drafted + 1.")] = 1.0,
     as_json: JsonOption = False,
@@ -83,6 +86,7 @@ def cost(
         rule,
         drafts=Speculation(drafted=drafted, accepted=accepted),
         kv_dtype=kv,
+        attention=attention.value,
         measured=read_measured(profile, devices) if rule.kernel_shares else MODELLED,
     )
     said = [f"{a.name} = {a.value} ({a.why})" for a in answer.assumed]

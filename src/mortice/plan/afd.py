@@ -128,6 +128,7 @@ def problem(
     fused: bool = False,
     measured: Measured = MODELLED,
     context_variance: float = 0.0,
+    attention_dtype: str = "bf16",
 ) -> AfdProblem:
     """With the formats that each side's hardware computes in, and its node as the instance.
 
@@ -150,7 +151,7 @@ def problem(
         context=context,
         context_variance=context_variance,
         tpot_s=tpot_s,
-        attention_formats=formats_for(attention, weights, kv),
+        attention_formats=formats_for(attention, weights, kv, attention_dtype),
         ffn_formats=formats_for(ffn, weights, kv),
         gpus_attention=gpus_attention or attention.packages_per_node,
         gpus_ffn=gpus_ffn or ffn.packages_per_node,
@@ -553,7 +554,8 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
         Assumption("gather and scatter", f"{NVLS_SHARE:g} of the node's link", "NCCL on H100"),
         Assumption(
             "formats",
-            f"A {p.attention_formats.weights}, KV {p.attention_formats.kv}, F {p.ffn_formats.weights}",
+            f"A {p.attention_formats.weights}, attention in {p.attention_formats.attention}, KV {p.attention_formats.kv}, "
+            f"F {p.ffn_formats.weights}",
             "8 bit where the card has it",
         ),
         imbalance_assumed(p.imbalance),

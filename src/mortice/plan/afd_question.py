@@ -46,6 +46,7 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
         max_packages=max_packages,
         imbalance=p.imbalance,
         context_variance=p.context_variance,
+        attention=p.attention_formats.attention,
         measured=p.measured,
     )
     try:

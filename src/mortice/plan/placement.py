@@ -162,12 +162,17 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
         return np.flatnonzero(good)
 
 
-def formats_for(device: HardwareSpec, weights: str | None = None, kv: str = "fp8") -> Formats:
-    """8-bit weights and KV where the card computes in 8 bit, else 16 bit; attention in BF16."""
+def formats_for(
+    device: HardwareSpec, weights: str | None = None, kv: str = "fp8", attention: str = "bf16"
+) -> Formats:
+    """8-bit weights and KV where the card computes in 8 bit, else 16 bit; attention in BF16, or in `attention` where the
+    card computes in it."""
     if weights is None:
         weights = next((name for name in ("fp8", "int8") if name in device.peaks), "bf16")
     wire = "fp8" if weights in ("fp8", "int8", "fp8_block") else "bf16"
-    return Formats(weights=weights, kv=kv, wire_out=wire)
+    return Formats(
+        weights=weights, kv=kv, wire_out=wire, attention=attention if attention in device.peaks else "bf16"
+    )
 
 
 def placement_table(
@@ -182,6 +187,7 @@ def placement_table(
     framework: str = "",
     measured: Measured = MODELLED,
     context_variance: float = 0.0,
+    attention: str = "bf16",
 ) -> PlacementTable:
     """Price every candidate. A device without a price has no USD (infinite) but a time.
 
@@ -194,7 +200,7 @@ def placement_table(
     for index, device in enumerate(devices):
         kernels = measured.kernels(device, framework=framework)
         for wanted in weights:
-            formats = formats_for(device, wanted, kv)
+            formats = formats_for(device, wanted, kv, attention)
             if not _computes(kernels, formats):
                 continue
             if formats.weights not in chosen:

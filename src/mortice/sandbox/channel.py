@@ -195,7 +195,10 @@ class Channel:
             listener = self._listeners.get(name)
             if listener is not None:
                 try:
-                    listener(2 if message.get("s") == 2 else 1, binascii.a2b_base64(str(message.get("d"))))
+                    listener(
+                        2 if message.get("s") == 2 else 1,
+                        binascii.a2b_base64(str(message.get("d")), strict_mode=True),
+                    )
                 except binascii.Error:
                     self.fail(SandboxError("the guest sent output that cannot be read"))
         elif event == "net":

@@ -29,7 +29,7 @@ class WarmPool:
 
     async def open(self) -> "WarmPool":
         """Make the template (`prepare` runs in its interpreter, imports for example) and fill the pool."""
-        first = await self._boxes.create(self._spec)
+        first = await self._boxes.create_box(self._spec)
         try:
             if self._prepare:
                 result = await first.run_cell(self._prepare, cell_id="prepare")

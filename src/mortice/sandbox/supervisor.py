@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
+from mortice.sandbox.backends.wasm import Wasm, WasmBox
 from mortice.sandbox.box import Box, BoxRecord, Lease
 from mortice.sandbox.contract import (
     BackendUnavailable,
@@ -20,6 +23,7 @@ from mortice.sandbox.contract import (
     ForkOutcome,
     NotSupported,
     Probe,
+    Sandbox,
     SandboxBusy,
     SandboxError,
     SandboxLost,
@@ -31,7 +35,7 @@ from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
 from mortice.sandbox.images import find_image
 from mortice.sandbox.machine import Backend, Machine, alive, started_at
-from mortice.sandbox.probes import cached_probe
+from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.recorder import Recorder
 from mortice.sandbox.snapshots import Manifest, Snapshots
 from mortice.specs.errors import MorticeError, RequestError
@@ -54,9 +58,10 @@ class Sandboxes:
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
-        self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home), "process": Process()}
+        self.backends: dict[str, Backend] = {b.name: b for b in (MicroVM(), GVisor(self.home), Process())}
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
+        self.wasm = Wasm()
         self._mine: dict[str, Box] = {}
 
     async def __aenter__(self) -> "Sandboxes":
@@ -79,8 +84,25 @@ class Sandboxes:
 
     async def create(
         self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
-    ) -> Box:
+    ) -> Sandbox:
         """A fresh sandbox. Raises BackendUnavailable rather than take a weaker wall than was asked for."""
+        if spec.backend != "wasm":
+            return await self.create_box(spec, name=name, keep=keep)
+        if keep or spec.egress.mode != "none":
+            raise NotSupported(
+                "wasm has nothing to keep and no way out; gvisor has", param="keep" if keep else "egress"
+            )
+        probe = await cached_probe(self.wasm, self.home)
+        if not probe.works:
+            raise BackendUnavailable(
+                f"wasm: {probe.why_not} ({probe.remedy})", param="backend", code="backend_unavailable"
+            )
+        return WasmBox(spec, name, self.audit)
+
+    async def create_box(
+        self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
+    ) -> Box:
+        """As `create`, for back ends that have a machine."""
         Rules(spec.egress)  # a rule that cannot be is told before anything is made
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
@@ -274,7 +296,13 @@ class Sandboxes:
 
     async def probe(self) -> Probes:
         """Every back end, strongest first."""
-        return [await cached_probe(backend, self.home) for backend in self.backends.values()]
+        order: Sequence[Probed] = [
+            self.backends["microvm"],
+            self.backends["gvisor"],
+            self.wasm,
+            self.backends["process"],
+        ]
+        return [await cached_probe(backend, self.home) for backend in order]
 
     async def strongest(self) -> str | None:
         """What `auto` takes here, or None."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from mortice.sandbox import cgroups
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
-from mortice.sandbox.guest.config import WRITABLE, agent_config
+from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.home import Home
 from mortice.sandbox.images import Image, find_image, find_program
@@ -211,8 +211,8 @@ def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
         "hostname": box_id,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec)],
-            "env": ["PATH=/usr/bin:/bin"],
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec, apart=True)],
+            "env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
             "cwd": "/",
             "noNewPrivileges": True,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), AGENT_CAPABILITIES),

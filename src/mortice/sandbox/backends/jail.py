@@ -19,6 +19,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+NEW_NAMESPACES = (NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET)
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1,
     2,
@@ -112,7 +113,7 @@ def _become_guest(plan: dict[str, Any], ready_w: int, mapped_r: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     landlock(plan["writable"])
     seccomp()
-    os.execve("/usr/bin/python3", plan["argv"], {"PATH": "/usr/bin:/bin"})
+    os.execve("/usr/bin/python3", plan["argv"], plan["env"])
 
 
 def _mounts(plan: dict[str, Any]) -> None:
@@ -184,7 +185,7 @@ def seccomp() -> None:
     program += [(load, 0, 0, 0), (above, 0, 1, 0x40000000), (answer, 0, 0, kill)]  # x32
     for number in sorted(FORBIDDEN.values()):
         program += [(equal, 0, 1, number), (answer, 0, 0, enosys)]
-    new = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
+    new = sum(NEW_NAMESPACES)
     program += [
         (equal, 0, 4, CLONE),
         (load, 0, 0, 16),

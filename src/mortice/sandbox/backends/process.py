@@ -14,7 +14,7 @@ from typing import Any
 
 from mortice.sandbox import cgroups
 from mortice.sandbox.contract import MIB, NotSupported, Probe, Reason, SandboxError, SandboxSpec, Strength
-from mortice.sandbox.guest.config import WRITABLE, agent_config
+from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.images import find_image
 from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_first
@@ -78,6 +78,7 @@ class Process:
                 for path, mode, owner in WRITABLE
             ],
             "writable": [path for path, _, _ in WRITABLE] + ["/dev", "/proc"],
+            "env": ENVIRONMENT,
             "argv": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec)],
         }
         out_fd, in_fd = open_fifos(place)

@@ -73,6 +73,7 @@ class Agent:
     # ---- the loop
 
     def run(self):
+        mounting = self.stand_apart() if self.config.get("apart") else 0
         self.limit()
         if self.config.get("egress"):
             from mortice.sandbox.guest.gateway import (
@@ -81,6 +82,8 @@ class Agent:
 
             self.net = Gateway(self)
         self.start_kernel()
+        if mounting and os.waitpid(mounting, 0)[1] != 0:
+            os._exit(72)
         while True:
             wanted = select.POLLOUT if self.outbuf else 0
             if self.in_fd == self.out_fd:
@@ -475,6 +478,7 @@ class Agent:
             "HOME": "/home/user",
             "USER": "user",
             "LANG": "C.UTF-8",
+            "MALLOC_ARENA_MAX": "2",
             "OPENBLAS_NUM_THREADS": self.config.get("cpus", "1"),
             "OMP_NUM_THREADS": self.config.get("cpus", "1"),
             "TERM": "dumb",
@@ -484,6 +488,19 @@ class Agent:
                 env[name] = "http://127.0.0.1:3128"
         env.update(self.env)
         return env
+
+    def stand_apart(self):
+        """Guest code gets a process namespace below ours: in any /proc that it can see or mount, we are not.
+
+        gVisor lets every user open every process's descriptors through /proc, our channel among them. The namespace's first
+        process only lives, and has its children reaped by ignoring them. Returns the process that mounts the new /proc.
+        """
+        os.unshare(os.CLONE_NEWPID)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        os.posix_spawn("/usr/bin/sleep", ["sleep", "infinity"], {})
+        signal.signal(signal.SIGCHLD, before)
+        argv = ["/usr/bin/mount", "-t", "proc", "-o", "nosuid,nodev,noexec", "proc", "/proc"]
+        return os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin"})
 
     def limit(self):
         """Inherited by all that starts here; the number of processes counts by user, the agent's own is another."""

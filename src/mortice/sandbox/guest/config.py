@@ -7,6 +7,8 @@ from mortice.sandbox.contract import MIB, SandboxSpec
 MAPPED_BEYOND = (
     256 * MIB
 )  # of address space above the limit for one process: libraries map more than they touch
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "MALLOC_ARENA_MAX": "2"}
+"""Of the agent; every further arena of glibc would map 64 MiB a thread."""
 WRITABLE = (
     ("/work", "0755", 1000),
     ("/home/user", "0755", 1000),
@@ -17,7 +19,7 @@ WRITABLE = (
 """(path, mode, owner inside); all in memory, each with a size of its own."""
 
 
-def agent_config(spec: SandboxSpec, **more: str) -> str:
+def agent_config(spec: SandboxSpec, **more: object) -> str:
     """The agent's configuration as JSON."""
     limits = spec.limits
     config = {
