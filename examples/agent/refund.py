@@ -51,7 +51,9 @@ def pay_out(reservation: str, amount: int) -> str:
 async def refund(flow: Flow, given: dict[str, Any]) -> dict[str, Any]:
     """Give `amount` back for `order`."""
     order, amount = given["order"], given["amount"]
-    found = await flow.step(find_order, order, retry=Retry(attempts=3, pause_s=0.1, only=("ConnectionError",)))
+    found = await flow.step(
+        find_order, order, retry=Retry(attempts=3, pause_s=0.1, only=("ConnectionError",))
+    )
     if amount > found["paid"]:
         return {"refused": f"only {found['paid']} was paid"}
     reservation = await flow.step(reserve, order, amount, undo=release)
