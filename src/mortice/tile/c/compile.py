@@ -1,0 +1,3 @@
+from typing import Any
+def compile_function(function: Any) -> Any:
+    raise NotImplementedError
