@@ -56,7 +56,11 @@ def _bind_shape(
             origin[extent.name] = place
         elif evaluate(extent, dims) != found:
             expected = evaluate(extent, dims)
-            why = f"{extent.name} = {origin[extent.name]}" if isinstance(extent, e.Var) else "this specialisation"
+            why = (
+                f"{extent.name} = {origin[extent.name]}"
+                if isinstance(extent, e.Var)
+                else "this specialisation"
+            )
             problem = f"{place} is {found}, {why} says {expected}"
             raise ArgumentError(
                 function.span, function.name, problem, f"pass {buffer.name} with {expected} there"

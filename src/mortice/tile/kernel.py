@@ -143,7 +143,9 @@ class Kernel:
                 key.append(None)
             elif parameter.scalar is not None:
                 if isinstance(value, str) or not hasattr(value, "__float__"):
-                    self._refuse(parameter.name, f"is a {type(value).__name__}", f"pass a {parameter.scalar} number")
+                    self._refuse(
+                        parameter.name, f"is a {type(value).__name__}", f"pass a {parameter.scalar} number"
+                    )
                 scalars[parameter.name] = float(value) if parameter.scalar.is_float else int(value)
                 key.append("scalar")
             else:
@@ -162,7 +164,9 @@ class Kernel:
         devices = {view.device for view in views.values()}
         if len(devices) > 1:
             places = ", ".join(f"{name} on {view.device}" for name, view in views.items())
-            raise ArgumentError(self.span, self.__name__, f"the tensors lie apart: {places}", "move them together")
+            raise ArgumentError(
+                self.span, self.__name__, f"the tensors lie apart: {places}", "move them together"
+            )
         return {"cpu": "c"}.get(device := next(iter(devices), "cpu"), device)
 
     def _find(self, key: Any, views: dict[str, Argument]) -> Specialisation | None:
@@ -191,7 +195,12 @@ class Kernel:
         return Signature(tuple(kinds), constants, shapes)
 
     def _run(
-        self, found: Specialisation, views: dict[str, Argument], scalars: dict[str, Any], given: dict[str, Any], out: Any
+        self,
+        found: Specialisation,
+        views: dict[str, Argument],
+        scalars: dict[str, Any],
+        given: dict[str, Any],
+        out: Any,
     ) -> Any:
         function = found.built.function
         made: list[Any] = []
@@ -209,7 +218,9 @@ class Kernel:
             if param.result and argument.dtype != param.buffer.dtype:
                 self._refuse("out", f"is {argument.dtype}, the result {param.buffer.dtype}", "pass that type")
             if param.written and not argument.writable:
-                self._refuse(param.buffer.name, "is read-only, and the kernel writes it", "pass a writable array")
+                self._refuse(
+                    param.buffer.name, "is read-only, and the kernel writes it", "pass a writable array"
+                )
         found.executable(bind(function, views, scalars))
         return tuple(made) if len(made) > 1 else made[0] if made else None
 

@@ -33,7 +33,9 @@ class Tensor:
 def construct(function: F) -> F:
     @functools.wraps(function)
     def outside(*args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"tile.{function.__name__} has a meaning only inside a function decorated with @tile.kernel")
+        raise TypeError(
+            f"tile.{function.__name__} has a meaning only inside a function decorated with @tile.kernel"
+        )
 
     outside.__dict__["construct"] = function.__name__
     return outside  # type: ignore[return-value]

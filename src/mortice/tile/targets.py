@@ -15,7 +15,8 @@ from mortice.tile.ir.stmt import Function
 class Executable(Protocol):
     """source: what was compiled, as text."""
 
-    source: str
+    @property
+    def source(self) -> str: ...
 
     def __call__(self, bound: Bound) -> None: ...
 
@@ -39,5 +40,7 @@ def prepare(function: Function, target: str) -> Executable:
     """Raises UnsupportedError for a target that is not there or cannot run this kernel."""
     if target not in TARGETS:
         known = ", ".join(sorted(TARGETS))
-        raise UnsupportedError(function.span, function.name, f"there is no target {target}", f"use one of {known}")
+        raise UnsupportedError(
+            function.span, function.name, f"there is no target {target}", f"use one of {known}"
+        )
     return TARGETS[target](function)

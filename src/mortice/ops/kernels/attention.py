@@ -1,6 +1,7 @@
 """Attention forward: a tile of queries against all keys, softmax as they pass (FlashAttention, arXiv 2205.14135)."""
 
 import math
+from typing import Any
 
 from mortice import tile
 
@@ -18,14 +19,14 @@ def attention(
     BM: int = 128,
     BN: int = 128,
     stages: int = 2,
-) -> None:
-    """O [B, S, H, D] of Q [B, S, H, D], K and V [B, T, G, D]; H is a multiple of G. Causal: the last query sees the last
+) -> Any:
+    """Y [B, S, H, D] of Q [B, S, H, D], K and V [B, T, G, D]; H is a multiple of G. Causal: the last query sees the last
     key. Also the logarithm (base e) of each row's sum of exponentials, L [B, H, S]. A row without keys gives 0."""
     B, S, H, D = Q.shape
     B, T, G, D = K.shape
     B, T, G, D = V.shape
     assert H % G == 0, "H % G == 0"
-    O = tile.empty((B, S, H, D), Q.dtype)
+    Y = tile.empty((B, S, H, D), Q.dtype)
     L = tile.empty((B, H, S), tile.f32)
     for bm, h, b in tile.grid(tile.ceildiv(S, BM), H, B):
         q, k, v = tile.shared((BM, D), Q.dtype), tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
@@ -60,7 +61,7 @@ def attention(
             tile.gemm(p, v, o)
         for x, y in tile.parallel(BM, D):
             o[x, y] = o[x, y] / total[x] if total[x] > 0 else 0.0
-        tile.copy(o, O[b, bm * BM :, h, :])
+        tile.copy(o, Y[b, bm * BM :, h, :])
         for x in tile.parallel(BM):
             L[b, h, bm * BM + x] = m[x] / LOG2E + tile.log(total[x]) if total[x] > 0 else -tile.inf
-    return O, L
+    return Y, L

@@ -1,12 +1,14 @@
 """Matrix products."""
 
+from typing import Any
+
 from mortice import tile
 
 
 @tile.kernel
 def gemm_nt(
     A: tile.Tensor, B: tile.Tensor, *, BM: int = 128, BN: int = 256, BK: int = 64, stages: int = 4
-) -> None:
+) -> Any:
     """C [M, N] = A [M, K] @ B [N, K]^T, accumulated in f32, C of A's type."""
     M, K = A.shape
     N, K = B.shape

@@ -1,10 +1,12 @@
 """Normalisation of rows."""
 
+from typing import Any
+
 from mortice import tile
 
 
 @tile.kernel
-def rms_norm(X: tile.Tensor, W: tile.Tensor, eps: float, *, rows: int = 4) -> None:
+def rms_norm(X: tile.Tensor, W: tile.Tensor, eps: float, *, rows: int = 4) -> Any:
     """Y [N, D] = X / sqrt(mean(X^2) + eps) * W [D], row by row (arXiv 1910.07467), in f32, Y of X's type."""
     N, D = X.shape
     (D,) = W.shape

@@ -38,7 +38,9 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
     except OSError as error:
-        raise _unavailable(f"{folder}: {error.strerror}", "set MORTICE_HOME to a folder of your own") from error
+        raise _unavailable(
+            f"{folder}: {error.strerror}", "set MORTICE_HOME to a folder of your own"
+        ) from error
     if found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise _unavailable(f"others can write {folder}", f"chmod 700 {folder}, or set MORTICE_HOME")
     return folder

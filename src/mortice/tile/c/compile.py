@@ -34,9 +34,11 @@ class Compiled:
     real: tuple[str, ...]
 
     def __call__(self, bound: Bound) -> None:
-        pointers = (ctypes.c_void_p * len(self.tensors))(*(bound.tensors[name].pointer for name in self.tensors))
-        whole = (ctypes.c_int64 * len(self.whole))(*(bound.dims[name] for name in self.whole))
-        real = (ctypes.c_double * len(self.real))(*(bound.dims[name] for name in self.real))
+        pointers = (ctypes.c_void_p * len(self.tensors))(
+            *(bound.tensors[name].pointer for name in self.tensors)
+        )
+        whole = (ctypes.c_int64 * len(self.whole))(*(int(bound.dims[name]) for name in self.whole))
+        real = (ctypes.c_double * len(self.real))(*(float(bound.dims[name]) for name in self.real))
         if self.entry(pointers, whole, real, threads()):
             raise MemoryError("a thread of the kernel got no memory for its tiles")
 

@@ -39,7 +39,8 @@ class Emitter:
         out = self.out
         out.line('#include "gemm.h"')
         out.line(
-            "int kernel(void *const *tensors, const int64_t *whole, const double *real, int threads) {", open=True
+            "int kernel(void *const *tensors, const int64_t *whole, const double *real, int threads) {",
+            open=True,
         )
         for i, tensor in enumerate(self.function.tensors):
             kind = storage(tensor.buffer.dtype)
@@ -126,7 +127,9 @@ class Emitter:
             case s.Print() | s.Breakpoint():
                 word = type(x).__name__.lower()
                 problem = "compiled C cannot stop or print"
-                raise UnsupportedError(x.span, word, problem, 'run the kernel with .on("interpreter"), or take it out')
+                raise UnsupportedError(
+                    x.span, word, problem, 'run the kernel with .on("interpreter"), or take it out'
+                )
             case _:
                 raise UnsupportedError(
                     x.span, type(x).__name__, "the C back end has no form of it", "use tile operators"
@@ -163,7 +166,9 @@ class Emitter:
         """The first variable counts fastest; with panels, bands of rows of it."""
         out, names = self.out, [name(var.name) for var in x.vars]
         if x.panel and len(names) > 1:
-            out.line(f"const int64_t band = block % (grid0 * grid1) / ({x.panel} * grid1), top = band * {x.panel};")
+            out.line(
+                f"const int64_t band = block % (grid0 * grid1) / ({x.panel} * grid1), top = band * {x.panel};"
+            )
             out.line(
                 f"const int64_t high = MIN(grid0 - top, (int64_t){x.panel}), in = block % (grid0 * grid1) - top * grid1;"
             )
@@ -198,7 +203,9 @@ class Emitter:
             return
         if size(x.buffer) > SMALL:
             problem = f"a local array of {size(x.buffer)} bytes in a parallel loop"
-            raise UnsupportedError(x.span, x.buffer.name, problem, f"keep it within {SMALL} bytes, or use tile.fragment")
+            raise UnsupportedError(
+                x.span, x.buffer.name, problem, f"keep it within {SMALL} bytes, or use tile.fragment"
+            )
         count = size(x.buffer) // x.buffer.dtype.bytes
         self.out.line(f"{kind} {buffer}[{count}];")
 
@@ -257,13 +264,20 @@ class Emitter:
             for axis, (at, checked) in enumerate(zip(node.indices, node.guards, strict=True)):
                 form = affine(at, variables) if checked else None
                 if form is None or any(
-                    (isinstance(part, e.Var) and part.name in inner) or isinstance(part, e.Load) for part in walk(at)
+                    (isinstance(part, e.Var) and part.name in inner) or isinstance(part, e.Load)
+                    for part in walk(at)
                 ):
                     continue
                 low = high = form[1]
                 for var, factor in form[0].items():
-                    reach = build.binary("mul", build.binary("sub", variables[var], e.const(1)), e.const(factor))
-                    low, high = (build.binary("add", low, reach), high) if factor < 0 else (low, build.binary("add", high, reach))
+                    reach = build.binary(
+                        "mul", build.binary("sub", variables[var], e.const(1)), e.const(factor)
+                    )
+                    low, high = (
+                        (build.binary("add", low, reach), high)
+                        if factor < 0
+                        else (low, build.binary("add", high, reach))
+                    )
                 lower = self.ranges.of(low)[0]
                 if lower is None or lower < 0:
                     conditions[f"({self.c(low)}) >= 0"] = None
@@ -285,7 +299,9 @@ class Emitter:
         a, b, c = (f"{regions.start(self.c, r)}, {regions.pitch(r)}" for r in (x.a, x.b, x.c))
         flags = int(x.transpose_a), int(x.transpose_b), int(x.clear)
         scratch = f"memory + {self.scratch}"
-        self.out.line(f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});")
+        self.out.line(
+            f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});"
+        )
 
     def atomic(self, x: s.Atomic) -> None:
         guard = self.c.guard(x.buffer, x.indices, None)
@@ -298,8 +314,12 @@ class Emitter:
             self.out.line(f"{place} += {stored(new, x.buffer.dtype)};")
         else:
             current = "from_" + str(x.buffer.dtype) + "(old)" if not plain else "old"
-            sums = {"add": f"{current} + {new}"}.get(x.op, f"{x.op.upper()}({current}, ({value(x.buffer.dtype)})({new}))")
-            self.out.line(f"{kind} *const at = &{place}; {kind} old, next; __atomic_load(at, &old, __ATOMIC_RELAXED);")
+            sums = {"add": f"{current} + {new}"}.get(
+                x.op, f"{x.op.upper()}({current}, ({value(x.buffer.dtype)})({new}))"
+            )
+            self.out.line(
+                f"{kind} *const at = &{place}; {kind} old, next; __atomic_load(at, &old, __ATOMIC_RELAXED);"
+            )
             self.out.line(f"do next = {stored(sums, x.buffer.dtype)};")
             self.out.line(
                 "while (!__atomic_compare_exchange(at, &old, &next, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));"
@@ -347,5 +367,3 @@ def gemm_sizes(x: s.Gemm) -> tuple[int, int, int]:
 def vectorises(x: s.Parallel) -> bool:
     """No loops, atomics or private arrays inside: what `omp simd` may promise."""
     return not any(isinstance(node, s.For | s.While | s.Atomic | s.Alloc) for node in walk(x.body))
-
-

@@ -85,12 +85,19 @@ class Expressions:
             kind = value(x.dtype)
             return f"{x.op.upper()}(({kind})({left}), ({kind})({right}))"
         if x.op in ("floordiv", "mod"):
-            positive = all((self.ranges.of(side)[0] or -1) >= 0 or self.ranges.of(side)[0] == 0 for side in (x.left, x.right))
+            positive = all(
+                (self.ranges.of(side)[0] or -1) >= 0 or self.ranges.of(side)[0] == 0
+                for side in (x.left, x.right)
+            )
             if positive:
                 return f"({left} {'/' if x.op == 'floordiv' else '%'} {right})"
             return f"{'floordiv' if x.op == 'floordiv' else 'floormod'}({left}, {right})"
         if x.dtype.is_float or (x.left.dtype.is_float or x.right.dtype.is_float):
-            kind = value(x.dtype if x.dtype.is_float else widened(x.left.dtype if x.left.dtype.is_float else x.right.dtype))
+            kind = value(
+                x.dtype
+                if x.dtype.is_float
+                else widened(x.left.dtype if x.left.dtype.is_float else x.right.dtype)
+            )
             left = left if x.left.dtype.is_float else f"({kind})({left})"
             right = right if x.right.dtype.is_float else f"({kind})({right})"
         return f"({left} {INFIX[x.op]} {right})"
@@ -98,9 +105,11 @@ class Expressions:
     def _math(self, x: e.Math) -> str:
         inner = self(x.value)
         if x.dtype == f64:
-            return {"rsqrt": f"(1.0 / sqrt({inner}))", "sigmoid": f"(1.0 / (1.0 + exp(-({inner}))))", "abs": f"fabs({inner})"}.get(
-                x.name, f"{x.name}({inner})"
-            )
+            return {
+                "rsqrt": f"(1.0 / sqrt({inner}))",
+                "sigmoid": f"(1.0 / (1.0 + exp(-({inner}))))",
+                "abs": f"fabs({inner})",
+            }.get(x.name, f"{x.name}({inner})")
         if not x.dtype.is_float:
             return f"llabs({inner})"
         if x.name in OURS:

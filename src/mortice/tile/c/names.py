@@ -28,7 +28,13 @@ def name(identifier: str) -> str:
 
 
 def loaded(text: str, dtype: DType) -> str:
-    return f"from_{dtype}({text})" if dtype in CONVERTED else f"({value(dtype)}){text}" if dtype.bits < 32 else text
+    return (
+        f"from_{dtype}({text})"
+        if dtype in CONVERTED
+        else f"({value(dtype)}){text}"
+        if dtype.bits < 32
+        else text
+    )
 
 
 def stored(text: str, dtype: DType) -> str:

@@ -60,7 +60,9 @@ def copy(out: Writer, c: Expressions, x: s.Copy) -> None:
         out.line(f"const int in = {' && '.join(source_ok)};")
         out.line(f"const int64_t low = in ? MAX(t{last}low, s{last}low) : t{last}high;")
         out.line(f"const int64_t high = in ? MAX(low, MIN(t{last}high, s{last}high)) : t{last}high;")
-        out.line(f"for (int64_t i = t{last}low; i < low && i < t{last}high; i++) line[i * g{last}] = {_converted(x, 'pad')};")
+        out.line(
+            f"for (int64_t i = t{last}low; i < low && i < t{last}high; i++) line[i * g{last}] = {_converted(x, 'pad')};"
+        )
         out.line("#pragma omp simd")
         out.line(f"for (int64_t i = low; i < high; i++) line[i * g{last}] = {moved};")
         out.line(f"for (int64_t i = high; i < t{last}high; i++) line[i * g{last}] = {_converted(x, 'pad')};")
@@ -134,7 +136,9 @@ def scan(out: Writer, c: Expressions, x: s.Scan) -> None:
     item = loaded("from[" + " + ".join(f"i{i} * f{i}" for i in range(rank)) + "]", x.source.buffer.dtype)
     out.line(f"const {kind} v = {item};")
     out.line(f"a = step ? ({FOLD[x.op].format(a='a', x='v')}) : v;")
-    out.line("to[" + " + ".join(f"i{i} * g{i}" for i in range(rank)) + f"] = {stored('a', x.target.buffer.dtype)};")
+    out.line(
+        "to[" + " + ".join(f"i{i} * g{i}" for i in range(rank)) + f"] = {stored('a', x.target.buffer.dtype)};"
+    )
     for _ in range(len(others) + 2):
         out.close()
 
@@ -159,14 +163,17 @@ def _limits(out: Writer, c: Expressions, region: e.Region, letter: str, ends: li
             continue
         offset = c(region.offsets[axis])
         limit = c(build.binary("sub", region.buffer.shape[axis], region.offsets[axis]))
-        nonnegative = (c.ranges.of(region.offsets[axis])[0] or 0) >= 0 and c.ranges.of(region.offsets[axis])[0] is not None
+        nonnegative = (c.ranges.of(region.offsets[axis])[0] or 0) >= 0 and c.ranges.of(region.offsets[axis])[
+            0
+        ] is not None
         low = "0" if nonnegative else f"MAX((int64_t)0, -({offset}))"
-        out.line(f"const int64_t {letter}{i}low = {low}, {letter}{i}high = MIN({ends[i]}, (int64_t)({limit}));")
-    for axis, offset_expr in enumerate(region.offsets):
-        if axis not in region.kept and not region.buffer.on_chip:
-            if not c.ranges.within(offset_expr, region.buffer.shape[axis]):
-                text = c(offset_expr)
-                conditions.append(f"({text}) >= 0 && ({text}) < {c(region.buffer.shape[axis])}")
+        out.line(
+            f"const int64_t {letter}{i}low = {low}, {letter}{i}high = MIN({ends[i]}, (int64_t)({limit}));"
+        )
+    for axis, at in enumerate(region.offsets):
+        if axis in region.kept or region.buffer.on_chip or c.ranges.within(at, region.buffer.shape[axis]):
+            continue
+        conditions.append(f"({c(at)}) >= 0 && ({c(at)}) < {c(region.buffer.shape[axis])}")
     out.line(f"const int {word} = {' && '.join(conditions) or '1'}; (void){word};")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mortice.tile.diagnostics import TileError
+from mortice.tile.diagnostics import ArgumentError, TileError
 from mortice.tile.dtypes import index
 from mortice.tile.frontend import calls, statements
 from mortice.tile.frontend.source import Source, read
@@ -71,8 +71,10 @@ def dimension_names(
             continue
         said = given.get(tensor, [])
         if said and len(said) != kind.rank:
-            problem = f"it is called with {kind.rank} dimensions, the kernel names {len(said)}: {', '.join(said)}"
-            raise TileError(source.span(source.tree), tensor, problem, "pass a tensor of that rank")
+            problem = (
+                f"it is called with {kind.rank} dimensions, the kernel names {len(said)}: {', '.join(said)}"
+            )
+            raise ArgumentError(source.span(source.tree), tensor, problem, "pass a tensor of that rank")
         said = [name if name != "_" else f"{tensor}_{i}" for i, name in enumerate(said or ["_"] * kind.rank)]
         names[tensor] = tuple(said)
         for axis, name in enumerate(said):
@@ -96,7 +98,12 @@ def _once(
         if isinstance(kind, TensorType):
             shape = tuple(e.const(static[n]) if n in static else e.Var(index, n) for n in names[name])
             buffer = e.Buffer(
-                state.fresh(name), kind.dtype, shape, "global", _strides(name, kind), span=source.span(source.tree)
+                state.fresh(name),
+                kind.dtype,
+                shape,
+                "global",
+                _strides(name, kind),
+                span=source.span(source.tree),
             )
             params.append(s.Tensor(buffer))
             state.bind(name, buffer)
@@ -124,7 +131,10 @@ def _results(state: State) -> None:
     for buffer in state.results:
         if buffer not in state.returned:
             state.fail(
-                state.source.tree, "empty", f"{buffer.name} is made and not returned", f"end with return {buffer.name}"
+                state.source.tree,
+                "empty",
+                f"{buffer.name} is made and not returned",
+                f"end with return {buffer.name}",
             )
 
 

@@ -21,7 +21,9 @@ def call(state: State, node: ast.Call) -> Any:
     if function is print:
         values = [evaluate(state, arg) for arg in node.args]
         label = " ".join(value for value in values if isinstance(value, str))
-        shown = tuple(v if isinstance(v, e.Buffer) else lift(state, v, node) for v in values if not isinstance(v, str))
+        shown = tuple(
+            v if isinstance(v, e.Buffer) else lift(state, v, node) for v in values if not isinstance(v, str)
+        )
         return state.emit(s.Print(label, shown, span=state.span(node)))
     if function is breakpoint:
         return state.emit(s.Breakpoint(span=state.span(node)))
@@ -43,7 +45,10 @@ def call(state: State, node: ast.Call) -> Any:
     if not known:
         label = getattr(function, "__name__", str(function))
         state.fail(
-            node, label, "a plain function gets run-time values", "decorate it with @tile.inline, or use operators"
+            node,
+            label,
+            "a plain function gets run-time values",
+            "decorate it with @tile.inline, or use operators",
         )
     try:
         return function(*args, **keywords)
@@ -61,9 +66,16 @@ def _construct(
     try:
         bound = inspect.signature(function).bind(*args, **keywords)
     except TypeError as error:
-        state.fail(node, name, str(error), f"its form is tile.{name}{inspect.signature(function)}")
+        state.fail(node, name, str(error), f"its form is {form(function)}")
     bound.apply_defaults()
     return HANDLERS[name](state, node, bound.arguments)
+
+
+def form(function: Any) -> str:
+    """How a construct is written, without its types."""
+    parameters = inspect.signature(function).parameters.values()
+    names = ", ".join(str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters)
+    return f"tile.{function.__name__}({names})"
 
 
 def _cast(state: State, node: ast.Call, dtype: DType, args: list[Any]) -> Any:

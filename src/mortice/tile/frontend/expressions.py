@@ -29,7 +29,7 @@ PREFIXES: dict[type, tuple[str, Callable]] = {
 IR_VALUES = (e.Expr, e.Buffer, Box)
 
 
-def evaluate(state: State, node: ast.expr) -> Any:
+def evaluate(state: State, node: ast.expr) -> Any:  # noqa: C901 - a table of all expressions
     """An IR expression, a buffer or box, or a plain Python value."""
     match node:
         case ast.Constant(value=value):
@@ -39,7 +39,9 @@ def evaluate(state: State, node: ast.expr) -> Any:
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(evaluate(state, item) for item in items)
         case ast.BinOp():
-            return _binary(state, node, type(node.op), evaluate(state, node.left), evaluate(state, node.right))
+            return _binary(
+                state, node, type(node.op), evaluate(state, node.left), evaluate(state, node.right)
+            )
         case ast.Compare():
             return _comparison(state, node)
         case ast.BoolOp():
@@ -59,8 +61,12 @@ def evaluate(state: State, node: ast.expr) -> Any:
         case ast.Call():
             return state.call(state, node)
         case ast.JoinedStr():
-            state.fail(node, "f-string", "is not understood in a kernel", "pass the values to print one by one")
-    state.fail(node, type(node).__name__, "is not understood in a kernel", "write it with operators and loops")
+            state.fail(
+                node, "f-string", "is not understood in a kernel", "pass the values to print one by one"
+            )
+    state.fail(
+        node, type(node).__name__, "is not understood in a kernel", "write it with operators and loops"
+    )
 
 
 def as_condition(x: e.Expr) -> e.Expr:
@@ -106,7 +112,9 @@ def _binary(state: State, node: ast.expr, kind: type, left: Any, right: Any) -> 
     if op == "pow":
         if right == 2:
             return build.binary("mul", lift(state, left, node), lift(state, left, node), state.span(node))
-        state.fail(node, "**", f"the exponent is {describe(right)}", "only squares; else use exp2(y * log2(x))")
+        state.fail(
+            node, "**", f"the exponent is {describe(right)}", "only squares; else use exp2(y * log2(x))"
+        )
     if op in ("in", "not in"):
         state.fail(node, op, "one side is known only at run time", "compare with == and or")
     a, b = lift(state, left, node, op), lift(state, right, node, op)
@@ -219,7 +227,12 @@ def _indices(state: State, node: ast.Subscript, buffer: e.Buffer) -> tuple[Slice
             index = lift(state, evaluate(state, item), item, "index")
             if not index.dtype.is_integer:
                 state.fail(item, "index", f"it is {describe(index)}", "cast it to i32")
-            if buffer.on_chip and isinstance(index, e.Const) and not 0 <= index.value < int(extent.value):  # type: ignore[attr-defined]
+            inside = (
+                not isinstance(extent, e.Const)
+                or not isinstance(index, e.Const)
+                or 0 <= index.value < extent.value
+            )
+            if buffer.on_chip and isinstance(index, e.Const) and not inside:
                 state.fail(
                     item, "index", f"{index.value} lies outside {describe(buffer)}", "indices count from 0"
                 )

@@ -4,8 +4,8 @@ import ast
 from collections.abc import Callable
 from typing import Any
 
-from mortice.tile.dtypes import DType, boolean, f32, i32
-from mortice.tile.frontend.expressions import element, evaluate
+from mortice.tile.dtypes import DType, f32, i32, index
+from mortice.tile.frontend.expressions import element
 from mortice.tile.frontend.state import Box, Slice, State, describe, full, lift, minus
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -16,7 +16,9 @@ Given = dict[str, Any]
 
 def allocate(state: State, node: ast.Call, given: Given, scope: str) -> e.Buffer:
     if not state.in_launch:
-        state.fail(node, scope, "there is no grid around it", "allocate tiles inside `for ... in tile.grid(...)`")
+        state.fail(
+            node, scope, "there is no grid around it", "allocate tiles inside `for ... in tile.grid(...)`"
+        )
     if state.in_parallel and scope != "local":
         state.fail(
             node, scope, "it stands in a parallel loop", "allocate it before the loop, or use tile.local"
@@ -51,7 +53,9 @@ def empty(state: State, node: ast.Call, given: Given) -> e.Buffer:
 def copy(state: State, node: ast.Call, given: Given) -> None:
     source, target = (_box(state, node, given[side], "copy") for side in ("source", "target"))
     if source.transposed or target.transposed:
-        state.fail(node, "copy", "one side is transposed", "copy as it lies and transpose the operand of gemm")
+        state.fail(
+            node, "copy", "one side is transposed", "copy as it lies and transpose the operand of gemm"
+        )
     left, right = settle(state, node, "copy", source, target)
     prefer = given["prefer"]
     if prefer not in ("auto", "tma", "cp_async", "plain"):
@@ -83,7 +87,8 @@ def settle(state: State, node: ast.Call, operator: str, a: Box, b: Box) -> tuple
             assert isinstance(item, Slice)
             x = y = minus(tile.buffer.shape[k], item.offset)
         x, y = x or y, y or x
-        assert x is not None and y is not None
+        assert x is not None
+        assert y is not None
         if isinstance(x, e.Const) and isinstance(y, e.Const) and x.value != y.value:
             problem = f"dimension {i} of {describe(a.buffer)} is {x.value} wide, {j} of {describe(b.buffer)} {y.value}"
             state.fail(node, operator, problem, "give both the same extent, or slice the wider one")
@@ -112,7 +117,10 @@ def gemm(state: State, node: ast.Call, given: Given) -> None:
             state.fail(node, "gemm", f"{name} is {describe(region)}, a tensor", "copy it to a tile first")
         if len(region.shape) != 2:
             state.fail(
-                node, "gemm", f"{name} has {len(region.shape)} dimensions", "slice it to two, as in x[0, :, :]"
+                node,
+                "gemm",
+                f"{name} has {len(region.shape)} dimensions",
+                "slice it to two, as in x[0, :, :]",
             )
         rows, columns = (
             state.constant(x, "gemm", f"an extent of {name}", node)
@@ -139,7 +147,12 @@ def _gemm_types(state: State, node: ast.Call, a: e.Region, b: e.Region, c: e.Reg
     if da.bits == db.bits == 8 and da.is_float and db.is_float:
         da = db
     if da != db:
-        state.fail(node, "gemm", f"a is {da}, b is {db}", "cast one of them by copying it to a tile of the other type")
+        state.fail(
+            node,
+            "gemm",
+            f"a is {da}, b is {db}",
+            "cast one of them by copying it to a tile of the other type",
+        )
     wanted = f32 if da.is_float else i32
     if dc != wanted:
         state.fail(node, "gemm", f"a and b are {da}, c is {dc}", f"accumulate in {wanted}")
@@ -178,7 +191,7 @@ def _atomic_tile(state: State, node: ast.Call, target: Any, value: Any, op: str)
     source, into = settle(
         state, node, f"atomic_{op}", _box(state, node, value, "atomic"), _box(state, node, target, "atomic")
     )
-    variables = tuple(e.Var(e.index, state.fresh(f"i{axis}")) for axis in range(len(source.kept)))
+    variables = tuple(e.Var(index, state.fresh(f"i{axis}")) for axis in range(len(source.kept)))
 
     def at(region: e.Region) -> tuple[e.Expr, ...]:
         lanes = dict(zip(region.kept, variables, strict=True))
@@ -200,7 +213,9 @@ def bitcast(state: State, node: ast.Call, given: Given) -> e.Expr:
     value = lift(state, given["value"], node, "bitcast")
     dtype = _dtype(state, node, given["dtype"], "bitcast")
     if value.dtype.bits != dtype.bits:
-        state.fail(node, "bitcast", f"the value is {value.dtype}, the type {dtype}", "both must be equally wide")
+        state.fail(
+            node, "bitcast", f"the value is {value.dtype}, the type {dtype}", "both must be equally wide"
+        )
     return build.bitcast(value, dtype, state.span(node))
 
 
@@ -249,12 +264,16 @@ def _box(state: State, node: ast.AST, value: Any, operator: str) -> Box:
         return value
     if isinstance(value, e.Load):
         return Box(value.buffer, value.indices)
-    state.fail(node, operator, f"{describe(value)} is no tensor, tile or box", "pass a buffer or a slice of one")
+    state.fail(
+        node, operator, f"{describe(value)} is no tensor, tile or box", "pass a buffer or a slice of one"
+    )
 
 
 def _dtype(state: State, node: ast.AST, value: Any, operator: str) -> DType:
     if not isinstance(value, DType):
-        state.fail(node, operator, f"{describe(value)} is no element type", "give one such as tile.f32 or A.dtype")
+        state.fail(
+            node, operator, f"{describe(value)} is no element type", "give one such as tile.f32 or A.dtype"
+        )
     return value
 
 

@@ -26,7 +26,9 @@ def read(function: Callable[..., Any]) -> Source:
     try:
         lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError) as error:
-        raise TileError(NOWHERE, function.__name__, f"its source cannot be read: {error}", "put it in a file") from None
+        raise TileError(
+            NOWHERE, function.__name__, f"its source cannot be read: {error}", "put it in a file"
+        ) from None
     text = textwrap.dedent("".join(lines))
     indent = len(lines[0]) - len(lines[0].lstrip())
     tree = ast.parse(text).body[0]
@@ -34,7 +36,7 @@ def read(function: Callable[..., Any]) -> Source:
     ast.increment_lineno(tree, first - 1)
     for node in ast.walk(tree):
         if hasattr(node, "col_offset"):
-            node.col_offset += indent  # type: ignore[attr-defined]
+            node.col_offset += indent
     closure = inspect.getclosurevars(function)
     names = dict(function.__globals__) | dict(closure.nonlocals)
     return Source(tree, inspect.getsourcefile(function) or "<unknown>", names, text)

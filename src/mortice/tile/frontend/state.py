@@ -113,7 +113,11 @@ class State:
         """Without the names that `Let` gave: of dimensions and arguments alone."""
 
         def change(node: Any) -> Any:
-            return self.expand(self.lets[node.name]) if isinstance(node, e.Var) and node.name in self.lets else node
+            return (
+                self.expand(self.lets[node.name])
+                if isinstance(node, e.Var) and node.name in self.lets
+                else node
+            )
 
         expanded: e.Expr = transform(value, change)
         return expanded
@@ -128,7 +132,12 @@ class State:
             return int(value.value)
         names = self._dimensions(value)
         if names is None:
-            self.fail(node, operator, f"{what} depends on run-time values", "use constants or dimensions of arguments")
+            self.fail(
+                node,
+                operator,
+                f"{what} depends on run-time values",
+                "use constants or dimensions of arguments",
+            )
         raise NeedStatic(names)
 
     def _dimensions(self, value: e.Expr) -> frozenset[str] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mortice.tile.dtypes import index
+from mortice.tile.frontend.calls import form
 from mortice.tile.frontend.expressions import IR_VALUES, OPERATORS, as_condition, element, evaluate
 from mortice.tile.frontend.source import read
 from mortice.tile.frontend.state import Binding, NeedMutable, State, describe, lift
@@ -48,7 +49,9 @@ def statement(state: State, node: ast.stmt) -> None:
             _return(state, node)
         case _:
             word = type(node).__name__.lower()
-            state.fail(node, word, "is not understood in a kernel", "use for, if, while, assignments and operators")
+            state.fail(
+                node, word, "is not understood in a kernel", "use for, if, while, assignments and operators"
+            )
 
 
 def _assign(state: State, target: ast.expr, node: Any) -> None:
@@ -62,7 +65,12 @@ def _assign(state: State, target: ast.expr, node: Any) -> None:
         values = value if isinstance(value, tuple) else None
         if values is None or len(values) != len(target.elts):
             count = len(values) if values is not None else describe(value)
-            state.fail(node, "=", f"{len(target.elts)} names for {count} values", "name each, `_` for what you ignore")
+            state.fail(
+                node,
+                "=",
+                f"{len(target.elts)} names for {count} values",
+                "name each, `_` for what you ignore",
+            )
         for item, part in zip(target.elts, values, strict=True):
             assert isinstance(item, ast.Name)
             _set(state, item.id, part, node)
@@ -85,7 +93,10 @@ def _set(state: State, name: str, value: Any, node: ast.AST) -> None:
         if scalar and isinstance(bound.value, e.Expr | int | float):
             raise NeedMutable(name)
         state.fail(
-            node, "=", f"{name} is {describe(bound.value)} outside this block", "take another name in the block"
+            node,
+            "=",
+            f"{name} is {describe(bound.value)} outside this block",
+            "take another name in the block",
         )
     if name in state.mutable and scalar:
         initial = lift(state, value, node)
@@ -142,7 +153,9 @@ def _for(state: State, node: ast.For) -> None:
             return
     values = evaluate(state, call)
     if isinstance(values, IR_VALUES) or not isinstance(values, Iterable):
-        state.fail(node, "for", f"it goes over {describe(values)}", "use range, tile.parallel, tile.grid or a tuple")
+        state.fail(
+            node, "for", f"it goes over {describe(values)}", "use range, tile.parallel, tile.grid or a tuple"
+        )
     _unrolled(state, node, values)
 
 
@@ -158,7 +171,7 @@ def _construct_loop(
     try:
         given = inspect.signature(function).bind(*args, **options)
     except TypeError as error:
-        state.fail(call, kind, str(error), f"its form is tile.{kind}{inspect.signature(function)}")
+        state.fail(call, kind, str(error), f"its form is {form(function)}")
     given.apply_defaults()
     if kind == "unroll":
         count = state.constant(args[0], "unroll", "the count", call)
@@ -177,7 +190,9 @@ def _construct_loop(
 def _loop_vars(state: State, node: ast.For, count: int) -> tuple[e.Var, ...]:
     targets = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
     if len(targets) != count or not all(isinstance(item, ast.Name) for item in targets):
-        state.fail(node, "for", f"{len(targets)} names for {count} extents", "name one loop variable an extent")
+        state.fail(
+            node, "for", f"{len(targets)} names for {count} extents", "name one loop variable an extent"
+        )
     return tuple(e.Var(index, state.fresh(item.id), span=state.span(item)) for item in targets)  # type: ignore[attr-defined]
 
 
@@ -215,7 +230,10 @@ def _unrolled(state: State, node: ast.For, values: Iterable[Any]) -> None:
 def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
     if state.in_parallel:
         state.fail(
-            node, "parallel", "it stands inside another parallel loop", "name all extents in one loop, or use range"
+            node,
+            "parallel",
+            "it stands inside another parallel loop",
+            "name all extents in one loop, or use range",
         )
     extents = tuple(lift(state, arg, node, "parallel") for arg in args)
     if not extents:
@@ -279,7 +297,9 @@ def _assert(state: State, node: ast.Assert) -> None:
     if isinstance(condition, e.Expr):
         state.emit(s.Check(as_condition(condition), message, span=state.span(node)))
     elif not condition:
-        state.fail(node, "assert", f"`{message}` does not hold", "call the kernel with other arguments or constants")
+        state.fail(
+            node, "assert", f"`{message}` does not hold", "call the kernel with other arguments or constants"
+        )
 
 
 def _return(state: State, node: ast.Return) -> None:
@@ -290,7 +310,9 @@ def _return(state: State, node: ast.Return) -> None:
     value = evaluate(state, node.value)
     for item in value if isinstance(value, tuple) else (value,):
         if not isinstance(item, e.Buffer) or item not in state.results:
-            state.fail(node, "return", f"{describe(item)} was not made by tile.empty", "return what tile.empty made")
+            state.fail(
+                node, "return", f"{describe(item)} was not made by tile.empty", "return what tile.empty made"
+            )
         state.returned.append(item)
 
 

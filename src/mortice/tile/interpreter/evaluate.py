@@ -70,9 +70,13 @@ class Evaluator:
             self.mask = outer
             return left & right
         right = self.value(x.right)
-        kind = arithmetic(x.left.dtype if x.dtype.kind == "b" else x.dtype)
+        kind: Any = arithmetic(x.left.dtype if x.dtype.kind == "b" else x.dtype)
         if x.dtype.kind != "b" or x.left.dtype.is_float or x.right.dtype.is_float:
-            kind = np.result_type(kind, np.float32) if x.right.dtype.is_float and not x.left.dtype.is_float else kind
+            kind = (
+                np.result_type(kind, np.float32)
+                if x.right.dtype.is_float and not x.left.dtype.is_float
+                else kind
+            )
             left, right = np.asarray(left).astype(kind)[()], np.asarray(right).astype(kind)[()]
         return BINARY[x.op](left, right)
 
@@ -98,7 +102,7 @@ class Evaluator:
         found = (
             memory.load(at, self.block_id, x.span) if isinstance(memory, Tensor) else memory.load(at, x.span)
         )
-        values = np.zeros(inside.shape, arithmetic(x.dtype))
+        values: np.ndarray = np.zeros(inside.shape, arithmetic(x.dtype))
         values[inside] = found
         return values.reshape(self.lanes)[()] if self.lanes is not None else values[0]
 
@@ -148,7 +152,7 @@ class Evaluator:
     def read(self, region: e.Region, pad: Any = 0) -> np.ndarray:
         """A box, with `pad` outside a tensor; outside a tile is an error."""
         box, inner, shape = self.box(region)
-        values = np.full(shape, pad, arithmetic(region.buffer.dtype))
+        values: np.ndarray = np.full(shape, pad, arithmetic(region.buffer.dtype))
         memory = self.memory[region.buffer.name]
         found = (
             memory.load(box, self.block_id, region.span)
@@ -174,7 +178,9 @@ class Evaluator:
         for offset, extent, limit in zip(region.offsets, region.extents, limits, strict=True):
             start, width = int(self.value(offset)), int(self.value(extent))
             if region.buffer.on_chip and (start < 0 or start + width > limit):
-                problem = f"the box from {start} to {start + width} lies outside {list(region.buffer.extents)}"
+                problem = (
+                    f"the box from {start} to {start + width} lies outside {list(region.buffer.extents)}"
+                )
                 raise CheckError(region.span, region.buffer.name, problem, "stay within the tile")
             low = min(max(start, 0), limit)
             high = max(min(start + width, limit), low)
@@ -188,5 +194,7 @@ class Evaluator:
 
     def uniform(self, value: Any, span: Span, operator: str) -> bool:
         if np.ndim(value):
-            raise CheckError(span, operator, "its condition differs between iterations", "use a for loop, or an if inside")
+            raise CheckError(
+                span, operator, "its condition differs between iterations", "use a for loop, or an if inside"
+            )
         return bool(value)

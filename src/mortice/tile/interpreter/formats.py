@@ -22,9 +22,11 @@ def arithmetic(dtype: DType) -> type:
 def decode(raw: np.ndarray, dtype: DType) -> np.ndarray:
     """Unsigned words of a tensor to values in the type of arithmetic."""
     if dtype == dtypes.bf16:
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+        widened: np.ndarray = (raw.astype(np.uint32) << 16).view(np.float32)
+        return widened
     if dtype in (dtypes.e4m3, dtypes.e5m2):
-        return _fp8_values(dtype)[raw]
+        fp8: np.ndarray = _fp8_values(dtype)[raw]
+        return fp8
     return raw.view(NATIVE[dtype]).astype(arithmetic(dtype))
 
 
@@ -36,8 +38,9 @@ def encode(values: np.ndarray, dtype: DType) -> np.ndarray:
         return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
     if dtype in (dtypes.e4m3, dtypes.e5m2):
         return _to_fp8(values, dtype)
-    native = np.ascontiguousarray(np.asarray(values).astype(NATIVE[dtype]))
-    return native.view(f"u{native.itemsize}")
+    native: np.ndarray = np.ascontiguousarray(np.asarray(values).astype(NATIVE[dtype]))
+    raw: np.ndarray = native.view(f"u{native.itemsize}")
+    return raw
 
 
 def rounded(values: np.ndarray, dtype: DType) -> np.ndarray:
@@ -70,4 +73,5 @@ def _to_fp8(values: np.ndarray, dtype: DType) -> np.ndarray:
     code = np.searchsorted(middle, x, side="left")
     code = code + ((code < len(middle)) & (x == middle[np.minimum(code, len(middle) - 1)]) & (code % 2 == 1))
     code = np.where(np.isnan(values), 0x7F, code)
-    return (code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+    words: np.ndarray = (code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)
+    return words

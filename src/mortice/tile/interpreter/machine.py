@@ -30,7 +30,8 @@ def interpret(function: s.Function, bound: Bound, seed: int = 0) -> None:
 class _Machine(Evaluator):
     def __init__(self, function: s.Function, bound: Bound, seed: int) -> None:
         memory: dict[str, Tensor | Tile] = {
-            p.buffer.name: Tensor(p.buffer, bound.tensors[p.buffer.name].raw(), p.written) for p in function.tensors
+            p.buffer.name: Tensor(p.buffer, bound.tensors[p.buffer.name].raw(), p.written)
+            for p in function.tensors
         }
         scalars = {
             param.var.name: arithmetic(param.var.dtype)(bound.dims[param.var.name])
@@ -94,7 +95,9 @@ class _Machine(Evaluator):
                         x.span, "assert", f"`{x.message}` does not hold", "mend the kernel or its arguments"
                     )
             case _:
-                raise UnsupportedError(x.span, type(x).__name__, "the interpreter runs tile IR", "interpret before lowering")
+                raise UnsupportedError(
+                    x.span, type(x).__name__, "the interpreter runs tile IR", "interpret before lowering"
+                )
 
     def launch(self, x: s.Launch) -> None:
         shape = [int(self.value(extent)) for extent in x.extents]
@@ -198,9 +201,8 @@ def _check_aliases(function: s.Function, bound: Bound) -> None:
     for param, mine in tensors:
         for _, other in tensors:
             same = (mine.pointer, mine.shape, mine.strides) == (other.pointer, other.shape, other.strides)
-            if param.written and mine is not other and not same and 0 not in (*mine.shape, *other.shape):
-                if np.shares_memory(mine.raw(), other.raw()):
-                    problem = f"{param.buffer.name} is written and overlaps another argument"
-                    raise CheckError(function.span, function.name, problem, "pass tensors that lie apart")
-
-
+            if not param.written or mine is other or same or 0 in (*mine.shape, *other.shape):
+                continue
+            if np.shares_memory(mine.raw(), other.raw()):
+                problem = f"{param.buffer.name} is written and overlaps another argument"
+                raise CheckError(function.span, function.name, problem, "pass tensors that lie apart")

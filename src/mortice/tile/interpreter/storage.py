@@ -36,7 +36,9 @@ class Tensor:
         owner = self.owner[index]
         if ((owner != -1) & (owner != block)).any():
             problem = f"block {block} {verb} an element of {self.buffer.name} that another block wrote"
-            raise CheckError(span, self.buffer.name, problem, "let one block own each element, or use an atomic")
+            raise CheckError(
+                span, self.buffer.name, problem, "let one block own each element, or use an atomic"
+            )
 
 
 class Tile:
@@ -45,7 +47,7 @@ class Tile:
     def __init__(self, buffer: Buffer, lanes: tuple[int, ...] = ()) -> None:
         self.buffer, self.lanes = buffer, lanes
         shape = lanes + buffer.extents
-        self.data = np.zeros(shape, arithmetic(buffer.dtype))
+        self.data: np.ndarray = np.zeros(shape, arithmetic(buffer.dtype))
         self.ready = np.zeros(shape, bool)
 
     def load(self, index: Index, span: Span) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from mortice.tile.diagnostics import NOWHERE, Span
 from mortice.tile.dtypes import DType, boolean, f32, f64, joined, widened
@@ -11,6 +12,7 @@ from mortice.tile.ir.expr import (
     Binary,
     Bitcast,
     Buffer,
+    Call,
     Cast,
     Const,
     Expr,
@@ -20,13 +22,17 @@ from mortice.tile.ir.expr import (
     Unary,
     const,
 )
+from mortice.tile.ir.thread import FUNCTIONS
 
-FOLD: dict[str, Callable] = {
+FOLD: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
     "floordiv": operator.floordiv, "mod": operator.mod, "min": min, "max": max, "and": operator.and_,
     "or": operator.or_, "xor": operator.xor, "shl": operator.lshift, "shr": operator.rshift, "lt": operator.lt,
     "le": operator.le, "gt": operator.gt, "ge": operator.ge, "eq": operator.eq, "ne": operator.ne,
 }  # fmt: skip
+
+
+PREFIX: dict[str, Callable[..., Any]] = {"neg": operator.neg, "not": operator.not_, "invert": operator.invert}
 
 
 def binary(op: str, left: Expr, right: Expr, span: Span = NOWHERE) -> Expr:
@@ -39,7 +45,12 @@ def binary(op: str, left: Expr, right: Expr, span: Span = NOWHERE) -> Expr:
         right = _as(right, left.dtype)
     operands = joined(left.dtype, right.dtype)
     dtype = boolean if op in COMPARISONS else operands
-    if isinstance(left, Const) and isinstance(right, Const) and not _undefined(op, right) and not operands.is_float:
+    if (
+        isinstance(left, Const)
+        and isinstance(right, Const)
+        and not _undefined(op, right)
+        and not operands.is_float
+    ):
         value = FOLD[op](left.value, right.value)
         return Const(dtype, bool(value) if dtype == boolean else value, span=span)
     return _identity(op, left, right) or Binary(dtype, op, left, right, span=span)
@@ -47,8 +58,7 @@ def binary(op: str, left: Expr, right: Expr, span: Span = NOWHERE) -> Expr:
 
 def unary(op: str, value: Expr, span: Span = NOWHERE) -> Expr:
     if isinstance(value, Const):
-        folded = {"neg": operator.neg, "not": operator.not_, "invert": operator.invert}[op](value.value)
-        return Const(value.dtype, folded, span=span)
+        return Const(value.dtype, PREFIX[op](value.value), span=span)
     return Unary(value.dtype, op, value, span=span)
 
 
@@ -86,6 +96,12 @@ def load(
     return Load(widened(buffer.dtype), buffer, indices, guards, span=span)
 
 
+def call(name: str, args: tuple[Expr, ...], span: Span = NOWHERE) -> Call:
+    """A function of `thread.FUNCTIONS`, typed by that table; KeyError for any other."""
+    dtype = FUNCTIONS[name].dtype
+    return Call(dtype if dtype is not None else args[0].dtype, name, args, span=span)
+
+
 def coerced(value: Expr, to: DType) -> Expr:
     """The value as an element or scalar of type `to` (stores round by themselves, so narrow types stay)."""
     return value if value.dtype == widened(to) else cast(value, to, value.span)
@@ -119,9 +135,8 @@ def _identity(op: str, left: Expr, right: Expr) -> Expr | None:
             return right if right.value == 0 else Const(right.dtype, 0)
         if op == "add" and isinstance(left, Binary) and left.op == "add" and isinstance(left.right, Const):
             return binary("add", left.left, binary("add", left.right, right))
-    if isinstance(left, Const):
-        if op == "add" or (op == "mul" and left.value in (0, 1)):
-            return binary(op, right, left)
+    if isinstance(left, Const) and (op == "add" or (op == "mul" and left.value in (0, 1))):
+        return binary(op, right, left)
     return None
 
 

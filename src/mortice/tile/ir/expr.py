@@ -6,7 +6,22 @@ from mortice.tile.diagnostics import NOWHERE, Span
 from mortice.tile.dtypes import DType, boolean, index, widened
 
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-BINARY = ("add", "sub", "mul", "div", "floordiv", "mod", "min", "max", "and", "or", "xor", "shl", "shr", *COMPARISONS)
+BINARY = (
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "floordiv",
+    "mod",
+    "min",
+    "max",
+    "and",
+    "or",
+    "xor",
+    "shl",
+    "shr",
+    *COMPARISONS,
+)
 UNARY = ("neg", "not", "invert")
 MATH = (
     "exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "erf", "sigmoid", "sin", "cos", "abs", "floor", "ceil",
@@ -85,7 +100,8 @@ class Select(Expr):
 class Buffer:
     """A tensor or a tile. Names are unique in a function.
 
-    scope: "global" (an argument, or `tile.empty`), "shared", "fragment" or "local" (one a thread).
+    scope: "global" (an argument, or `tile.empty`), "shared", "fragment" or "local" (one a thread; at the thread level
+    an array of registers). Thread level only: "barrier" (an array of mbarriers) and "map" (a tensor map).
     shape: constants on chip; on a global tensor also dimensions.
     strides: in elements, None for row-major without gaps.
     """
@@ -117,6 +133,14 @@ class Load(Expr):
     buffer: Buffer
     indices: tuple[Expr, ...]
     guards: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Expr):
+    """Thread level: a value from a function of `thread.FUNCTIONS`, such as `lane()` or `shuffle_xor(x, 1)`."""
+
+    name: str
+    args: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)

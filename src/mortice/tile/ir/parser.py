@@ -9,6 +9,7 @@ from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.printer import INFIX
+from mortice.tile.ir.thread import FUNCTIONS
 
 INFIX_NODES = {
     ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.FloorDiv: "floordiv", ast.Mod: "mod",
@@ -34,7 +35,7 @@ class _Parser:
         self.buffers: dict[str, e.Buffer] = {}
 
     def function(self, node: ast.FunctionDef) -> s.Function:
-        params = tuple(self.param(arg) for arg in node.args.args)
+        params: tuple[s.Param, ...] = tuple(self.param(arg) for arg in node.args.args)
         return s.Function(node.name, params, self.block(node.body), span=self.span(node))
 
     def span(self, node: ast.stmt) -> Span:
@@ -44,13 +45,19 @@ class _Parser:
         file, line, column = place.rsplit(":", 2)
         return Span(file, int(line), int(column))
 
-    def param(self, arg: ast.arg) -> s.Tensor | s.Scalar:
+    def param(self, arg: ast.arg) -> s.Param:
         note: Any = arg.annotation
+        if isinstance(note, ast.Call) and note.func.id == "tensor_map":  # type: ignore[attr-defined]
+            options = {str(item.arg): ast.literal_eval(item.value) for item in note.keywords}
+            tensor = self.buffers[note.args[0].id]  # type: ignore[attr-defined]
+            self.buffers[arg.arg] = e.Buffer(arg.arg, tensor.dtype, (e.const(1),), "map")
+            return s.TensorMap(self.buffers[arg.arg], tensor, **options)
         if isinstance(note, ast.Name):
             return s.Scalar(self.declare(arg.arg, note.id))
         role = ""
-        if isinstance(note, ast.Call) and note.func.id in ("written", "result"):  # type: ignore[attr-defined]
-            role, note = note.func.id, note.args[0]  # type: ignore[attr-defined]
+        match note:
+            case ast.Call(func=ast.Name(id="written" | "result" as role), args=[note]):
+                pass
         strides = None
         if isinstance(note, ast.Call):
             stride_nodes, note = note.args[1:], note.args[0]
@@ -72,7 +79,7 @@ class _Parser:
     def block(self, nodes: list[ast.stmt]) -> s.Block:
         return tuple(self.statement(node) for node in nodes if not isinstance(node, ast.Pass))
 
-    def statement(self, node: ast.stmt) -> s.Stmt:
+    def statement(self, node: ast.stmt) -> s.Stmt:  # noqa: C901 - a table of all statements
         span = self.span(node)
         match node:
             case ast.For():
@@ -81,7 +88,9 @@ class _Parser:
                 return s.If(self.expr(node.test), self.block(node.body), self.block(node.orelse), span=span)
             case ast.While():
                 return s.While(self.expr(node.test), self.block(node.body), span=span)
-            case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Call(func=ast.Name(id=kind), args=[dtype])):
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=ast.Call(func=ast.Name(id=kind), args=[dtype])
+            ):
                 value = self.expr(node.value)
                 return s.Let(self.declare(name, dtype.id), value, mutable=kind == "var", span=span)  # type: ignore[attr-defined]
             case ast.AnnAssign(target=ast.Subscript() as target):
@@ -90,12 +99,22 @@ class _Parser:
             case ast.Assign(targets=[ast.Subscript() as target]):
                 return s.Store(*self.element(target), self.expr(node.value), span=span)
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=scope)) as call) if (
-                scope in ("shared", "fragment", "local") and name not in self.vars
+                scope in ("shared", "fragment", "local", "barrier") and name not in self.vars
             ):
                 dtype_node: Any = call.args[0]
                 shape = tuple(map(self.expr, call.args[1:]))
                 self.buffers[name] = e.Buffer(name, BY_NAME[dtype_node.id], shape, scope)
-                return s.Alloc(self.buffers[name], span=span)
+                placed = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+                return s.Alloc(self.buffers[name], **placed, span=span)
+            case ast.With(items=[ast.withitem(context_expr=ast.Call(func=ast.Name(id="roles")))]):
+                return s.Roles(self.block(node.body), span=span)  # type: ignore[arg-type]
+            case ast.With(items=[ast.withitem(context_expr=ast.Call(func=ast.Name(id="role")) as call)]):
+                given = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+                return s.Role(ast.literal_eval(call.args[0]), **given, body=self.block(node.body), span=span)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="op"), attr=name)) as call):
+                operands = tuple(self.operand(arg) for arg in call.args)
+                attributes = tuple((str(item.arg), ast.literal_eval(item.value)) for item in call.keywords)
+                return s.Op(name, operands, attributes, span=span)
             case ast.Assign(targets=[ast.Name(id=name)]):
                 return s.Assign(self.vars[name], self.expr(node.value), span=span)
             case ast.Assert():
@@ -108,7 +127,7 @@ class _Parser:
         call: Any = node.iter
         kind = call.func.id
         ends = tuple(map(self.expr, call.args))
-        names = [item.id for item in (node.target.elts if isinstance(node.target, ast.Tuple) else [node.target])]  # type: ignore[attr-defined]
+        names = [getattr(item, "id", "") for item in _items(node.target)]
         variables = tuple(self.declare(name, "index") for name in names)
         body = self.block(node.body)
         options = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
@@ -116,36 +135,49 @@ class _Parser:
             return s.Launch(variables, ends, body, **options, span=span)
         if kind == "parallel":
             return s.Parallel(variables, ends, body, span=span)
-        return s.For(variables[0], *ends, body, kind, **options, span=span)
+        start, stop, step = ends
+        return s.For(variables[0], start, stop, step, body, kind, **options, span=span)
 
     def operator(self, call: ast.Call, span: Span) -> s.Stmt:
         name, args = call.func.id, call.args  # type: ignore[attr-defined]
         given = {item.arg: item.value for item in call.keywords}
-        flags = {
-            key: ast.literal_eval(value) for key, value in given.items() if key is not None and key != "pad"
-        }
+        flags = {str(key): ast.literal_eval(value) for key, value in given.items() if key != "pad"}
         match name:
             case "copy":
-                ends = map(self.region, args)
-                return s.Copy(*ends, pad=self.expr(given["pad"]), **flags, span=span)
+                source, target = map(self.region, args)
+                return s.Copy(source, target, self.expr(given["pad"]), **flags, span=span)
             case "fill":
                 return s.Fill(self.region(args[0]), self.expr(args[1]), span=span)
             case "gemm":
-                return s.Gemm(*map(self.region, args), **flags, span=span)
+                a, b, c = map(self.region, args)
+                return s.Gemm(a, b, c, **flags, span=span)
             case "reduce" | "scan":
+                source, target = map(self.region, args[1:])
                 node = s.Reduce if name == "reduce" else s.Scan
-                return node(ast.literal_eval(args[0]), *map(self.region, args[1:]), **flags, span=span)
+                return node(ast.literal_eval(args[0]), source, target, **flags, span=span)
             case "atomic":
-                return s.Atomic(ast.literal_eval(args[0]), *self.element(args[1]), self.expr(args[2]), span=span)
+                return s.Atomic(
+                    ast.literal_eval(args[0]), *self.element(args[1]), self.expr(args[2]), span=span
+                )
             case "print":
                 values = tuple(
-                    self.buffers[arg.id] if isinstance(arg, ast.Name) and arg.id in self.buffers else self.expr(arg)
+                    self.buffers[arg.id]
+                    if isinstance(arg, ast.Name) and arg.id in self.buffers
+                    else self.expr(arg)
                     for arg in args[1:]
                 )
                 return s.Print(ast.literal_eval(args[0]), values, span=span)
             case "breakpoint":
                 return s.Breakpoint(span=span)
         raise ValueError(f"line {call.lineno}: no operator {name}")
+
+    def operand(self, node: ast.expr) -> e.Expr | e.Region:
+        """A subscript is a box or an address, except of registers by single index, which is a value."""
+        if isinstance(node, ast.Subscript):
+            box = self.region(node)
+            value = not box.kept and box.buffer.scope in ("local", "global")
+            return build.load(box.buffer, box.offsets) if value else box
+        return self.expr(node)
 
     def region(self, node: ast.expr) -> e.Region:
         assert isinstance(node, ast.Subscript)
@@ -201,6 +233,8 @@ class _Parser:
                 return build.binary(name, self.expr(left), self.expr(right))
             case ast.Call(func=ast.Name(id=name), args=[value]) if name in e.MATH:
                 return build.math_call(name, self.expr(value))
+            case ast.Call(func=ast.Name(id=name), args=args) if name in FUNCTIONS:
+                return build.call(name, tuple(map(self.expr, args)))
         raise ValueError(f"line {getattr(node, 'lineno', '?')}: no expression of the IR")
 
 

@@ -26,19 +26,19 @@ def text(function: s.Function, spans: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def expression(x: e.Expr) -> str:
+def expression(x: e.Expr) -> str:  # noqa: C901 - a table of all expressions
     match x:
         case e.Const():
             return _constant(x)
         case e.Var():
             return x.name
         case e.Binary(op=op) if op in INFIX:
-            return f"({expression(x.left)} {INFIX[op]} {expression(x.right)})"
+            return f"({_operand(x.left, x.right)} {INFIX[op]} {_operand(x.right, x.left)})"
         case e.Binary(op="and" | "or" as op):
             sign = op if x.dtype == boolean else {"and": "&", "or": "|"}[op]
-            return f"({expression(x.left)} {sign} {expression(x.right)})"
+            return f"({_operand(x.left, x.right)} {sign} {_operand(x.right, x.left)})"
         case e.Binary():
-            return f"{x.op}({expression(x.left)}, {expression(x.right)})"
+            return f"{x.op}({_operand(x.left, x.right)}, {_operand(x.right, x.left)})"
         case e.Unary():
             return f"({PREFIX[x.op]}{expression(x.value)})"
         case e.Math():
@@ -52,7 +52,21 @@ def expression(x: e.Expr) -> str:
         case e.Load():
             where = f"{x.buffer.name}[{_list(x.indices)}]"
             return where if x.guards is None else f"({where} @ {_guards(x.guards)})"
+        case e.Call():
+            return f"{x.name}({_list(x.args)})"
     raise TypeError(f"{type(x).__name__} has no text")
+
+
+def _operand(x: e.Expr, other: e.Expr) -> str:
+    """A whole constant takes the type of what it meets, so that its own need not be said."""
+    if (
+        isinstance(x, e.Const)
+        and x.dtype.is_integer
+        and x.dtype == other.dtype
+        and not isinstance(other, e.Const)
+    ):
+        return str(x.value)
+    return expression(x)
 
 
 def region(r: e.Region) -> str:
@@ -80,7 +94,10 @@ def _guards(guards: tuple[bool, ...]) -> str:
     return "(" + "".join(f"{int(guard)}," for guard in guards) + ")"
 
 
-def _param(param: s.Tensor | s.Scalar) -> str:
+def _param(param: s.Param) -> str:
+    if isinstance(param, s.TensorMap):
+        options = f"dims={param.dims}, box={param.box}, swizzle={param.swizzle}"
+        return f"{param.buffer.name}: tensor_map({param.tensor.name}, {options})"
     if isinstance(param, s.Scalar):
         return f"{param.var.name}: {param.var.dtype}"
     buffer = param.buffer
@@ -131,7 +148,16 @@ def _statement(x: s.Stmt) -> tuple[str, list[tuple[str, s.Block]]]:  # noqa: C90
             return f"{x.var.name} = {expression(x.value)}", []
         case s.Alloc():
             b = x.buffer
-            return f"{b.name} = {b.scope}({b.dtype}, {_list(b.shape)})", []
+            placed = ("" if x.at is None else f", at={x.at}") + (f", count={x.count}" if x.count else "")
+            return f"{b.name} = {b.scope}({b.dtype}, {_list(b.shape)}{placed})", []
+        case s.Roles():
+            return "with roles():", [("", x.roles)]
+        case s.Role():
+            return f"with role({x.name!r}, warps={x.warps}, registers={x.registers}):", [("", x.body)]
+        case s.Op():
+            operands = [region(v) if isinstance(v, e.Region) else expression(v) for v in x.operands]
+            operands += [f"{key}={value!r}" for key, value in x.attributes]
+            return f"op.{x.name}({', '.join(operands)})", []
         case s.Store():
             guards = "" if x.guards is None else f": {_guards(x.guards)}"
             return f"{x.buffer.name}[{_list(x.indices)}]{guards} = {expression(x.value)}", []

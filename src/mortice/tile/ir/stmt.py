@@ -90,9 +90,12 @@ class Assign(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class Alloc(Stmt):
-    """An on-chip tile, uninitialised."""
+    """An on-chip tile, uninitialised. Thread level: `at` is its byte offset in the block's shared memory, `count` the
+    arrivals that complete a phase of a barrier."""
 
     buffer: Buffer
+    at: int | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +171,39 @@ class Atomic(Stmt):
     value: Expr
 
 
+# Thread level: statements run by each thread; operands are expressions and boxes (registers `d[0::64]`, an address
+# in shared memory `tiles[offset]`, a barrier `full[stage]`, a tensor map `map[0]`).
+
+
+@dataclass(frozen=True, slots=True)
+class Role(Stmt):
+    """What `warps` consecutive warps do, with `registers` a thread (0: as launched)."""
+
+    name: str
+    warps: int
+    registers: int
+    body: Block
+
+
+@dataclass(frozen=True, slots=True)
+class Roles(Stmt):
+    """The warps of a block shared out in order; together they are all its warps."""
+
+    roles: tuple[Role, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Op(Stmt):
+    """An instruction of `thread.OPS`, with its operands in the table's order and its constant attributes."""
+
+    name: str
+    operands: tuple[Expr | Region, ...]
+    attributes: tuple[tuple[str, int | str | bool], ...] = ()
+
+    def attribute(self, name: str) -> int | str | bool:
+        return dict(self.attributes)[name]
+
+
 # Debugging
 
 
@@ -212,11 +248,26 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorMap:
+    """Thread level: a TMA descriptor that the host encodes. buffer: its name, scope "map". dims: the tensor's dimensions
+    it walks, fastest first; box: elements moved at once, in that order; swizzle: bytes, 0 for none."""
+
+    buffer: Buffer
+    tensor: Buffer
+    dims: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle: int
+
+
+Param = Tensor | Scalar | TensorMap
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """One specialised kernel. The shape of each tensor argument binds the dimensions that stand in it."""
 
     name: str
-    params: tuple[Tensor | Scalar, ...]
+    params: tuple[Param, ...]
     body: Block
     span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
 

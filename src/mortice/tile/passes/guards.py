@@ -30,11 +30,11 @@ def _node(x: Any, ranges: Ranges) -> Any:
             with ranges.loop((x.var,), (x.stop,), x.start):
                 return rebuild(x, inner)
         case s.Let():
-            made = rebuild(x, inner)
+            let = rebuild(x, inner)
             ranges.let(x)
-            return made
+            return let
         case e.Load() | s.Store():
-            made = rebuild(x, inner)
+            made: Any = rebuild(x, inner)
             guards = tuple(
                 not ranges.within(i, extent) for i, extent in zip(x.indices, x.buffer.shape, strict=True)
             )

@@ -17,7 +17,9 @@ class Pass:
     gives: frozenset[str] = frozenset()
 
 
-def run(function: Function, passes: Sequence[Pass], trace: Callable[[str, Function], None] | None = None) -> Function:
+def run(
+    function: Function, passes: Sequence[Pass], trace: Callable[[str, Function], None] | None = None
+) -> Function:
     """trace: called with the name of each pass and its result."""
     holds: set[str] = set()
     for step in passes:

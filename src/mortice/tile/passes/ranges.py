@@ -21,7 +21,9 @@ class Ranges:
     below: dict[str, e.Expr] = field(default_factory=dict)
 
     @contextmanager
-    def loop(self, variables: tuple[e.Var, ...], stops: tuple[e.Expr, ...], start: e.Expr | None = None) -> Iterator[None]:
+    def loop(
+        self, variables: tuple[e.Var, ...], stops: tuple[e.Expr, ...], start: e.Expr | None = None
+    ) -> Iterator[None]:
         """Variables that count from start (0) up to, but not including, their stop."""
         for var, stop in zip(variables, stops, strict=True):
             low = self.of(start)[0] if start is not None else 0
@@ -123,7 +125,9 @@ def affine(x: e.Expr, variables: Mapping[str, object]) -> tuple[dict[str, int], 
             inner = affine(x.left if isinstance(x.right, e.Const) else x.right, variables)
             if inner is None:
                 return None
-            return {n: c * int(factor) for n, c in inner[0].items()}, build.binary("mul", inner[1], e.const(int(factor)))
+            return {n: c * int(factor) for n, c in inner[0].items()}, build.binary(
+                "mul", inner[1], e.const(int(factor))
+            )
     free = not any(name in variables for name in _names(x))
     return ({}, x) if free else None
 
