@@ -3,6 +3,7 @@
 torch is never imported here; a torch tensor brings it.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -35,14 +36,29 @@ class Argument:
     writable: bool
     owner: Any
 
-    def type(self) -> TensorType:
+    def type(self, look_at_alignment: bool = False) -> TensorType:
         contiguous = is_contiguous(self.shape, self.strides)
         unit = contiguous or not self.strides or self.strides[-1] == 1
-        return TensorType(self.dtype, len(self.shape), contiguous, unit)
+        align = 16 if look_at_alignment and self._aligned(16) else 0
+        return TensorType(self.dtype, len(self.shape), contiguous, unit, align)
+
+    def _aligned(self, bytes: int) -> bool:
+        outer = [stride for stride, extent in zip(self.strides[:-1], self.shape, strict=False) if extent > 1]
+        return self.pointer % bytes == 0 and all(
+            stride * self.dtype.bits // 8 % bytes == 0 for stride in outer
+        )
 
     def raw(self) -> np.ndarray:
         """The memory itself as an array of unsigned words. CPU only."""
         return np.asarray(_Memory(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor without data: what a kernel is compiled for where there is none. Row-major, aligned."""
+
+    shape: tuple[int, ...]
+    dtype: DType
 
 
 class _Memory:
@@ -65,6 +81,9 @@ def is_tensor(value: Any) -> bool:
 
 def view(value: Any) -> Argument:
     """Raises TypeError for what is no torch tensor or NumPy array, or has an element type the language lacks."""
+    if isinstance(value, Spec):
+        strides = tuple(math.prod(value.shape[i + 1 :]) for i in range(len(value.shape)))
+        return Argument(0, value.dtype, value.shape, strides, "cpu", True, value)
     if isinstance(value, np.ndarray):
         dtype = NAMES.get(value.dtype.name)
         if dtype is None:

@@ -72,11 +72,8 @@ class Kernel:
 
     def __call__(self, *args: Any, out: Any = None, **keywords: Any) -> Any:
         given, constants = self._bind(args, keywords)
-        views, scalars, key = self._look(given)
-        target = self.target or self._home(views)
-        found = self._find((target, key, constants), views)
-        if found is None:
-            found = self._make((target, key, constants), views)
+        views, scalars = self._look(given)
+        found = self._specialise(views, constants)
         return self._run(found, views, scalars, given, out)
 
     def on(self, target: str) -> "Kernel":
@@ -90,16 +87,14 @@ class Kernel:
     def lowered(self, *args: Any, **keywords: Any) -> Function:
         """The tile IR for these arguments, before any pass."""
         given, constants = self._bind(args, keywords)
-        views, _, _ = self._look(given)
-        return build(self.function, self._signature(views, constants)).function
+        views, _ = self._look(given)
+        return build(self.function, self._signature(self.target, views, constants)).function
 
     def compiled(self, *args: Any, **keywords: Any) -> Executable:
         """What a call with these arguments would run, without running it; `source` is its text."""
         given, constants = self._bind(args, keywords)
-        views, _, key = self._look(given)
-        target = self.target or self._home(views)
-        found = self._find((target, key, constants), views) or self._make((target, key, constants), views)
-        return found.executable
+        views, _ = self._look(given)
+        return self._specialise(views, constants).executable
 
     @property
     def span(self) -> Span:
@@ -133,29 +128,26 @@ class Kernel:
         given = bound.arguments
         return given, tuple((name, given[name]) for name in self.constants)
 
-    def _look(self, given: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any], Any]:
+    def _look(self, given: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any]]:
         views: dict[str, Argument] = {}
         scalars: dict[str, Any] = {}
-        key: list[Any] = []
         for parameter in self.parameters:
             value = given[parameter.name]
             if value is None and parameter.optional:
-                key.append(None)
+                continue
             elif parameter.scalar is not None:
                 if isinstance(value, str) or not hasattr(value, "__float__"):
                     self._refuse(
                         parameter.name, f"is a {type(value).__name__}", f"pass a {parameter.scalar} number"
                     )
                 scalars[parameter.name] = float(value) if parameter.scalar.is_float else int(value)
-                key.append("scalar")
             else:
                 try:
                     view = tensors.view(value)
                 except TypeError as error:
                     self._refuse(parameter.name, str(error), "pass a torch tensor or a NumPy array")
                 views[parameter.name] = view
-                key.append(view.type())
-        return views, scalars, tuple(key)
+        return views, scalars
 
     def _refuse(self, name: str, problem: str, remedy: str) -> typing.NoReturn:
         raise ArgumentError(self.span, self.__name__, f"argument {name}: {problem}", remedy)
@@ -169,25 +161,28 @@ class Kernel:
             )
         return {"cpu": "c"}.get(device := next(iter(devices), "cpu"), device)
 
-    def _find(self, key: Any, views: dict[str, Argument]) -> Specialisation | None:
-        for one in self._specialised.get(key, ()):
+    def _specialise(
+        self, views: dict[str, Argument], constants: tuple[tuple[str, Any], ...]
+    ) -> Specialisation:
+        """The compiled form for these arguments, made if it is not there."""
+        target = self.target or self._home(views)
+        signature = self._signature(target, views, constants)
+        known = self._specialised.setdefault((target, signature.arguments, constants), [])
+        for one in known:
             if all(views[name].shape[axis] == value for (name, axis), value in one.built.static.items()):
                 return one
-        return None
+        built = build(self.function, signature)
+        known.append(Specialisation(built, prepare(built.function, target)))
+        return known[-1]
 
-    def _make(self, key: Any, views: dict[str, Argument]) -> Specialisation:
-        target, _, constants = key
-        built = build(self.function, self._signature(views, constants))
-        made = Specialisation(built, prepare(built.function, target))
-        self._specialised.setdefault(key, []).append(made)
-        return made
-
-    def _signature(self, views: dict[str, Argument], constants: tuple[tuple[str, Any], ...]) -> Signature:
+    def _signature(
+        self, target: str | None, views: dict[str, Argument], constants: tuple[tuple[str, Any], ...]
+    ) -> Signature:
         kinds: list[tuple[str, ArgumentType]] = []
         for parameter in self.parameters:
             kind: TensorType | ScalarType | None = None
             if parameter.name in views:
-                kind = views[parameter.name].type()
+                kind = views[parameter.name].type(look_at_alignment=target not in (None, "c", "interpreter"))
             elif parameter.scalar is not None:
                 kind = ScalarType(parameter.scalar)
             kinds.append((parameter.name, kind))

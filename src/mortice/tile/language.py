@@ -8,7 +8,11 @@ Operators are synchronous: `copy`, `gemm`, reductions and the rest are done befo
 import functools
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from mortice.tile.ir.thread import FUNCTIONS, OPS
 
 F = TypeVar("F", bound=Callable[..., Any])
 inf = math.inf
@@ -177,6 +181,45 @@ def atomic_max(target: Any, value: Any) -> None:
 @construct
 def atomic_min(target: Any, value: Any) -> None:
     """target[i, j] = min(target[i, j], value), indivisibly."""
+    raise NotImplementedError
+
+
+# Threads: the expert's level, mixed freely with the operators above
+
+
+class Thread:
+    """`tile.thread.NAME(...)`: one instruction or function of `mortice.tile.ir.thread`, operands in its table's order, its
+    attributes by name."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in OPS and name not in FUNCTIONS:
+            raise AttributeError(f"the thread level has no {name}; mortice.tile.ir.thread lists what it has")
+        return ThreadConstruct(name)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadConstruct:
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"tile.thread.{self.name} has a meaning only inside a function decorated with @tile.kernel"
+        )
+
+
+thread = Thread()
+
+
+@construct
+def role(name: str, *, warps: int, registers: int = 0) -> AbstractContextManager[None]:
+    """`with role("load", warps=4, registers=40):` what the next warps of the block do. Roles that follow each other share
+    out all warps. registers: a thread, 24 to 256 in steps of 8 (0: as launched)."""
+    raise NotImplementedError
+
+
+@construct
+def barrier(phases: int, *, count: int) -> Any:
+    """An array of mbarriers in shared memory, each completed by `count` arrivals."""
     raise NotImplementedError
 
 

@@ -7,14 +7,15 @@ from mortice.tile.dtypes import DType
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """contiguous: row-major without gaps. unit_inner: the last stride is 1. pitch16: base address and every other
-    stride are multiples of 16 bytes (TMA's condition; computed for GPU targets only)."""
+    """contiguous: row-major without gaps. unit_inner: the last stride is 1. align: bytes of which the base address
+    and every other stride are multiples, 16 (TMA's condition) or 0 if that was not looked at or does not hold; only
+    GPU targets look."""
 
     dtype: DType
     rank: int
     contiguous: bool = True
     unit_inner: bool = True
-    pitch16: bool = False
+    align: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,18 @@ def test_a_dimension_that_sizes_a_tile_becomes_a_constant_and_others_stay():
     assert "fragment(f32, 4, 24)" in printed
 
 
+def test_a_kernel_is_made_without_data_and_gpu_targets_look_at_alignment():
+    from mortice.tile import Spec, bf16
+
+    specs = Spec((64, 24), bf16), Spec((32, 24), bf16)
+    assert "A: bf16[M, K]" in gemm_nt.ir(*specs)
+    function = gemm_nt.on("sm_90a").lowered(*specs)
+    assert "A: aligned(bf16[M, K], 16)" in text(function)
+    assert parse(text(function)) == function
+    odd = gemm_nt.on("sm_90a").lowered(Spec((64, 23), bf16), Spec((32, 23), bf16))
+    assert odd.tensors[0].buffer.align == 0
+
+
 def test_a_scalar_that_a_loop_changes_is_a_variable_and_a_constant_if_leaves_no_trace():
     @tile.kernel
     def kernel(X: tile.Tensor, *, twice: bool = False):
@@ -167,8 +179,7 @@ def try_statement(A: tile.Tensor):
 )
 def test_a_mistake_is_told_with_file_line_operator_disagreement_and_remedy(function, words):
     with pytest.raises(tile.TileError) as caught:
-        arguments = [3] if function is run_time_tile else []
-        tile.kernel(function).ir(floats(4, 4), *arguments)
+        tile.kernel(function).ir(floats(4, 4), *([3] if function is run_time_tile else []))
     message = str(caught.value)
     first = function.__code__.co_firstlineno
     line = int(message.removeprefix(__file__).split(":")[1])
@@ -182,7 +193,7 @@ def test_a_mistake_is_told_with_file_line_operator_disagreement_and_remedy(funct
 def test_calls_are_checked_before_anything_runs():
     with pytest.raises(tile.ArgumentError, match=r"B.shape\[1\] is 7, K = A.shape\[1\] says 8"):
         gemm_nt(floats(4, 8), floats(4, 7))
-    with pytest.raises(tile.ArgumentError, match="named? 2|names 2"):
+    with pytest.raises(tile.ArgumentError, match="names 2"):
         gemm_nt(floats(4, 8, 1), floats(4, 8))
     with pytest.raises(tile.ArgumentError, match="argument A: it is a list"):
         gemm_nt([1.0], floats(4, 8))

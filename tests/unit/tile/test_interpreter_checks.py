@@ -11,7 +11,6 @@ from mortice import tile
 
 @tile.kernel
 def uninitialised(X: tile.Tensor):
-    (N,) = X.shape
     for b in tile.grid(1):
         t = tile.fragment((4,), tile.f32)
         X[b] = t[2]

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mortice import tile
 from mortice.tile import TileError
 from mortice.tile.ir.parser import parse
 from mortice.tile.ir.printer import text
@@ -37,3 +39,36 @@ def test_what_is_no_program_is_refused_by_name(find, put, message):
     source = source.replace("x: let(f32)", "slot: var(index) = 0\n                x: let(f32)")
     with pytest.raises(TileError, match=message):
         check(parse(source))
+
+
+def test_the_experts_source_is_read_into_the_thread_level_as_it_stands():
+    @tile.kernel
+    def ring(X: tile.Tensor):
+        for b in tile.grid(4, threads=256):
+            full = tile.barrier(2, count=1)
+            with tile.role("load", warps=4, registers=40):
+                if tile.thread.elected():
+                    tile.thread.barrier_expect(full[b % 2], 1024)
+            with tile.role("use", warps=4, registers=232):
+                d = tile.local((8,), tile.f32, fill=0)
+                tile.thread.wgmma_fence()
+                tile.thread.wgmma_wait(pending=0)
+                d[0] = tile.thread.shuffle_xor(d[1], 1)
+                tile.thread.ptx(d[0], text="mov.f32 %0, %0;")
+
+    x = np.zeros(4, np.float32)
+    printed = ring.ir(x)
+    for line in (
+        "full = barrier(i64, 2, count=1)",
+        "with role('load', warps=4, registers=40):",
+        "op.barrier_expect(full[(b % 2)], 1024)",
+        "op.wgmma_wait(pending=0)",
+        "d[0] = shuffle_xor(d[1], 1)",
+        "op.ptx(d[0], text='mov.f32 %0, %0;')",
+    ):
+        assert line in printed
+    assert printed.count("with roles():") == 1
+    assert parse(printed) == ring.lowered(x)
+    for target in ("c", "interpreter"):
+        with pytest.raises(tile.UnsupportedError, match=f"{__file__}.*(Roles|elected)"):
+            ring.on(target)(x)

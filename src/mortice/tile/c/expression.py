@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from mortice.tile.c.names import CONVERTED, TYPES, loaded, name, stored, value
+from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import boolean, f64, widened
 from mortice.tile.ir import expr as e
 from mortice.tile.passes.ranges import Ranges
@@ -49,6 +50,10 @@ class Expressions:
                 found = loaded(self.element(x.buffer, x.indices), x.buffer.dtype)
                 guard = self.guard(x.buffer, x.indices, x.guards)
                 return f"({guard} ? {found} : ({value(x.dtype)})0)" if guard else f"({found})"
+            case e.Call():
+                raise UnsupportedError(
+                    x.span, x.name, "C has no threads of a warp", "run it on a GPU or the simulator"
+                )
         raise TypeError(f"no C for {type(x).__name__}")
 
     def element(self, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> str:

@@ -97,14 +97,8 @@ def _once(
     for name, kind in signature.arguments:
         if isinstance(kind, TensorType):
             shape = tuple(e.const(static[n]) if n in static else e.Var(index, n) for n in names[name])
-            buffer = e.Buffer(
-                state.fresh(name),
-                kind.dtype,
-                shape,
-                "global",
-                _strides(name, kind),
-                span=source.span(source.tree),
-            )
+            strides, span = _strides(name, kind), source.span(source.tree)
+            buffer = e.Buffer(state.fresh(name), kind.dtype, shape, "global", strides, kind.align, span=span)
             params.append(s.Tensor(buffer))
             state.bind(name, buffer)
         elif isinstance(kind, ScalarType):

@@ -9,9 +9,11 @@ from mortice.tile.dtypes import DType
 from mortice.tile.frontend.expressions import IR_VALUES, evaluate
 from mortice.tile.frontend.operators import HANDLERS
 from mortice.tile.frontend.state import State, describe, lift
+from mortice.tile.frontend.threads import thread_level
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
+from mortice.tile.language import ThreadConstruct
 
 PLAIN_BUILTINS = (min, max, abs)
 
@@ -29,6 +31,8 @@ def call(state: State, node: ast.Call) -> Any:
         return state.emit(s.Breakpoint(span=state.span(node)))
     args = [evaluate(state, arg) for arg in node.args]
     keywords = {item.arg: evaluate(state, item.value) for item in node.keywords if item.arg}
+    if isinstance(function, ThreadConstruct):
+        return thread_level(state, node, function.name, args, keywords)
     name = getattr(function, "construct", None)
     if name is not None:
         return _construct(state, node, function, name, args, keywords)

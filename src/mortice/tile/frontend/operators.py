@@ -7,6 +7,7 @@ from typing import Any
 from mortice.tile.dtypes import DType, f32, i32, index
 from mortice.tile.frontend.expressions import element
 from mortice.tile.frontend.state import Box, Slice, State, describe, full, lift, minus
+from mortice.tile.frontend.threads import barrier
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -286,7 +287,7 @@ def _bound(handler: Callable, **fixed: str) -> Callable[[State, ast.Call, Given]
 
 
 HANDLERS: dict[str, Callable[[State, ast.Call, Given], Any]] = {
-    "empty": empty, "copy": copy, "fill": fill, "gemm": gemm, "bitcast": bitcast,
+    "empty": empty, "copy": copy, "fill": fill, "gemm": gemm, "bitcast": bitcast, "barrier": barrier,
     **{scope: _bound(allocate, scope=scope) for scope in ("shared", "fragment", "local")},
     **{f"reduce_{op}": _bound(reduce, op=op) for op in ("sum", "max", "min", "absmax")},
     **{f"cum{op}": _bound(scan, op=op) for op in ("sum", "max")},

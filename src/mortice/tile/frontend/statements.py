@@ -7,7 +7,14 @@ from typing import Any
 
 from mortice.tile.dtypes import index
 from mortice.tile.frontend.calls import form
-from mortice.tile.frontend.expressions import IR_VALUES, OPERATORS, as_condition, element, evaluate
+from mortice.tile.frontend.expressions import (
+    IR_VALUES,
+    OPERATORS,
+    as_condition,
+    element,
+    evaluate,
+    is_construct,
+)
 from mortice.tile.frontend.source import read
 from mortice.tile.frontend.state import Binding, NeedMutable, State, describe, lift
 from mortice.tile.ir import build
@@ -43,6 +50,8 @@ def statement(state: State, node: ast.stmt) -> None:
             with state.block() as body:
                 run(state, node.body)
             state.emit(s.While(condition, tuple(body), span=state.span(node)))
+        case ast.With():
+            _role(state, node)
         case ast.Assert():
             _assert(state, node)
         case ast.Return():
@@ -285,6 +294,35 @@ def _if(state: State, node: ast.If) -> None:
     with state.block() as otherwise:
         run(state, node.orelse)
     state.emit(s.If(as_condition(condition), tuple(then), tuple(otherwise), span=state.span(node)))
+
+
+def _role(state: State, node: ast.With) -> None:
+    call = node.items[0].context_expr
+    function = evaluate(state, call.func) if isinstance(call, ast.Call) else None
+    if not isinstance(call, ast.Call) or len(node.items) > 1 or not is_construct(function, "role"):
+        state.fail(node, "with", "it enters no role", 'write `with tile.role("name", warps=4):`')
+    if not state.in_launch or state.in_parallel:
+        state.fail(
+            node,
+            "role",
+            "it stands outside a grid or in a parallel loop",
+            "put roles into the body of a grid",
+        )
+    names = [evaluate(state, arg) for arg in call.args]
+    options = {str(item.arg): evaluate(state, item.value) for item in call.keywords}
+    if len(names) != 1 or not {"warps"} <= set(options) <= {"warps", "registers"}:
+        state.fail(
+            node, "role", "its arguments are wrong", 'write `with tile.role("name", warps=4, registers=40):`'
+        )
+    warps, registers = (state.constant(options.get(x, 0), "role", x, node) for x in ("warps", "registers"))
+    with state.block() as body:
+        run(state, node.body)
+    role = s.Role(str(names[0]), warps, registers, tuple(body), span=state.span(node))
+    before = state.blocks[-1][-1] if state.blocks[-1] else None
+    if isinstance(before, s.Roles):
+        state.blocks[-1][-1] = s.Roles((*before.roles, role), span=before.span)
+    else:
+        state.emit(s.Roles((role,), span=state.span(node)))
 
 
 def _assert(state: State, node: ast.Assert) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mortice.tile.diagnostics import CheckError, Span
+from mortice.tile.diagnostics import CheckError, Span, UnsupportedError
 from mortice.tile.interpreter.formats import NATIVE, arithmetic, encode, rounded
 from mortice.tile.interpreter.storage import Race, Tensor, Tile
 from mortice.tile.ir import expr as e
@@ -32,7 +32,7 @@ class Evaluator:
         self.races: dict[str, Race] = {}
         self.block_id = -1
 
-    def value(self, x: e.Expr) -> Any:
+    def value(self, x: e.Expr) -> Any:  # noqa: C901 - a table of all expressions
         match x:
             case e.Const():
                 return arithmetic(x.dtype)(x.value)
@@ -58,6 +58,9 @@ class Evaluator:
                 return self.select(x)
             case e.Load():
                 return self.load(x)
+            case e.Call():
+                problem = "the interpreter has no threads of a warp"
+                raise UnsupportedError(x.span, x.name, problem, "run it on a GPU or the simulator")
         raise TypeError(f"no value of {type(x).__name__}")
 
     def binary(self, x: e.Binary) -> Any:

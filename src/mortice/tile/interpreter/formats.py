@@ -62,7 +62,8 @@ def _fp8_values(dtype: DType) -> np.ndarray:
     else:
         value[(code & 0x7F) == 0x7C] = np.inf
         value[(code & 0x7F) > 0x7C] = np.nan
-    return np.where(code & 0x80, -value, value).astype(np.float32)
+    signed: np.ndarray = np.where(code & 0x80, -value, value).astype(np.float32)
+    return signed
 
 
 def _to_fp8(values: np.ndarray, dtype: DType) -> np.ndarray:
@@ -70,7 +71,7 @@ def _to_fp8(values: np.ndarray, dtype: DType) -> np.ndarray:
     finite = table[np.isfinite(table)].astype(np.float64)
     x = np.abs(np.asarray(values, np.float64))
     middle = (finite[1:] + finite[:-1]) / 2
-    code = np.searchsorted(middle, x, side="left")
+    code: np.ndarray = np.searchsorted(middle, x, side="left")
     code = code + ((code < len(middle)) & (x == middle[np.minimum(code, len(middle) - 1)]) & (code % 2 == 1))
     code = np.where(np.isnan(values), 0x7F, code)
     words: np.ndarray = (code | np.where(np.signbit(values), 0x80, 0)).astype(np.uint8)

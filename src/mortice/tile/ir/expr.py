@@ -103,7 +103,7 @@ class Buffer:
     scope: "global" (an argument, or `tile.empty`), "shared", "fragment" or "local" (one a thread; at the thread level
     an array of registers). Thread level only: "barrier" (an array of mbarriers) and "map" (a tensor map).
     shape: constants on chip; on a global tensor also dimensions.
-    strides: in elements, None for row-major without gaps.
+    strides: in elements, None for row-major without gaps. align: as of signature.TensorType.
     """
 
     name: str
@@ -111,6 +111,7 @@ class Buffer:
     shape: tuple[Expr, ...]
     scope: str
     strides: tuple[Expr, ...] | None = None
+    align: int = 0
     span: Span = field(default=NOWHERE, compare=False, repr=False, kw_only=True)
 
     @property

@@ -58,12 +58,15 @@ class _Parser:
         match note:
             case ast.Call(func=ast.Name(id="written" | "result" as role), args=[note]):
                 pass
-        strides = None
+        strides, align = None, 0
+        match note:
+            case ast.Call(func=ast.Name(id="aligned"), args=[note, ast.Constant(value=int(align))]):
+                pass
         if isinstance(note, ast.Call):
             stride_nodes, note = note.args[1:], note.args[0]
             strides = tuple(self.dimension(item) for item in stride_nodes)
         shape = tuple(self.dimension(item) for item in _items(note.slice))
-        buffer = e.Buffer(arg.arg, BY_NAME[note.value.id], shape, "global", strides)
+        buffer = e.Buffer(arg.arg, BY_NAME[note.value.id], shape, "global", strides, align)
         self.buffers[arg.arg] = buffer
         return s.Tensor(buffer, written=role != "", result=role == "result")
 

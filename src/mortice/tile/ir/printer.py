@@ -104,6 +104,8 @@ def _param(param: s.Param) -> str:
     shape = f"{buffer.dtype}[{_list(buffer.shape)}]"
     if buffer.strides is not None:
         shape = f"strided({shape}, {_list(buffer.strides)})"
+    if buffer.align:
+        shape = f"aligned({shape}, {buffer.align})"
     role = "result" if param.result else "written" if param.written else ""
     return f"{buffer.name}: {role}({shape})" if role else f"{buffer.name}: {shape}"
 
