@@ -16,6 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve,trace,bench,plan,sim,agent,dev]'
+	$(BIN)/mortice sandbox setup || echo "sandboxes: what could not be had stands above; 'mortice sandbox doctor' says what works"
 	touch $@
 
 model: setup

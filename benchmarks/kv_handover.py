@@ -34,7 +34,7 @@ from mortice.specs.kv import ChecksumMode, KVDescriptor, KVLayout
 from mortice.transport import hands, segment
 from mortice.transport.base import KVTransport, Pool, TransferResult
 from mortice.transport.choose import Kind, open_pool, open_transport
-from mortice.transport.descriptor import describe, describe_target
+from mortice.transport.descriptor import block_ids, describe, describe_target
 
 SMOLLM2 = KVLayout(
     num_layers=30, planes=((3, 64), (3, 64)), block_size=16, dtype="bfloat16", model="smollm2"
@@ -84,6 +84,21 @@ class Lane:
             raise RuntimeError(ended[0].error)
         return ended[0].num_bytes / ended[0].seconds / 1e9
 
+    def map(self, num_bytes: int) -> float:
+        """GB/s of the same blocks made readable where they lie: window, ids, and the check after the first read."""
+        count = max(1, min(self.num_blocks, num_bytes // self.layout.block_bytes))
+        source = self.remote("read", count, True)
+        begun = time.perf_counter()
+        window = self.pool.space.open(source.pool)
+        ids = block_ids([ref.block_id for ref in source.blocks], window.num_blocks, "described")
+        expected = np.array([ref.generation for ref in source.blocks], np.uint64)
+        table = [window.first + block for block in ids.tolist()]
+        intact = (window.generations[ids] == expected).all()
+        seconds = time.perf_counter() - begun
+        if not intact or (self.pool.space.blocks[table[-1]] != 1).any():
+            raise RuntimeError("what is read in place is not what was lent")
+        return count * self.layout.block_bytes / seconds / 1e9
+
     def remote(self, verb: str, count: int, paged: bool) -> KVDescriptor:
         key = (count if verb == "read" else -count, paged)
         if key not in self.sources:
@@ -127,6 +142,8 @@ def rates(rounds: int, sizes: list[int], layout: KVLayout, kinds: list[Kind]) ->
                 name = f"{kind} {verb}, {'paged' if paged else 'contiguous'}"
                 methods[name] = lambda size, lane=lane, verb=verb, paged=paged: lane.move(verb, size, paged)
                 # type: ignore[misc]
+        if lane.pool.space is not None:
+            methods["shm, read in place"] = lane.map
     found: dict[tuple[str, int], list[float]] = {(name, size): [] for name in methods for size in sizes}
     names = list(methods)
     for turn in range(rounds + 1):  # the first round touches all memory and is thrown away

@@ -160,14 +160,17 @@ async def check_all(live: LiveCluster, cases: list[tuple[list[int], list[int]]],
 
 PATHS: dict[str, dict[str, Any]] = {
     "colocated": {"prefill": 0},
-    "pull": {},
+    "map": {},
+    "pull": {"transfer": {"mode": "pull"}},
     "push": {"transfer": {"mode": "push"}},
     "tcp": {"transfer": {"transport": "tcp", "checksum": "full"}},
     "tcp-push": {"transfer": {"transport": "tcp", "mode": "push"}},
     "chunked": {"prefill": 0, "limits": {"token_budget": 8, "max_num_seqs": 8}},
-    "chunked-pull": {"limits": {"token_budget": 8, "max_num_seqs": 8}},
+    "chunked-map": {"limits": {"token_budget": 8, "max_num_seqs": 8}},
     "deterministic": {"deterministic": True},
 }
+COLOCATED = ("colocated", "chunked")
+COPIED = ("pull", "push", "tcp", "tcp-push")
 
 
 @pytest.mark.parametrize(
@@ -177,8 +180,10 @@ async def test_each_path(small, path, kind):
     folder, cases = small[kind]
     async with cluster(folder, **PATHS[path]) as live:
         await check_all(live, cases)
-        received = sum(a["num_received"] for a in (await at_rest(live)).values())
-        assert received == (0 if PATHS[path].get("prefill") == 0 else len(cases))
+        answers = (await at_rest(live)).values()
+        copied = sum(a["num_received"] for a in answers)
+        assert copied + sum(a["num_in_place"] for a in answers) == (0 if path in COLOCATED else len(cases))
+        assert bool(copied) == (path in COPIED)
 
 
 @pytest.mark.parametrize("prefill", [0, 1])
@@ -232,7 +237,7 @@ async def test_speculation(small, tmp_path, method, prefill):
 
 
 @pytest.mark.parametrize("role", ["decode", "prefill"])
-@pytest.mark.parametrize("mode", ["pull", "push"])
+@pytest.mark.parametrize("mode", ["map", "pull", "push"])
 async def test_recovery(small, role, mode):
     """A worker is killed while some streams are decoded and others still prefilled."""
     folder, cases = small["llama"]

@@ -4,7 +4,8 @@ test drives one message at a time.
 Engines and traffic are those of the live cluster. Memory moves through `MemoryFabric`, one block a step. Order holds
 on every channel but for lease words (renew, release, push orders and their results), which may overtake, be told twice
 and, the first two, be lost. A worker that crashes takes its memory with it; the cluster notices later, its peers
-later still, and what it had already sent may yet arrive.
+later still, and what it had already sent may yet arrive. In map mode pools are shared memory, and blocks that were lent
+outlive their owner.
 """
 
 import random
@@ -26,6 +27,7 @@ from mortice.sched.recovery import MAX_ATTEMPTS
 from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment, EngineLimits, Transfer
 from mortice.specs.errors import MorticeError
+from mortice.specs.kv import KVLayout
 from mortice.specs.messages import (
     FromWorker,
     LeaseRelease,
@@ -41,7 +43,7 @@ from mortice.specs.messages import (
 from mortice.specs.request import Delta, Request
 from mortice.testing import FakeClock
 from mortice.transport.memory import Faults, MemoryFabric, MemoryTransport
-from mortice.transport.pool import PrivatePool
+from mortice.transport.pool import PrivatePool, SharedPool
 
 BLOCK = 4
 LEASE_WORDS = (LeaseRenew, LeaseRelease, PushTarget, Pushed)
@@ -75,7 +77,7 @@ class Worker:
     place: str
     life: int
     engine: Engine
-    pool: PrivatePool
+    pool: PrivatePool | SharedPool
     inbox: list[bytes] = field(default_factory=list)
     outbox: list[bytes] = field(default_factory=list)
     is_alive: bool = True
@@ -89,7 +91,7 @@ class Worker:
 class World:
     """Implements `cluster.traffic.Crew`."""
 
-    def __init__(self, *, push: bool, seed: int, num_blocks: dict[str, int], faults: Faults) -> None:
+    def __init__(self, *, mode: str, seed: int, num_blocks: dict[str, int], faults: Faults) -> None:
         torch.set_num_threads(1)
         self.clock = FakeClock()
         self.random = random.Random(seed)
@@ -97,7 +99,7 @@ class World:
         self.deployment = Deployment(
             model="fake:",
             limits=EngineLimits(block_size=BLOCK, token_budget=16, max_num_seqs=6),
-            transfer=Transfer(mode="push" if push else "pull", checksum="full"),
+            transfer=Transfer(mode=mode, checksum="full"),
         )
         self.num_blocks = num_blocks
         self.prefixes = PrefixMap(BLOCK)
@@ -191,7 +193,7 @@ class World:
         life = self.workers[place].life + 1 if place in self.workers else 1
         model = FakeModel()
         layout = layout_of(model, block_size=BLOCK, dtype="float32", identity="fake")
-        pool = PrivatePool(layout, self.num_blocks[place], checksum="full")
+        pool = make_pool(layout, self.num_blocks[place], shared=self.deployment.transfer.mode == "map")
         engine = assemble(
             model,
             layout,
@@ -328,6 +330,13 @@ class World:
             assert engine.pool.num_free == engine.pool.num_blocks, f"{worker.place} keeps blocks"
             assert not engine._decoding, f"{worker.place} remembers sequences"
             assert not engine.handoff._pushes, f"{worker.place} believes that it pushes"
+            assert not engine.handoff._loans, f"{worker.place} believes that it reads from others"
+
+
+def make_pool(layout: KVLayout, num_blocks: int, *, shared: bool) -> PrivatePool | SharedPool:
+    if shared:
+        return SharedPool(layout, num_blocks, prefix="mortice-sim", checksum="full")
+    return PrivatePool(layout, num_blocks, checksum="full")
 
 
 def busy(engine: Engine) -> bool:

@@ -31,16 +31,16 @@ class Handoff(RuleBasedStateMachine):
     make_world: Callable[..., Any]  # conftest's
 
     @initialize(
-        push=st.booleans(),
+        mode=st.sampled_from(["map", "pull", "push"]),
         seed=st.integers(0, 999),
         prefill_blocks=st.sampled_from([7, 10, 20]),
         decode_blocks=st.sampled_from([7, 9, 24]),
         faulty=st.booleans(),
     )
-    def begin(self, push: bool, seed: int, prefill_blocks: int, decode_blocks: int, faulty: bool) -> None:
+    def begin(self, mode: str, seed: int, prefill_blocks: int, decode_blocks: int, faulty: bool) -> None:
         num_blocks = dict.fromkeys(PREFILLS, prefill_blocks) | dict.fromkeys(DECODES, decode_blocks)
         faults = Faults(refuse=0.05, partial=0.05, flip=0.03, stall=0.1) if faulty else Faults()
-        self.world = self.make_world(push=push, seed=seed, num_blocks=num_blocks, faults=faults)
+        self.world = self.make_world(mode=mode, seed=seed, num_blocks=num_blocks, faults=faults)
         self.num_submitted = 0
 
     @rule(

@@ -15,7 +15,7 @@ P, D = "prefill-0", "decode-0"
 
 @pytest.fixture
 def push_world(make_world: Callable[..., Any]) -> Any:
-    return make_world(push=True, seed=1, num_blocks={P: 16, D: 16}, faults=Faults())
+    return make_world(mode="push", seed=1, num_blocks={P: 16, D: 16}, faults=Faults())
 
 
 def request_of(name: str, length: int = 13, count: int = 6, first: int = 1) -> Request:

@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("model: m\nprefill: 99\n", "64 workers"),
         ("prefill: 1\n", "model"),
         ("model: m\ndtype: int3\n", "dtype: 'int3' is not one of float32, bfloat16, float16"),
-        ("model: m\ntransfer: {mode: pish}\n", "transfer.mode: 'pish' is not one of pull, push"),
+        ("model: m\ntransfer: {mode: pish}\n", "transfer.mode: 'pish' is not one of map, pull, push"),
         ("model: m\nspeculation: {method: luck}\n", "speculation.method: 'luck' is not one of"),
         ("model: [", "deployment.yaml"),
         ("", "deployment.yaml"),

@@ -89,7 +89,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return [rng.randrange(1, 257) for _ in range(length)]
 
 
-@pytest.mark.parametrize("mode", ["pull", "push"])
+@pytest.mark.parametrize("mode", ["map", "pull", "push"])
 @pytest.mark.parametrize("prompt_len", [1, 4, 7, 33])
 def test_the_text_is_that_of_one_engine(make_rig: Any, make_request: Any, mode: Any, prompt_len: int) -> None:
     pair = Pair(make_rig, transfer=Transfer(mode=mode, checksum="full"))
@@ -134,7 +134,7 @@ def test_back_pressure_a_full_decode_worker_stops_the_prefill_worker(
 
 
 def test_a_lease_that_nobody_renews_ends_and_the_reader_computes(make_rig: Any, make_request: Any) -> None:
-    pair = Pair(make_rig, num_blocks=8)
+    pair = Pair(make_rig, num_blocks=8, transfer=Transfer(mode="pull"))
     prompt = prompt_of(12)
     pair.submit(make_request("r", prompt))
     while not len(pair.p.engine.handoff.leases):
@@ -156,7 +156,7 @@ def test_a_lease_that_nobody_renews_ends_and_the_reader_computes(make_rig: Any, 
 
 
 def test_heartbeats_keep_a_waiting_lease_alive(make_rig: Any, make_request: Any) -> None:
-    pair = Pair(make_rig, decode={"num_blocks": 8, "max_num_seqs": 1})
+    pair = Pair(make_rig, decode={"num_blocks": 8, "max_num_seqs": 1}, transfer=Transfer(mode="pull"))
     for i in range(2):
         pair.submit(make_request(f"r{i}", prompt_of(12, i), max_tokens=15))
     pair.deliver_until(lambda: pair.d.engine.scheduler.running and not pair.d.engine.scheduler.fetching)
@@ -185,7 +185,7 @@ def test_cancel_on_both_sides_at_every_moment(make_rig: Any, make_request: Any) 
 
 
 def test_a_prefix_the_reader_has_is_not_moved(make_rig: Any, make_request: Any) -> None:
-    pair = Pair(make_rig)
+    pair = Pair(make_rig, transfer=Transfer(mode="pull"))
     prompt = prompt_of(22)
     for name in ("a", "b"):
         pair.submit(make_request(name, prompt))
@@ -199,7 +199,7 @@ def test_random_traffic_through_small_pools(make_rig: Any, make_request: Any) ->
     seed = 20261123
     print(f"seed {seed}")
     rng = random.Random(seed)
-    for mode in ("pull", "push"):
+    for mode in ("map", "pull", "push"):
         pair = Pair(
             make_rig,
             num_blocks=20,
@@ -219,3 +219,58 @@ def test_random_traffic_through_small_pools(make_rig: Any, make_request: Any) ->
         pair.run()
         for name, tokens in expected.items():
             assert pair.tokens(name) == tokens, name
+
+
+def test_lent_blocks_are_read_where_they_lie(make_rig: Any, make_request: Any) -> None:
+    pair = Pair(make_rig)
+    prompt = prompt_of(22)
+    pair.submit(make_request("r", prompt, n=2, max_tokens=12))
+    pair.deliver_until(lambda: len(pair.d.engine.scheduler.running) == 2)
+    lease, num_own = pair.p.engine.handoff.leases, pair.d.engine.pool.num_blocks
+    assert lease.num_blocks == 6, "lent for as long as somebody reads"
+    assert pair.d.engine.pool.num_free == num_own - 2, "each sequence copied the block that it writes to"
+    pair.run()
+    assert pair.tokens("r") == pair.tokens("r", 1) == reference_tokens(prompt, 12)
+    moved = pair.d.engine.handoff.counters
+    assert (moved.num_received, moved.bytes_received, moved.num_in_place) == (0, 0, 1)
+    assert lease.num_blocks == 0
+    assert pair.p.engine.pool.num_free == pair.d.engine.pool.num_free == 64
+
+
+def test_a_reader_whose_lease_ran_out_unseen_computes_again(make_rig: Any, make_request: Any) -> None:
+    pair = Pair(make_rig, num_blocks=16)
+    prompt = prompt_of(14)
+    pair.submit(make_request("r", prompt, max_tokens=20))
+    pair.deliver_until(lambda: pair.d.engine.scheduler.running)
+    pair.clock.advance(31)
+    pair.p.engine.heartbeats()
+    pair.p.submit(Submit(request=make_request("other", prompt_of(60, 5), max_tokens=1)))  # takes the blocks
+    pair.p.run()
+    pair.run()
+    assert pair.tokens("r") == reference_tokens(prompt, 20)
+    assert pair.d.engine.scheduler.num_preemptions == 1
+
+
+def test_lent_blocks_outlive_their_owner(make_rig: Any, make_request: Any) -> None:
+    pair = Pair(make_rig)
+    prompt = prompt_of(14)
+    pair.submit(make_request("r", prompt, max_tokens=20))
+    pair.deliver_until(lambda: pair.d.engine.scheduler.running)
+    pool_id = pair.p.pool.address.pool_id
+    pair.p.close()
+    pair.d.engine.peer_gone(pool_id)
+    pair.d.run()
+    assert pair.tokens("r") == reference_tokens(prompt, 20)
+    assert pair.d.engine.scheduler.num_preemptions == 0
+    assert pool_id not in pair.d.engine.handoff._space._windows, "its memory is given back"
+
+
+def test_no_more_than_half_of_a_pool_is_lent(make_rig: Any, make_request: Any) -> None:
+    pair = Pair(make_rig, num_blocks=32)
+    for i in range(4):
+        pair.submit(make_request(f"r{i}", prompt_of(20, i), max_tokens=12))
+    pair.run()
+    for i in range(4):
+        assert pair.tokens(f"r{i}") == reference_tokens(prompt_of(20, i), 12)
+    moved = pair.d.engine.handoff.counters
+    assert (moved.num_in_place, moved.num_received) == (3, 1)

@@ -1,23 +1,34 @@
 """The planner against published figures. Each test says its tolerance and why it is that wide."""
 
 import msgspec
+import numpy as np
 import pytest
 
-from mortice.cost import HONEST, PUBLISHED, Kernels, Layout, Speculation, decode_step, published_hardware
+from mortice.cost import (
+    HONEST,
+    PUBLISHED,
+    Formats,
+    Kernels,
+    Layout,
+    Speculation,
+    decode_step,
+    max_batch,
+    prefill_step,
+    published_hardware,
+)
 from mortice.plan import afd
-from mortice.plan.context import pipeline_bubble
-from mortice.plan.decode_cost import best_placement, drafts_pay, token_cost, usd_per_mtok
+from mortice.plan.context import equal_cost_chunks
 from mortice.plan.density import density_row, terms
-from mortice.plan.exchange import expected_visits
-from mortice.plan.fastafd import StepShares, speedup
 from mortice.plan.inputs import STEP3_HARDWARE, STEP3_MODELS
 from mortice.plan.links import max_tokens_per_ffn
 from mortice.plan.pipeline import stage_budget_s
 from mortice.plan.placement import formats_for
 from mortice.plan.published import STEP3_RUNS, names, published, step3_deployment
 from mortice.plan.supernode import attention_shape, chunk_pipeline, long_prefill, rack_sums
+from mortice.plan.token_cost import best_placement, drafts_pay, token_cost, usd_per_mtok
 from mortice.specs.catalogue import load_hardware, load_model, load_rack, published_tables
 from mortice.specs.errors import RequestError
+from mortice.specs.hardware import HardwareSpec
 
 
 def placement(model: str, context: int):
@@ -91,7 +102,7 @@ def test_weak_hardware_plan_of_the_l20() -> None:
     assert kv / 512 / 8000 == pytest.approx(printed["max_batch_8k"], rel=0.01)
     ffn = stage / 2
     assert ffn / 1e6 == pytest.approx(printed["ffn_MB_per_layer_at_50pct"], rel=0.01)
-    assert ffn * 61 / 1e9 == pytest.approx(printed["ffn_GB_per_card"], rel=0.015)
+    assert ffn * 61 / 1e9 == pytest.approx(printed["ffn_GB_per_card"], rel=0.01)
     assert -(-300e9 // (8 * ffn * 61)) == printed["servers"]
 
 
@@ -150,76 +161,88 @@ FASTAFD = [
 
 
 @pytest.mark.parametrize(("model", "context", "batch", "num_attention", "measured"), FASTAFD)
-def test_fastafd_from_first_principles(
+def test_fastafd_batches_follow_from_the_memory_of_one_node(
     model: str, context: int, batch: int, num_attention: int, measured: float
 ) -> None:
-    """The sign must be right (aiconfigurator's is wrong on all four). Shares from our kernels and the measured NVL72
-    exchange give 11 to 17 % too little; 10 % was the aim and is not reached, so 18 % is what this guards."""
+    """The baseline is not said to be one node of four packages with all experts in 8 bit and KV in BF16, but its batches
+    are those that such a node holds, within 10 %, and no wider expert group gives them: so it is taken for it."""
     shape, gb200 = load_model(model), load_hardware("gb200")
-    ranks = 4 * (num_attention + 1)
-    formats = msgspec.structs.replace(formats_for(gb200, "bf16", "bf16"))
-    step = decode_step(
-        shape, Kernels(gb200), Layout(dp=ranks, ep=ranks), batch * ranks, context, formats=formats
-    )
-    experts = shape.moe
-    assert experts is not None
-    copies = expected_visits(ranks, experts.num_experts, experts.top_k) * (ranks - 1) / ranks
-    # 15 us of preparation and 15 us of floor each way, 53 % of 900 GB/s: GB200 rows of the reference.
-    exchange = 45e-6 + 2 * batch * shape.hidden_size * 2 * copies / (0.53 * 900e9)
-    attention, dense = float(step.attention_s), float(step.linear_s + step.other_s)
-    moe = float(step.ffn_s) + shape.num_layers * exchange
-    total = attention + dense + moe
-    shares = StepShares(attention=attention / total, dense=dense / total, experts=moe / total)
-    said = speedup(shares, num_attention=num_attention)
-    assert said > 1.1
-    assert said == pytest.approx(measured, rel=0.18)
+    formats = formats_for(gb200, "fp8", "bf16")
+
+    def held(ranks: int) -> float:
+        return float(max_batch(shape, gb200, Layout(dp=ranks, ep=ranks), float(context), formats)) / ranks
+
+    assert held(4) == pytest.approx(batch, rel=0.10)
+    assert held(16) > 1.25 * batch
 
 
 @pytest.mark.parametrize(("model", "context", "batch", "num_attention", "measured"), FASTAFD)
-def test_the_whole_planner_has_fastafds_sign_with_fused_kernels(
+def test_fastafd_from_first_principles(
     model: str, context: int, batch: int, num_attention: int, measured: float
 ) -> None:
-    """One kernel a layer on both sides and 8-bit experts: the cut wins. With separate kernels it does not, because two
-    micro-batches pay every launch and every weight twice; FastAFD says the same of its ablation."""
+    """10 %, sign right (aiconfigurator's is wrong on all four). Nothing measured on the case enters: our kernels, our
+    links, the pipeline's period, whole instances of four packages against the node that keeps both together."""
     shape, gb200 = load_model(model), load_hardware("gb200")
-    ranks = 4 * (num_attention + 1)
-
-    def cut(fused: bool) -> float:
-        p = afd.problem(
-            shape, gb200, gb200, context, kv="bf16", weights="fp8", one_domain=True,
-            gpus_attention=4, gpus_ffn=4, tpot_s=1.0, fused=fused,
-        )  # fmt: skip
-        p = msgspec.structs.replace(p, jitter_s=0.0, memory_share=1.0, runtime_bytes=0.0)
-        return afd.candidate(p, num_attention, 1, 2, batch * 3 // 4).tgs
-
-    formats = formats_for(gb200, "fp8", "bf16")
-    step = decode_step(
+    p = afd.problem(
+        shape, gb200, gb200, context, kv="bf16", weights="fp8", one_domain=True,
+        gpus_attention=4, gpus_ffn=4, tpot_s=1.0, imbalance=1.0,
+    )  # fmt: skip
+    # The engine fills its memory to the brim and runs without stragglers inside one rack.
+    p = msgspec.structs.replace(p, jitter_s=0.0, memory_share=1.0, runtime_bytes=0.0)
+    cut = afd.candidate(p, num_attention, 1, 2, batch * 3 // 4)
+    together = decode_step(
         shape,
-        Kernels(gb200, shares=afd.fused_kernels(gb200)),
-        Layout(dp=ranks, ep=ranks),
-        batch * ranks,
+        Kernels(gb200),
+        Layout(dp=4, ep=4),
+        4 * batch,
         context,
-        formats=formats,
+        formats=formats_for(gb200, "fp8", "bf16"),
     )
-    together = batch / float(step.total_s)
-    assert cut(True) > cut(False)
-    assert cut(True) > together
-    assert measured > 1  # what was seen
+    said = cut.tgs / (batch / float(together.total_s))
+    assert said > 1
+    assert said == pytest.approx(measured, rel=0.10)
 
 
 @pytest.mark.xfail(
-    reason="per-die throughput of attention rises with the number of A dies in the published data (x 1.10), which no "
-    "pipeline of equal parts gives; the batch of each run is not published",
+    reason="the batch of each run and the time of an engine's step are not published; between the two cuts the published "
+    "throughput of an attention die rises by 10 %, which no pipeline of equal parts gives",
     strict=True,
 )
-@pytest.mark.parametrize(("cut48", "cut64"), [(-0.053, 0.113), (-0.100, 0.090)])
-def test_ascend_wins_and_losses(cut48: float, cut64: float) -> None:
-    """Sign and 5 points for both layouts from one gain a attention die: 48A16F keeps 3/4 of the dies, 64A16F 4/5."""
-    gain = 0.5 * ((1 + cut48) / 0.75 + (1 + cut64) / 0.8)
-    for dies, seen in ((0.75, cut48), (0.8, cut64)):
-        said = gain * dies - 1
-        assert said * seen > 0
-        assert said == pytest.approx(seen, abs=0.05)
+@pytest.mark.parametrize(
+    ("context", "num_attention", "seen"),
+    [(16384, 48, -0.053), (16384, 64, 0.113), (32768, 48, -0.100), (32768, 64, 0.090)],
+)
+def test_ascend_wins_and_losses(context: int, num_attention: int, seen: float) -> None:
+    """Sign and 5 points: DeepSeek-V3.2 on dies of the 910C, EP64 against 16 F dies, both with memory full."""
+    shape, package = load_model("deepseek-v3"), load_hardware("ascend-910c")
+    die = one_die(package)
+    formats = formats_for(die, "int8", "bf16")
+    held = int(float(max_batch(shape, die, Layout(dp=64, ep=64), float(context), formats))) // 64
+    step = decode_step(shape, Kernels(die), Layout(dp=64, ep=64), 64 * held, context, formats=formats)
+    p = afd.problem(
+        shape, die, die, context, kv="bf16", weights="int8", one_domain=True, gpus_attention=1, gpus_ffn=1,
+        tpot_s=1.0, selective=True, imbalance=1.0,
+    )  # fmt: skip
+    cut = afd.candidate(p, num_attention, 16, 2, afd.memory(p).sequences_per_gpu // 2)
+    said = cut.tgs / (held / float(step.total_s)) - 1
+    assert said * seen > 0
+    assert said == pytest.approx(seen, abs=0.05)
+
+
+def one_die(package: HardwareSpec) -> HardwareSpec:
+    """Half of a package of two dies, as engines count devices on it."""
+    links = tuple(
+        msgspec.structs.replace(link, bytes_per_s=link.bytes_per_s / 2, span=2 * link.span)
+        for link in package.links
+    )
+    return msgspec.structs.replace(
+        package,
+        peaks={name: peak / 2 for name, peak in package.peaks.items()},
+        memory_bytes=package.memory_bytes / 2,
+        memory_bytes_per_s=package.memory_bytes_per_s / 2,
+        links=links,
+        dies_per_package=1,
+    )
 
 
 def test_inferencex_price_cells() -> None:
@@ -241,20 +264,27 @@ def test_rack_sums() -> None:
 
 
 def test_pipeline_of_chunks_beats_wide_tensor_parallelism() -> None:
-    """SGLang, DeepSeek-V3.1 on H20: PP4 of TP8 3.31 times one node, TP32 only 2.54; order, and 10 % on the first.
+    """SGLang, DeepSeek-V3.1 on H20 against one node: PP4 of TP8 3.31 times, TP32 2.54; 10 % and the order. Prompts of
+    128K (the length is not in the reference; at 64K TP32 would be 2.0, at 256K 3.0) in eleven chunks of equal cost."""
+    shape, kernels, formats = load_model("deepseek-v3"), Kernels(load_hardware("h20")), Formats(weights="fp8")
+    chunks = np.array(equal_cost_chunks(attention_shape(shape), 131_072, 11, granule=64), dtype=float)
+    prefix = np.cumsum(chunks) - chunks
 
-    One node's chunk of 12,288 tokens takes X + R, R two all-reduces a layer at 0.72 of 450 GB/s; TP32 takes X / 4 plus
-    R and the share that crosses NICs at 40 GB/s; X is fixed by 2.54 itself, so only the order is a prediction there.
-    """
-    chunks = 14  # 12,288 tokens each
-    piped = 4 * (1 - pipeline_bubble(4, chunks))
-    moved = 12_288 * 7168 * 2.0
-    reduce = 61 * 2 * 2 * 7 / 8 * moved / (0.72 * 450e9)
-    across = 61 * 2 * 2 * 3 / 4 * moved / 8 / 40e9
-    gemm = 2 * 37e9 * 12_288 / (8 * 296e12 * 0.7)
-    wide = (gemm + reduce) / (gemm / 4 + reduce + across)
+    def seconds(tp: int) -> np.ndarray:
+        return np.asarray(
+            prefill_step(shape, kernels, Layout(tp=tp, ep=tp), chunks, prefix, formats=formats).total_s
+        )
+
+    node = seconds(8)
+    done = np.zeros(4)  # when each stage is free, chunk by chunk
+    for chunk in node / 4:
+        arrived = 0.0
+        for stage in range(4):
+            arrived = done[stage] = max(arrived, done[stage]) + chunk
+    piped, wide = node.sum() / done[-1], node.sum() / seconds(32).sum()
     assert piped == pytest.approx(3.31, rel=0.10)
-    assert wide < piped
+    assert wide == pytest.approx(2.54, rel=0.10)
+    assert piped > wide
 
 
 @pytest.mark.parametrize("model", ["deepseek-v3", "kimi-k2"])

@@ -265,7 +265,7 @@ def test_the_optimal_ratio_is_within_ten_per_cent_of_the_simulator(answer_len: i
     simulated = {r: simulate(times, r, slots, lengths, num_steps=150, seed=r) for r in range(1, 13)}
     for r, seen in simulated.items():
         assert throughput(times, r, slots, theta, variance) == pytest.approx(seen, rel=0.10), r
-    said = best_whole_ratio(times, slots, theta, variance, limit=12)
+    said = best_whole_ratio(times, slots, theta, variance, candidates=range(1, 13))
     assert simulated[said] >= 0.9 * max(simulated.values())
     closed = optimal_ratio(times, slots, barrier_load(said, slots, theta, variance))
     assert abs(closed - said) <= 1.0

@@ -113,6 +113,28 @@ def test_every_verb_gives_a_table_json_and_a_picture(verb: str, tmp_path: Path) 
     assert all(row["assumed"] for row in rows)
 
 
+def test_a_trace_stands_in_for_the_context() -> None:
+    trace = Path(__file__).parents[1] / "data" / "azure2023_conv_head.csv"
+    answer = json.loads(
+        run(
+            "afd",
+            "--model",
+            "step-3",
+            "--hardware",
+            "h800",
+            "--packages",
+            "32",
+            "--trace",
+            str(trace),
+            "--json",
+        )
+    )
+    said = next(a for a in answer["assumed"] if a["name"] == "context")
+    assert "azure2023_conv_head.csv, 40 requests" in said["why"]
+    assert answer["ratio"]["simulated"] > 0
+    assert "no Azure, Mooncake or BurstGPT" in fails("afd", "--model", "step-3", "--trace", __file__).message
+
+
 def test_the_deployment_document_is_what_serve_reads(tmp_path: Path) -> None:
     out = tmp_path / "deployment.yaml"
     run(

@@ -1,31 +1,47 @@
 """The questions as a planner meets them: layouts that do not divide, cards without prices, plans that lose."""
 
+import json
 import math
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from mortice.cost import HONEST, Kernels, Layout, decode_step
+from mortice.cost import (
+    HONEST,
+    PUBLISHED,
+    Kernels,
+    Layout,
+    Speculation,
+    decode_step,
+    linear_flops,
+    prefill_flops,
+    unit_cost,
+)
 from mortice.plan import afd, inputs
+from mortice.plan.afd_formulas import ratio, read_lengths
 from mortice.plan.afd_question import afd_question, judge
-from mortice.plan.compare import compare_question, read_plan
+from mortice.plan.compare import compare_question, read_plan, read_plans
 from mortice.plan.deploy import Traffic, Workers, choose, deploy_question, deployment
 from mortice.plan.design import Frame, designs
 from mortice.plan.ep import ep_question, ep_rows
 from mortice.plan.explain import explain_question
 from mortice.plan.formulas import FORMULAS
 from mortice.plan.kv import kv_question, reuse, smallest_layout
+from mortice.plan.measured import read_measured
 from mortice.plan.placement import formats_for, placement_table
 from mortice.plan.roofline import roofline_question
 from mortice.plan.supernode import on_boards, supernode_question
+from mortice.plan.token_cost import token_cost
 from mortice.specs.catalogue import hardware_names, load_hardware, load_model, load_rack
 from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import NotFound, RequestError
 from mortice.specs.slo import SLO
 
+DATA = Path(__file__).parents[1] / "data"
 H800, H20, H200, L40S = (load_hardware(name) for name in ("h800", "h20", "h200", "l40s"))
 STEP3, DEEPSEEK = load_model("step-3"), load_model("deepseek-v3")
 
@@ -124,6 +140,45 @@ def test_afd_wins_when_nothing_else_meets_the_slo() -> None:
     assert verdict.ratio == math.inf
 
 
+@pytest.mark.parametrize(
+    ("trace", "num_attention", "per_gpu"),
+    [("azure2023_conv_head.csv", 1, 256), ("mooncake_conversation_head.jsonl", 4, 48)],
+)
+def test_the_ratio_of_a_real_trace_is_what_a_simulation_of_it_gives(
+    trace: str, num_attention: int, per_gpu: int
+) -> None:
+    """10 %, the authors' bound: the plan's own times, lengths of a trace, barrier over all attention packages, layouts
+    that wait for attention."""
+    lengths = read_lengths(DATA / trace)
+    p = afd.problem(
+        STEP3, H20, H800, round(lengths.mean), context_variance=lengths.variance, tpot_s=0.1, imbalance=1.0
+    )
+    plan = afd.candidate(p, num_attention, 2, 2, per_gpu)
+    found = ratio(p, plan, lengths, seed=7)
+    assert found.simulated == pytest.approx(found.tokens_per_s, rel=0.10)
+    assert found.simulated != found.tokens_per_s
+    assert 1.02 < found.barrier < 2
+    assert 1 <= found.instances <= 48
+    alike = ratio(msgspec.structs.replace(p, context_variance=0.0), plan, None)
+    assert alike.barrier == 1
+    assert alike.simulated is None
+    # Those who wait for the longest sequences do less.
+    assert found.tokens_per_s < alike.tokens_per_s
+    assert found.optimal >= alike.optimal
+
+
+def test_uneven_contexts_slow_attention_and_colocated_replicas_alike() -> None:
+    p = afd.problem(STEP3, H20, H800, 8192)
+    uneven = msgspec.structs.replace(p, context_variance=8192.0**2)
+    even_s, uneven_s = (afd.candidate(each, 6, 2, 3, 16).stages[-1] for each in (p, uneven))
+    assert uneven_s.attention_s > 1.2 * even_s.attention_s
+    assert uneven_s.ffn_s == even_s.ffn_s
+    tables = [placement_table(STEP3, [H800], 8192, context_variance=v) for v in (0.0, 8192.0**2)]
+    slower = tables[1].tpot_s / tables[0].tpot_s
+    assert (slower[tables[0].dp == 1] == 1).all()
+    assert (slower[tables[0].dp > 1] > 1).all()
+
+
 def test_a_missing_kernel_is_priced_as_slow_as_it_is() -> None:
     """TensorRT-LLM has no fast decode kernel for 64 query heads on one KV head of 256: 50 times, not the roofline."""
     context, batch = 32768, 8
@@ -137,17 +192,17 @@ def test_a_missing_kernel_is_priced_as_slow_as_it_is() -> None:
 
 
 def test_prefill_and_decode_are_each_divided_by_their_own_packages() -> None:
-    """Totals add up to the cluster's cost: rate x price a token, summed over phases, is what the packages cost."""
-    workers = _workers(packages_rate=None)
-    found, count = choose(workers, 8)
-    best = next(s for s in found if s.prefill)
-    assert best.packages == count == 8
-    prefill_share = best.prefill / best.packages
-    hourly = count * 3.0
-    input_usd = hourly * prefill_share / (best.goodput * workers.traffic.prompt_len)
-    output_usd = hourly * (1 - prefill_share) / (best.goodput * workers.traffic.output_len)
-    spent = best.goodput * (input_usd * workers.traffic.prompt_len + output_usd * workers.traffic.output_len)
-    assert spent == pytest.approx(hourly)
+    """Each phase by its own packages, and what the answer's prices make of the tokens is the cluster's bill."""
+    answer, _ = deploy_question(_workers(packages_rate=None), 8, "llama", None)
+    bill = 8 * H200.usd_per_second
+    priced = [row for row in answer.facts["splits"] if row["usd_per_mtok_in"] is not None]
+    assert {row["prefill"] for row in priced} == set(range(8))
+    for row in priced:
+        spent_in = row["usd_per_mtok_in"] * row["rate"] * 2048 / 1e6
+        spent_out = row["usd_per_mtok_out"] * row["rate"] * 128 / 1e6
+        assert spent_in + spent_out == pytest.approx(bill)
+        if row["prefill"]:
+            assert spent_in == pytest.approx(row["prefill"] * H200.usd_per_second)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +251,23 @@ def test_placement_table_of_every_layout_in_under_five_seconds_at_most() -> None
     assert best.usd_per_mtok == pytest.approx(table.usd[table.fits & (table.tpot_s <= 0.05)].min())
     with pytest.raises(RequestError, match=r"tpot: nothing meets 0\.01 ms; nearest feasible is"):
         table.best(1e-5)
+
+
+def test_expert_groups_are_uneven_by_their_own_size() -> None:
+    """Wider groups and smaller batches pay more for uneven routing; a given figure is taken for all."""
+    uneven = placement_table(DEEPSEEK, [H800], 8192)
+    even = placement_table(DEEPSEEK, [H800], 8192, imbalance=1.0)
+    loss = uneven.tpot_s / even.tpot_s
+    large = (uneven.tp == 1) & (uneven.pp == 1) & (uneven.batch == 1024 * uneven.dp)
+
+    def of(ep: int) -> float:
+        return float(loss[large & (uneven.ep == ep) & (uneven.dp == ep)][0])
+
+    assert of(1) == 1
+    assert 1 < of(8) < of(64) < 1.2
+    assert (loss >= 1 - 1e-9).all()
+    named = next(a for a in even.assumed if a.name == "expert imbalance")
+    assert named.value == "1"
 
 
 def test_a_model_too_large_for_any_placement() -> None:
@@ -270,14 +342,68 @@ def test_quantised_kv_doubles_intensity() -> None:
 
 
 def test_plans_side_by_side() -> None:
-    answer = compare_question(STEP3, ["h800", "h20/h800:6A2F"], 8192)
+    answer = compare_question(STEP3, read_plans(["h800", "h20/h800:6A2F"]), 8192)
     assert [p["plan"] for p in answer.facts["plans"]] == ["h800", "h20/h800:6A2F"]
     assert read_plan("h20/h800:6A2F") == ("h20", "h800", 6, 2)
-    for wrong in ("h800:6A2F", "a/b/c:1A", ""):
+    assert read_plan("h800:3A2F") == ("h800", "h800", 3, 2)
+    for wrong in ("h800:6A", "h800:0A2F", "a/b/c:1A", ""):
         with pytest.raises(RequestError):
-            compare_question(STEP3, ["h800", wrong], 8192)
+            read_plans(["h800", wrong])
     with pytest.raises(RequestError, match="two or more"):
-        compare_question(STEP3, ["h800"], 8192)
+        read_plans(["h800"])
+
+
+def test_an_honest_token_costs_what_kernels_take() -> None:
+    """Above the roofline, phase by phase: Step-3's attention share of 0.69 and products at 0.70 of peak."""
+    published, honest = (token_cost(STEP3, H800, 8192, rule) for rule in (PUBLISHED, HONEST))
+    assert honest.ffn_usd_per_mtok == pytest.approx(published.ffn_usd_per_mtok / 0.70, rel=0.05)
+    assert honest.attention_usd_per_mtok > published.attention_usd_per_mtok
+    assert honest.prefill_usd_per_mtok < honest.training_usd_per_mtok / 3
+    flops = prefill_flops(STEP3, 8192, 0.0, PUBLISHED)
+    assert published.prefill_usd_per_mtok == pytest.approx(
+        1e6 * (flops["gemm"] + flops["attention"]) / 8192 * 2 / 3600 / 1979e12
+    )
+
+
+def test_drafted_rows_fill_the_tile_before_they_cost() -> None:
+    """Qwen3-235B has 16 query rows a KV head: three drafts that are all taken quarter the attention price, a fourth
+    opens a second tile."""
+    model = load_model("qwen3-235b-a22b")
+    tiled = msgspec.structs.replace(PUBLISHED, pad_tiles=True)
+
+    def core(drafted: int) -> float:
+        drafts = Speculation(drafted=drafted, accepted=drafted + 1.0)
+        cost = token_cost(model, H20, 32768, tiled, drafts=drafts)
+        return cost.attention_usd_per_mtok - 1e6 * linear_flops(model, tiled) * unit_cost(H20).flop
+
+    assert core(3) == pytest.approx(core(0) / 4)
+    assert core(4) == pytest.approx(2 * core(0) / 5)
+
+
+def test_measured_kernels_are_used_and_named() -> None:
+    """The profile that ships for the H200 prices it; a note says where only one side of a comparison is measured."""
+    measured = read_measured(None, [H200, H20])
+    priced = kv_question(load_model("llama-3.1-8b"), [H200, H20], 8192, kv="bf16", measured=measured)
+    plain = kv_question(load_model("llama-3.1-8b"), [H200, H20], 8192, kv="bf16")
+    times = [[r["compute_s"] for r in answer.facts["reuse"]] for answer in (priced, plain)]
+    assert times[0][0] != times[1][0]
+    assert times[0][1] == times[1][1]
+    assert any(a.value == "measured" for a in priced.assumed)
+    assert not any(a.value == "measured" for a in plain.assumed)
+    assert "h200 is priced with measured kernels, h20 with modelled" in priced.notes[0]
+    assert read_measured(["none"], [H200]).kernels(H200).calibration is None
+    assert measured.kernels(H200, shares=afd.fused_kernels(H200)).calibration is None
+
+
+def test_a_profile_of_other_hardware_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    row = {"operator": "gemm", "variant": "bf16", "features": {"m": 1, "n": 2, "k": 3}, "seconds": 1e-5}
+    head = {"schema": "mortice.profile/1", "device": "x", "software": "y", "date": "2026-01-01"}
+    path.write_text(json.dumps(head | {"hardware": "h100", "rows": [row]}))
+    for sources, named in (([str(path)], "none of the hardware"), (["none", str(path)], "stands alone"),
+                           (["aiconfigurator:vlm"], "trtllm"), (["/no/such/file"], "cannot read")):  # fmt: skip
+        with pytest.raises(RequestError, match=named):
+            read_measured(sources, [H200])
 
 
 def _workers(

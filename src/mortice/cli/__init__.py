@@ -11,7 +11,9 @@ from mortice.cli.chat import chat
 from mortice.cli.doctor import doctor
 from mortice.cli.plan import plan
 from mortice.cli.pull import pull
+from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
+from mortice.cli.sim import sim
 from mortice.specs.errors import MorticeError, RequestError
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app = typer.Typer(
 for verb in (pull, serve, chat, bench, doctor):
     app.command(verb.__name__)(verb)
 app.add_typer(plan)
+app.add_typer(sim)
+app.add_typer(sandbox)
 
 
 def _version(value: bool) -> None:

@@ -13,6 +13,7 @@ from mortice.cli.plan_output import (
     ModelOption,
     PlotOption,
     PriceOption,
+    ProfileOption,
     TpotOption,
     WeightsOption,
     check_plot,
@@ -21,10 +22,12 @@ from mortice.cli.plan_output import (
 from mortice.cost import convention
 from mortice.plan import afd as planner
 from mortice.plan import inputs
+from mortice.plan.afd_formulas import read_lengths
 from mortice.plan.afd_question import afd_question
-from mortice.plan.compare import compare_question
+from mortice.plan.compare import compare_question, devices_of, read_plans
 from mortice.plan.ep import ep_question
 from mortice.plan.kv import kv_question
+from mortice.plan.measured import read_measured
 from mortice.plan.supernode import supernode_question
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -34,6 +37,10 @@ def afd(
     model: ModelOption,
     hardware: Annotated[str, typer.Option(help="One name, or ATTENTION/FFN.", metavar="HW|A/F")] = "h800",
     context: ContextOption = "8192",
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Azure, Mooncake or BurstGPT trace: its lengths stand in for --context."),
+    ] = None,
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
     num_attention: Annotated[int | None, typer.Option(help="Whole A instances, with --num-ffn.")] = None,
@@ -45,13 +52,17 @@ def afd(
     one_domain: Annotated[
         bool, typer.Option("--one-domain", help="A and F inside one scale-up domain, not over NICs.")
     ] = False,
-    imbalance: Annotated[float, typer.Option(help="Load of the busiest experts over the mean.")] = 1.0,
+    imbalance: Annotated[
+        float | None,
+        typer.Option(help="Busiest experts over the mean load. Default: uniform random routing."),
+    ] = None,
     fused: Annotated[
         bool, typer.Option("--fused", help="One kernel a layer on both sides, as FastAFD builds it.")
     ] = False,
     kv: KvOption = "fp8",
     weights: WeightsOption = None,
     price: PriceOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
@@ -59,16 +70,15 @@ def afd(
     check_plot(plot)
     if packages < 1 or packages > 4096:
         raise RequestError(f"packages must be 1 to 4096, not {packages}", param="packages")
-    if not 1 <= imbalance <= 100:
-        raise RequestError(
-            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
-        )
+    _check_imbalance(imbalance)
     a, f = _pair(hardware, price)
+    lengths = read_lengths(trace) if trace is not None else None
     p = planner.problem(
         inputs.one_model(model),
         a,
         f,
-        inputs.context(context),
+        round(lengths.mean) if lengths else inputs.context(context),
+        context_variance=lengths.variance if lengths else 0.0,
         tpot_s=tpot / 1e3,
         kv=kv,
         weights=weights,
@@ -76,6 +86,7 @@ def afd(
         one_domain=one_domain,
         imbalance=imbalance,
         fused=fused,
+        measured=read_measured(profile, [a, f]),
     )
     answer = afd_question(
         p,
@@ -85,8 +96,16 @@ def afd(
         micro_batches=micro_batches,
         kv=kv,
         weights=weights,
+        lengths=lengths,
     )
     emit(answer, as_json=as_json, plot=plot)
+
+
+def _check_imbalance(imbalance: float | None) -> None:
+    if imbalance is not None and not 1 <= imbalance <= 100:
+        raise RequestError(
+            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
+        )
 
 
 def _pair(hardware: str, price: list[str] | None) -> tuple[HardwareSpec, HardwareSpec]:
@@ -106,19 +125,24 @@ def ep(
         float | None, typer.Option(help="Measured; default: uniform random routing.")
     ] = None,
     weights: WeightsOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Expert parallelism: group sizes, bytes deduplicated by node and rank, imbalance."""
     check_plot(plot)
-    if imbalance is not None and not 1 <= imbalance <= 100:
-        raise RequestError(
-            f"imbalance is busiest over mean load, 1 to 100, not {imbalance:g}", param="imbalance"
-        )
+    _check_imbalance(imbalance)
     devices = inputs.hardware(hardware, convention("honest"))
     if len(devices) != 1:
         raise RequestError("hardware: this question is about one device", param="hardware")
-    answer = ep_question(inputs.one_model(model), devices[0], tokens, imbalance=imbalance, weights=weights)
+    answer = ep_question(
+        inputs.one_model(model),
+        devices[0],
+        tokens,
+        imbalance=imbalance,
+        weights=weights,
+        measured=read_measured(profile, devices),
+    )
     emit(answer, as_json=as_json, plot=plot)
 
 
@@ -149,39 +173,44 @@ def kv(
     context: ContextOption = "8192",
     kv_dtype: Annotated[str, typer.Option("--kv", help="Dtype of KV.")] = "fp8",
     weights: WeightsOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """KV: how much fits, how long it moves, from which bandwidth fetching beats computing."""
     check_plot(plot)
+    devices = inputs.hardware(hardware, convention("honest"))
     answer = kv_question(
         inputs.one_model(model),
-        inputs.hardware(hardware, convention("honest")),
+        devices,
         inputs.context(context),
         kv=kv_dtype,
         weights=weights,
+        measured=read_measured(profile, devices),
     )
     emit(answer, as_json=as_json, plot=plot)
 
 
 def compare(
     model: ModelOption,
-    plan: Annotated[list[str], typer.Option(help="HW, A/F or A/F:4A2F; give two or more.")],
+    plan: Annotated[list[str], typer.Option(help="HW, A/F, HW:4A2F or A/F:4A2F; give two or more.")],
     context: ContextOption = "8192",
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
     price: PriceOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Two or more plans side by side."""
     check_plot(plot)
+    plans = read_plans(plan, inputs.parse_prices(price or []))
     answer = compare_question(
         inputs.one_model(model),
-        plan,
+        plans,
         inputs.context(context),
         tpot_s=tpot / 1e3,
         max_packages=packages,
-        prices=inputs.parse_prices(price or []),
+        measured=read_measured(profile, devices_of(plans)),
     )
     emit(answer, as_json=as_json, plot=plot)

@@ -13,16 +13,18 @@ from mortice.cli.plan_output import (
     ModelsOption,
     PlotOption,
     PriceOption,
+    ProfileOption,
     TpotOption,
     check_plot,
     emit,
 )
 from mortice.cost import Speculation, convention
 from mortice.plan import inputs
-from mortice.plan.decode_cost import cost_question
+from mortice.plan.cost_question import cost_question
 from mortice.plan.density import density_question
 from mortice.plan.design import Frame, design_question
 from mortice.plan.explain import explain_question
+from mortice.plan.measured import MODELLED, read_measured
 from mortice.plan.roofline import roofline_question
 from mortice.specs.errors import RequestError
 
@@ -55,28 +57,33 @@ def cost(
     context: ContextOption = "8192",
     convention_name: Annotated[
         ConventionName,
-        typer.Option("--convention", help="published: Step-3's tables; honest: tiles, head, router."),
+        typer.Option(
+            "--convention", help="published: Step-3's tables; honest: tiles, kernels, head, router."
+        ),
     ] = ConventionName.honest,
     price: PriceOption = None,
+    profile: ProfileOption = None,
     kv: KvOption = "fp8",
     drafted: Annotated[int, typer.Option(help="Tokens drafted a step (MTP and the like).")] = 0,
     accepted: Annotated[float, typer.Option(help="Mean tokens a step then yields, 1 to drafted + 1.")] = 1.0,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """USD per million decoded tokens by phase and hardware, and the best pair. Several contexts: 8K,32K.
+    """USD per million tokens by phase (decode, prefill, training) and hardware, and the best pair. Several contexts: 8K,32K.
 
     --json prints a list with one object a model, hardware and context.
     """
     check_plot(plot)
     rule = convention(convention_name.value)
+    devices = inputs.hardware(hardware, rule, inputs.parse_prices(price or []))
     answer = cost_question(
         inputs.models(model, rule),
-        inputs.hardware(hardware, rule, inputs.parse_prices(price or [])),
+        devices,
         inputs.contexts(context),
         rule,
         drafts=Speculation(drafted=drafted, accepted=accepted),
         kv_dtype=kv,
+        measured=read_measured(profile, devices) if rule.kernel_shares else MODELLED,
     )
     said = [f"{a.name} = {a.value} ({a.why})" for a in answer.assumed]
     rows = [row | {"assumed": said} for row in answer.facts["costs"]]

@@ -13,6 +13,7 @@ from mortice.cli.plan_output import (
     ModelOption,
     PlotOption,
     PriceOption,
+    ProfileOption,
     TpotOption,
     check_plot,
     emit,
@@ -20,6 +21,7 @@ from mortice.cli.plan_output import (
 from mortice.cost import convention
 from mortice.plan import inputs
 from mortice.plan.deploy import Traffic, Workers, deploy_question
+from mortice.plan.measured import read_measured
 from mortice.plan.page.render import write
 from mortice.plan.placement import formats_for
 from mortice.plan.report import report as build_report
@@ -46,6 +48,7 @@ def deploy(
         str, typer.Option(help="Dtype of weights: bf16, int8 or int4, as serve runs them.")
     ] = "bf16",
     serve_model: Annotated[str | None, typer.Option(help="What serve shall load. Default: --model.")] = None,
+    profile: ProfileOption = None,
     out: Annotated[Path | None, typer.Option(help="Deployment document, YAML. Default: print it.")] = None,
     as_json: JsonOption = False,
     plot: PlotOption = None,
@@ -64,7 +67,13 @@ def deploy(
         slo=SLO(ttft_ms=slo_ttft_ms, tpot_ms=slo_tpot_ms, e2e_ms=slo_e2e_ms, target=target),
     )
     traffic.check()
-    workers = Workers(inputs.one_model(model), devices[0], traffic, formats_for(devices[0], weights, "bf16"))
+    workers = Workers(
+        inputs.one_model(model),
+        devices[0],
+        traffic,
+        formats_for(devices[0], weights, "bf16"),
+        read_measured(profile, devices),
+    )
     answer, document = deploy_question(workers, packages, serve_model or model, out)
     if out is not None:
         try:
@@ -84,6 +93,7 @@ def report(
     tpot: TpotOption = 50.0,
     convention_name: Annotated[ConventionName, typer.Option("--convention")] = ConventionName.honest,
     price: PriceOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Every question about one model on one page: tables, pictures, assumptions, light and dark."""
     if not out.absolute().parent.is_dir():
@@ -93,7 +103,13 @@ def report(
     command = f"mortice plan report --model {model} --hardware {hardware} --out {out.name}"
     shape = inputs.one_model(model)
     page = build_report(
-        shape, devices, rule, context=inputs.context(context), tpot_s=tpot / 1e3, command=command
+        shape,
+        devices,
+        rule,
+        context=inputs.context(context),
+        tpot_s=tpot / 1e3,
+        command=command,
+        measured=read_measured(profile, devices),
     )
     write(page, out)
     print(f"{shape.name} on {', '.join(d.name for d in devices)}: {out} ({len(page) // 1024} KiB)")

@@ -39,6 +39,14 @@ PriceOption = Annotated[
 TpotOption = Annotated[float, typer.Option(help="Milliseconds a token may take.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Picture, .png or .svg.")]
+ProfileOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Measured kernels: a file of `plan profile`, aiconfigurator:FRAMEWORK (trtllm, sglang, vllm), or none. "
+        "Default: the profile that ships for the hardware, if one does. Repeatable.",
+        metavar="FILE|none",
+    ),
+]
 KvOption = Annotated[str, typer.Option(help="Dtype of KV: bf16, fp8, int8, fp4, int4.")]
 WeightsOption = Annotated[
     str | None, typer.Option(help="Dtype of weights. Default: 8 bit where the card computes in it.")

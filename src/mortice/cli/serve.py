@@ -70,7 +70,7 @@ def serve(
     transport: Annotated[
         str | None, typer.Option(help="auto, shm, tcp or nixl.", rich_help_panel=_SPLIT)
     ] = None,
-    transfer: Annotated[str | None, typer.Option(help="pull or push.", rich_help_panel=_SPLIT)] = None,
+    transfer: Annotated[str | None, typer.Option(help="map, pull or push.", rich_help_panel=_SPLIT)] = None,
     checksum: Annotated[
         str | None, typer.Option(help="full, sampled or off.", rich_help_panel=_SPLIT)
     ] = None,

@@ -26,6 +26,7 @@ from mortice.cluster.launcher import LocalLauncher, kill, oom_kills
 from mortice.cluster.member import Member
 from mortice.cluster.traffic import Traffic
 from mortice.engine.config import WorkerConfig
+from mortice.sched.fleet import Role
 from mortice.sched.prefix_map import PrefixMap, block_names
 from mortice.sched.recovery import is_blamed
 from mortice.sched.router import Load, Router
@@ -73,9 +74,10 @@ class LiveCluster:
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
         self._threads = threads
+        counts: dict[Role, int] = {"prefill": deployment.prefill, "decode": deployment.decode}
         self._members = {
             place: Member(place, role)
-            for role, count in (("prefill", deployment.prefill), ("decode", deployment.decode))
+            for role, count in counts.items()
             for place in (f"{role}-{i}" for i in range(count))
         }
         self._prefixes = PrefixMap(deployment.limits.block_size)

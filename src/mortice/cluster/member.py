@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from mortice.cluster.api import WorkerInfo
+from mortice.sched.fleet import Role
 from mortice.sched.recovery import RestartPolicy
 from mortice.sched.router import Load
 from mortice.specs.messages import Hello, WorkerStats
@@ -15,7 +16,7 @@ class Member:
     """A place outlives its workers: each life has an id of its own, so words of the dead are told from the living's."""
 
     place: str  # prefill-0, decode-1, ...
-    role: str
+    role: Role
     life: int = 0
     process: asyncio.subprocess.Process | None = None
     hello: Hello | None = None  # None until the worker can serve

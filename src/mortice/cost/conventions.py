@@ -15,6 +15,7 @@ class Convention(msgspec.Struct, frozen=True, kw_only=True):
     count_head: bool  # the LM head is part of the linears
     count_router: bool  # the routers too
     causal_half: bool  # prefill and training attend to the past alone, half of the square
+    kernel_shares: bool  # a token costs what kernels take for it, not the roofline
     pad_tiles: bool  # query rows are padded to the hardware's matrix tile
     linear_state_flops: float = (
         10.0  # FLOP an element of a linear-attention state (inferred from Step-3, Table 2)
@@ -28,6 +29,7 @@ PUBLISHED = Convention(
     count_head=False,
     count_router=False,
     causal_half=False,
+    kernel_shares=False,
     pad_tiles=False,
 )
 HONEST = Convention(
@@ -37,6 +39,7 @@ HONEST = Convention(
     count_head=True,
     count_router=True,
     causal_half=True,
+    kernel_shares=True,
     pad_tiles=True,
 )
 

@@ -17,11 +17,13 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     prefill_compute: float  # of the dense peak, causal prefill attention
     gemm_compute: float  # of the dense peak, m of 64 and more
     gemm_memory: float  # of bandwidth, reading weights
+    experts_memory: float  # of bandwidth, reading routed experts
     elementwise_memory: float  # of bandwidth: norms, rotary, activation, residual
     launch_s: float  # floor of a kernel inside a captured graph
     attention_launch_s: float  # of attention: split over the context, and the parts put together
     experts_launch_s: float  # of routed experts: sorting, two grouped products, combining
     collective_s: float  # added to the links' latency in a collective
+    quantise_s: float = 0.0  # of quantising activations before a product in 8 or 4 bits, a kernel of its own
     source: str
 
     def assumptions(self, architecture: str) -> tuple[Assumption, ...]:
@@ -39,7 +41,7 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
             Assumption(
                 "kernel launch",
                 f"{self.launch_s * 1e6:g} us, attention {self.attention_launch_s * 1e6:g}, "
-                f"experts {self.experts_launch_s * 1e6:g}",
+                f"experts {self.experts_launch_s * 1e6:g}, quantising {self.quantise_s * 1e6:g}",
                 why,
             ),
         )
@@ -55,6 +57,7 @@ HOPPER = Efficiency(
     prefill_compute=0.50,
     gemm_compute=0.70,
     gemm_memory=0.65,
+    experts_memory=0.65,
     elementwise_memory=0.70,
     launch_s=2.5e-6,
     attention_launch_s=8e-6,
@@ -68,8 +71,10 @@ AMPERE = msgspec.structs.replace(
 BLACKWELL = msgspec.structs.replace(
     HOPPER,
     attention_memory=0.85,
+    gemm_memory=0.73,
     collective_s=8e-6,
-    source="decode attention and NCCL of aiconfigurator's B200 and GB200 tables, the rest as on Hopper",
+    quantise_s=3.5e-6,
+    source="decode attention, matrix products and NCCL of aiconfigurator's B200 and GB200 tables, the rest as on Hopper",
 )
 ASCEND = msgspec.structs.replace(
     HOPPER,
@@ -83,6 +88,7 @@ PROCESSOR = Efficiency(
     prefill_compute=0.30,
     gemm_compute=0.60,
     gemm_memory=0.75,
+    experts_memory=0.75,
     elementwise_memory=0.60,
     launch_s=5e-6,
     attention_launch_s=1e-5,

@@ -80,7 +80,8 @@ class Kernels:
         flops = 2.0 * padded(m, rows) * padded(n, columns) * k
         moved = np.asarray(n) * k * dtype_bytes(dtype) + 2.0 * (np.asarray(m) * k + np.asarray(m) * n)
         peak = self.peak(dtype) * self.shares.gemm_compute
-        time = self.shares.launch_s + np.maximum(
+        launch = self.shares.launch_s + (self.shares.quantise_s if dtype_bytes(dtype) < 2 else 0.0)
+        time = launch + np.maximum(
             flops / peak, moved / (self.hardware.memory_bytes_per_s * self.shares.gemm_memory)
         )
         return self._corrected("gemm", dtype, {"m": m, "n": n, "k": k}, time)
@@ -94,7 +95,7 @@ class Kernels:
         top_k: int,
         ep: Number,
         dtype: str,
-        imbalance: float = 1.0,
+        imbalance: Number = 1.0,
         matrices: int = 3,
     ) -> Number:
         """Grouped product of the routed experts that one rank holds.
@@ -113,7 +114,7 @@ class Kernels:
         moved = moved + loaded * (2.0 * hidden * 2 + 2.0 * np.asarray(size) * (matrices - 1))
         peak = self.peak(dtype) * self.shares.gemm_compute
         time = self.shares.experts_launch_s + np.maximum(
-            flops / peak, moved / (self.hardware.memory_bytes_per_s * self.shares.gemm_memory)
+            flops / peak, moved / (self.hardware.memory_bytes_per_s * self.shares.experts_memory)
         )
         features: dict[str, Number] = {
             "tokens": total,

@@ -20,6 +20,7 @@ IDEAL = Efficiency(
     prefill_compute=1.0,
     gemm_compute=1.0,
     gemm_memory=1.0,
+    experts_memory=1.0,
     elementwise_memory=1.0,
     launch_s=0.0,
     attention_launch_s=0.0,

@@ -79,7 +79,10 @@ def attention_usd_per_token(
     tile_rows: int = 1,
 ) -> Number:
     """USD of attention and its projections for one useful decoded token."""
-    arithmetic = attention_flops(model, context, rule, tile_rows) * (cost.flop * speculation.flop_factor)
+    # Drafted rows fill tiles that would be padded: they are counted before the padding, not after.
+    rows = speculation.drafted + 1
+    flops = attention_flops(model, context, rule, tile_rows, rows)
+    arithmetic = flops * (cost.flop / speculation.accepted)
     memory = kv_read_bytes(model, context, kv_dtype, rule) * (cost.byte * speculation.byte_factor)
     linears = linear_flops(model, rule) * cost.flop * speculation.flop_factor
     longer: Number = np.maximum(arithmetic, memory)

@@ -83,7 +83,7 @@ def decode_step(
     *,
     formats: Formats = Formats(),  # noqa: B008 (frozen)
     speculation: Speculation = NO_SPECULATION,
-    imbalance: float = 1.0,
+    imbalance: Number = 1.0,
 ) -> Step:
     """One decode step of `batch` sequences of `context` tokens in an instance (all replicas and stages together).
 
@@ -107,7 +107,7 @@ def prefill_step(
     *,
     batch: Number = 1,
     formats: Formats = Formats(),  # noqa: B008 (frozen)
-    imbalance: float = 1.0,
+    imbalance: Number = 1.0,
 ) -> Step:
     """Prefill of `batch` prompts, each of `tokens` new tokens after `prefix` cached ones, spread over the replicas;
     at least one replica works on a whole prompt."""
@@ -146,7 +146,7 @@ def ffn_side(
     ep: Number = 1,
     tp: Number = 1,
     formats: Formats = Formats(),  # noqa: B008 (frozen)
-    imbalance: float = 1.0,
+    imbalance: Number = 1.0,
 ) -> Step:
     """One layer of an FFN instance of ep * tp packages for `tokens` tokens of all attention instances together,
     without any communication."""
@@ -157,7 +157,7 @@ def ffn_side(
 
 
 def _step(
-    model: ModelShape, kernels: Kernels, layout: Layout, work: Work, formats: Formats, imbalance: float
+    model: ModelShape, kernels: Kernels, layout: Layout, work: Work, formats: Formats, imbalance: Number
 ) -> Step:
     links = Links(kernels.hardware)
     hidden, tp = model.hidden_size, layout.tp
@@ -190,10 +190,12 @@ def _step(
     return Step(parts=parts, assumed=assumed)
 
 
-def _imbalance_assumed(model: ModelShape, imbalance: float) -> tuple[Assumption, ...]:
+def _imbalance_assumed(model: ModelShape, imbalance: Number) -> tuple[Assumption, ...]:
     if not model.moe_layers:
         return ()
-    return (Assumption("expert imbalance", f"{imbalance:g}", "load of the busiest rank over the mean"),)
+    low, high = float(np.min(imbalance)), float(np.max(imbalance))
+    said = f"{low:g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return (Assumption("expert imbalance", said, "load of the busiest rank over the mean"),)
 
 
 def _attention(
@@ -239,7 +241,7 @@ def _ffn(
     expert_tp: Number,
     tp: Number,
     formats: Formats,
-    imbalance: float,
+    imbalance: Number,
 ) -> dict[str, Number]:
     """`rows` are a replica's own tokens (dense and shared parts, split over `tp`), `everyone` all of the exchange."""
     parts: dict[str, Number] = {}

@@ -133,6 +133,7 @@ class Admin:
             "num_sequences": sum(1 for _ in scheduler.sequences()),
             "num_fetching": len(scheduler.fetching),
             "num_received": self.engine.handoff.counters.num_received,
+            "num_in_place": self.engine.handoff.counters.num_in_place,
         }
 
     def _need(self, verb: str, *states: str) -> None:

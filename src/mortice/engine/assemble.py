@@ -52,7 +52,8 @@ def assemble(
     host's is its mirror for hand-overs."""
     limits, speculation = deployment.limits, deployment.speculation
     pool = BlockPool(memory.address.num_blocks, memory.generations)
-    blocks, mirror = torch.from_numpy(memory.blocks), None
+    space = memory.space if deployment.transfer.mode == "map" and device.type == "cpu" else None
+    blocks, mirror = torch.from_numpy(memory.blocks if space is None else space.blocks), None
     if device.type != "cpu":
         blocks = torch.zeros(blocks.shape, dtype=torch.uint8, device=device)
         mirror = HostMirror(blocks, memory.blocks)
@@ -82,6 +83,7 @@ def assemble(
             leases=LeaseTable(deployment.transfer.lease_s),
             push=deployment.transfer.mode == "push",
             mirror=mirror,
+            space=space,
             wake=wake,
         ),
         ledger=Ledger(

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -120,8 +121,8 @@ class Engine:
         sequences = self._sequences_of(message)
         arrival = None
         if message.handoff is not None:
-            self.handoff.offer(message.handoff)
-            arrival = Arrival(sequences, message.handoff.num_tokens, message.handoff.lease_id)
+            lent = self.handoff.offer(message.handoff)
+            arrival = Arrival(sequences, message.handoff.num_tokens, message.handoff.lease_id, lent=lent)
         for sequence in sequences:
             self._decoding[sequence] = self._new_decoding(sequence)
         grammar = request.sampling.grammar
@@ -201,7 +202,7 @@ class Engine:
             self.handoff.count(result)
             out += self._fetch_ended(result.lease_id, result.error)
         out += self._collect_grammars()
-        return out
+        return out + self._give_back()
 
     def step(self) -> tuple[bool, list[FromWorker]]:
         """Run one step if something can run; answers whether it did, and what it made."""
@@ -224,6 +225,7 @@ class Engine:
                 step, rows = self.runner.prepare(plan)
             with stage("forward"), self.idle:
                 logits = self.runner.forward(step)
+            plan, rows = self._without_the_robbed(plan, rows)
             with stage("sample"), torch.inference_mode():
                 out += self._advance(plan, rows, logits)
         except Exception as error:
@@ -238,7 +240,27 @@ class Engine:
         )
         if not self.has_work:
             self.idle.forget()
-        return True, out
+        return True, out + self._give_back()
+
+    def _without_the_robbed(self, plan: StepPlan, rows: list[LogitRows]) -> tuple[StepPlan, list[LogitRows]]:
+        """A step may have read lent blocks after their lease had run out: those sequences are computed anew."""
+        robbed = {
+            chunk.sequence
+            for chunk in plan.chunks
+            if chunk.sequence.lease_id and not self.handoff.is_intact(chunk.sequence.lease_id)
+        }
+        if not robbed:
+            return plan, rows
+        for sequence in robbed:
+            log.warning("KV under lease %s was given away: computing it here", sequence.lease_id)
+            self.scheduler.preempt(sequence)
+        chunks = [chunk for chunk in plan.chunks if chunk.sequence not in robbed]
+        return replace(plan, chunks=chunks), [row for row in rows if row.chunk.sequence not in robbed]
+
+    def _give_back(self) -> list[FromWorker]:
+        """The lent blocks under which no sequence reads any more."""
+        returned, self.scheduler.returned = self.scheduler.returned, []
+        return [self._end_offer(lease_id) for lease_id in returned]
 
     def _advance(self, plan: StepPlan, rows: list[LogitRows], logits: Tensor) -> list[FromWorker]:
         """Sample where the plan reached the newest token; move every sequence on; say what became of them."""

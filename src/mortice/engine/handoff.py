@@ -2,13 +2,15 @@
 
 As prefill worker it grants leases over finished prompts and keeps the blocks until the reader says it has them, the
 request dies, or nobody renews the lease. As decode worker it lets KV wait on its owner until the scheduler has room,
-then fetches it on the transport's threads. A fetch that fails is computed here instead; nothing is ever read that
-was not verified.
+then reads it where it lies, if both map one memory and the owner can spare the blocks for that long; else fetches it on
+the transport's threads. A fetch that fails is computed here instead; nothing is ever used that was not verified.
 
     owner:   grant -> (renew)* -> release | expire
     reader:  offered -> fetching -> arrived | not arrived, and in either case the lease is released
+             offered -> read in place -> the lease is released when the last sequence under it ends
 """
 
+import logging
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +24,11 @@ from mortice.sched.sequence import Arrival
 from mortice.specs.kv import KVDescriptor
 from mortice.specs.messages import Pushed, PushTarget
 from mortice.transport.base import KVTransport, Pool, TransferResult
-from mortice.transport.descriptor import check_landed, describe, describe_target
+from mortice.transport.descriptor import block_ids, check_landed, describe, describe_target
 from mortice.transport.errors import Corrupt, TransferError
+from mortice.transport.space import AddressSpace
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -31,9 +36,30 @@ class HandoffCounters:
     bytes_received: int = 0
     receive_s: float = 0.0
     num_received: int = 0
+    num_in_place: int = 0  # read where they lay, nothing moved
     num_failed: int = 0
     num_corrupt: int = 0  # blocks
     num_expired: int = 0
+
+
+LEND_SHARE = (
+    0.5  # of a pool's blocks may be kept for readers until their sequences end; the rest is for new prompts
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Blocks of a peer that sequences here read where they lie."""
+
+    pool_id: str
+    blocks: np.ndarray  # int64 [n], ids in the peer's pool
+    expected: np.ndarray  # uint64 [n], their generations when they were lent
+    generations: np.ndarray  # uint64, the peer's counters, live
+
+    def is_intact(self) -> bool:
+        """Whether every block still holds what was lent. True after a read proves the read: loads come in order on
+        machines where blocks are lent at all."""
+        return bool((self.generations[self.blocks] == self.expected).all())
 
 
 class Handoff:
@@ -49,6 +75,7 @@ class Handoff:
         leases: LeaseTable,
         push: bool,
         mirror: HostMirror | None,
+        space: AddressSpace | None,
         wake: Callable[[], None],
     ) -> None:
         self._worker_id = worker_id
@@ -57,6 +84,7 @@ class Handoff:
         self._transport = transport
         self._push = push
         self._mirror = mirror  # None: the pool's own memory is the host's
+        self._space = space  # None: blocks are always copied
         self._wake = wake
         self.leases = leases
         self.counters = HandoffCounters()
@@ -64,6 +92,8 @@ class Handoff:
         self._offers: dict[str, KVDescriptor] = {}  # what this worker waits for or fetches, by lease
         self._results: queue.SimpleQueue[TransferResult] = queue.SimpleQueue()
         self._pushes: dict[str, str] = {}  # push under way: own lease -> the reader's lease
+        self._loans: dict[str, Loan] = {}  # blocks that peers lent to this worker, by lease
+        self._gone: set[str] = set()  # pools whose owner is dead and whose memory is still read here
 
     # -- owner --------------------------------------------------------------------------------------------------
 
@@ -74,7 +104,8 @@ class Handoff:
         self.leases.grant(lease_id, request_id, blocks, now_s)
         if self._mirror is not None:
             self._mirror.copy_out(blocks)
-        return describe(self._memory, lease_id, blocks, num_tokens)
+        is_lendable = self.leases.num_blocks <= LEND_SHARE * self._pool.num_blocks
+        return describe(self._memory, lease_id, blocks, num_tokens, is_lendable=is_lendable)
 
     def release(self, lease_ids: list[str]) -> None:
         for lease_id in lease_ids:
@@ -117,9 +148,26 @@ class Handoff:
 
     # -- reader -------------------------------------------------------------------------------------------------
 
-    def offer(self, descriptor: KVDescriptor) -> None:
-        """KV waits for this worker under the descriptor's lease."""
+    def offer(self, descriptor: KVDescriptor) -> list[int] | None:
+        """KV waits for this worker under the descriptor's lease. Answers block ids under which the model can read it
+        where it lies; None if it must be fetched."""
         self._offers[descriptor.lease_id] = descriptor
+        if self._space is None or not descriptor.is_lendable:
+            return None
+        try:
+            window = self._space.open(descriptor.pool)
+            blocks = block_ids([ref.block_id for ref in descriptor.blocks], window.num_blocks, "described")
+        except TransferError as error:
+            log.warning("KV of lease %s cannot be read in place: %s", descriptor.lease_id, error)
+            return None
+        expected = np.array([ref.generation for ref in descriptor.blocks], np.uint64)
+        self._loans[descriptor.lease_id] = Loan(descriptor.pool.pool_id, blocks, expected, window.generations)
+        self.counters.num_in_place += 1
+        return [window.first + block for block in blocks.tolist()]
+
+    def is_intact(self, lease_id: str) -> bool:
+        """Whether what was just read under this lease was what had been lent."""
+        return self._loans[lease_id].is_intact()
 
     def fetch(self, arrival: Arrival) -> PushTarget | None:
         """Start the transfer into arrival.blocks; in push mode answer with the order for the owner."""
@@ -155,7 +203,11 @@ class Handoff:
             self._mirror.copy_in(blocks)
 
     def withdraw(self, lease_id: str) -> None:
+        """Nothing will be read under this lease any more."""
         self._offers.pop(lease_id, None)
+        loan = self._loans.pop(lease_id, None)
+        if loan is not None and loan.pool_id in self._gone:
+            self._unmap(loan.pool_id)
 
     def offered(self) -> list[str]:
         """Leases that this worker must keep alive."""
@@ -200,8 +252,17 @@ class Handoff:
 
     def peer_gone(self, pool_id: str) -> list[str]:
         """Drop what is known of the pool. Answers leases on it whose push will never come; a read that is under way ends
-        by itself, and only then are its blocks free of the transfer's pen."""
+        by itself, and only then are its blocks free of the transfer's pen. Blocks that it lent outlive it: nobody can give
+        them away any more, and the memory stays for as long as it is mapped."""
         self._transport.forget(pool_id)
+        if self._space is not None:
+            self._gone.add(pool_id)
+            self._unmap(pool_id)
         if not self._push:
             return []
         return [lease_id for lease_id, source in self._offers.items() if source.pool.pool_id == pool_id]
+
+    def _unmap(self, pool_id: str) -> None:
+        if self._space is not None and all(loan.pool_id != pool_id for loan in self._loans.values()):
+            self._space.close(pool_id)
+            self._gone.discard(pool_id)

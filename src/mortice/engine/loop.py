@@ -139,6 +139,7 @@ class Loop:
             "kv_received_bytes": moved.bytes_received,
             "kv_receive_seconds": moved.receive_s,
             "kv_received": moved.num_received,
+            "kv_read_in_place": moved.num_in_place,
             "kv_receive_failures": moved.num_failed,
             "leases_expired": moved.num_expired,
             "kv_transfer_checksum_failures": moved.num_corrupt,

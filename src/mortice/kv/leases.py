@@ -55,6 +55,10 @@ class LeaseTable:
     def get(self, lease_id: str) -> Lease | None:
         return self._leases.get(lease_id)
 
+    @property
+    def num_blocks(self) -> int:
+        return sum(len(lease.blocks) for lease in self._leases.values())
+
     def held_blocks(self) -> list[int]:
         return [block for lease in self._leases.values() for block in lease.blocks]
 

@@ -166,9 +166,17 @@ TABLE: tuple[Metric, ...] = (
         "kv_transfers_total",
         "counter",
         "transfers",
-        "Prompts whose KV came from a peer.",
+        "Prompts whose KV was copied from a peer.",
         _WORKER,
         key="kv_received",
+    ),
+    Metric(
+        "kv_read_in_place_total",
+        "counter",
+        "requests",
+        "Prompts whose KV was lent by a peer and read where it lies.",
+        _WORKER,
+        key="kv_read_in_place",
     ),
     Metric(
         "kv_transfer_failures_total",

@@ -8,7 +8,7 @@ sockets, of a live cluster.
 from mortice.plan.afd_question import afd_question
 from mortice.plan.answer import Answer
 from mortice.plan.compare import compare_question
-from mortice.plan.decode_cost import cost_question
+from mortice.plan.cost_question import cost_question
 from mortice.plan.density import density_question
 from mortice.plan.deploy import deploy_question
 from mortice.plan.design import design_question

@@ -1,12 +1,14 @@
 """How many attention instances one FFN instance should serve when requests differ in length.
 
 A/F-ratio, arXiv 2601.21351: r attention instances with B slots each share one FFN instance. Times are of one layer
-or of one step, but all coefficients of the same one.
+or of one step, but all coefficients of the same one. The paper counts an FFN instance like an attention instance;
+`ffn_packages` says how many of those it is worth where it is larger.
 """
 
 import math
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import msgspec
 
@@ -56,14 +58,15 @@ def load_variance(prompt_lens: Sequence[int], output_lens: Sequence[int]) -> flo
 
 def barrier_load(ratio: int, slots: int, mean: float, variance: float) -> float:
     """Expected largest load of r workers whose load is normal with mean B theta and variance B Var."""
-    return slots * mean + math.sqrt(slots * variance) * _expected_max_of_normals(ratio)
+    return slots * mean + math.sqrt(slots * variance) * expected_max_of_normals(ratio)
 
 
-def optimal_ratio(times: BundleTimes, slots: int, context_tokens: float) -> float:
-    """r* = max((t_A - beta_F) / (alpha_F B), (t_C - beta_F) / (alpha_F B), sqrt(beta_F / (alpha_F B))).
+def optimal_ratio(times: BundleTimes, slots: int, context_tokens: float, ffn_packages: int = 1) -> float:
+    """r* = max((t_A - beta_F) / (alpha_F B), (t_C - beta_F) / (alpha_F B), sqrt(n beta_F / (alpha_F B))).
 
-    The third branch maximises r / ((r + 1)(alpha r B + beta)), where the FFN side is the slowest at any r. t_C of
-    the bundle grows with r as well; where its slope is below the FFN's it never binds, so it enters with r = 1.
+    The third branch maximises r / ((r + n)(alpha r B + beta)), n the FFN's packages (1 in the paper), where the FFN side
+    is the slowest at any r. t_C of the bundle grows with r as well; where its slope is below the FFN's it never binds,
+    so it enters with r = 1.
     """
     slope = times.ffn_s_per_request * slots
     if slope <= 0:
@@ -72,21 +75,34 @@ def optimal_ratio(times: BundleTimes, slots: int, context_tokens: float) -> floa
     return max(
         (times.attention_at(context_tokens) - times.ffn_s) / slope,
         (link - times.ffn_s) / slope,
-        math.sqrt(times.ffn_s / slope),
+        math.sqrt(ffn_packages * max(0.0, times.ffn_s) / slope),
     )
 
 
-def throughput(times: BundleTimes, ratio: int, slots: int, mean: float, variance: float = 0.0) -> float:
-    """Requests a second and instance, r B / ((r + 1) tau), with the barrier over the r workers."""
+def throughput(
+    times: BundleTimes,
+    ratio: int,
+    slots: int,
+    mean: float,
+    variance: float = 0.0,
+    ffn_packages: int = 1,
+) -> float:
+    """Requests a second and instance, r B / ((r + n) tau), with the barrier over the r workers."""
     attention = times.attention_at(barrier_load(ratio, slots, mean, variance))
-    return ratio * slots / ((ratio + 1) * times.step_at(ratio, slots, attention))
+    return ratio * slots / ((ratio + ffn_packages) * times.step_at(ratio, slots, attention))
 
 
 def best_whole_ratio(
-    times: BundleTimes, slots: int, mean: float, variance: float = 0.0, limit: int = 256
+    times: BundleTimes,
+    slots: int,
+    mean: float,
+    variance: float = 0.0,
+    *,
+    candidates: Sequence[int] = range(1, 257),
+    ffn_packages: int = 1,
 ) -> int:
-    """The whole r of largest throughput an instance."""
-    return max(range(1, limit + 1), key=lambda r: throughput(times, r, slots, mean, variance))
+    """The whole r among the candidates of largest throughput an instance."""
+    return max(candidates, key=lambda r: throughput(times, r, slots, mean, variance, ffn_packages))
 
 
 def simulate(
@@ -98,6 +114,7 @@ def simulate(
     num_steps: int,
     seed: int,
     warmup: int = 0,
+    ffn_packages: int = 1,
 ) -> float:
     """Requests a second and instance of a bundle whose slots draw (prompt, answer) from `lengths`, refilled at once.
 
@@ -124,10 +141,11 @@ def simulate(
                 remaining[i] -= 1
                 if remaining[i] == 0:
                     worker[i], remaining[i] = draw.choice(lengths)
-    return ratio * slots * num_steps / elapsed / (ratio + 1)
+    return ratio * slots * num_steps / elapsed / (ratio + ffn_packages)
 
 
-def _expected_max_of_normals(count: int) -> float:
+@cache
+def expected_max_of_normals(count: int) -> float:
     """E[max of n standard normals] = integral of x n phi(x) Phi(x)^(n-1), by the trapezoid rule to 1e-6."""
     if count < 1:
         raise RequestError(f"ratio must be at least 1, not {count}", param="ratio")

@@ -5,6 +5,7 @@ packages that hold its share of the experts, split inside by tensor parallelism 
 (Step-3, section 3). Times come from the cost model, the iteration from `pipeline`, links are tested at both ends.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from mortice.cost import (
     Assumption,
     Formats,
-    Kernels,
     Links,
     attention_side,
     dtype_bytes,
@@ -24,7 +24,10 @@ from mortice.cost import (
 from mortice.cost.accounting import attention_parameters, ffn_parameters
 from mortice.cost.efficiency import Efficiency, efficiency
 from mortice.cost.layout import RUNTIME_BYTES
+from mortice.plan.af_ratio import expected_max_of_normals
+from mortice.plan.exchange import expected_imbalance
 from mortice.plan.links import send_probability
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.pipeline import RESOURCES, Stages
 from mortice.plan.placement import formats_for
 from mortice.specs.errors import RequestError
@@ -45,7 +48,8 @@ class AfdProblem(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelShape
     attention: HardwareSpec
     ffn: HardwareSpec
-    context: int
+    context: int  # mean of what a sequence holds while it decodes
+    context_variance: float = 0.0  # of it: the busiest package of all sets the pace
     tpot_s: float = 0.05
     attention_formats: Formats
     ffn_formats: Formats
@@ -54,12 +58,13 @@ class AfdProblem(msgspec.Struct, frozen=True, kw_only=True):
     selective: bool = False  # send a token only to F peers that hold a chosen expert, not to all
     one_domain: bool = False  # A and F inside one scale-up domain instead of over NICs
     jitter_s: float = JITTER_S
-    imbalance: float = 1.0
+    imbalance: float | None = None  # busiest F instance over the mean; None: of uniform random routing
     net_efficiency: float | None = None  # overrides the attained share of the link between A and F
     attention_shares: Efficiency | None = None  # of A's kernels; None: the cost model's for that hardware
     ffn_shares: Efficiency | None = None
     memory_share: float = MEMORY_SHARE
     runtime_bytes: float = RUNTIME_BYTES
+    measured: Measured = MODELLED
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +98,14 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.num_attention}A{self.num_ffn}F"
 
     @property
+    def main_stages(self) -> Stages:
+        """Of the commonest kind of layer."""
+        return self.stages[int(np.argmax(self.layer_counts))]
+
+    @property
     def bottleneck(self) -> str:
         """The busiest resource of the expert layers, or `latency` where the sum of all binds."""
-        main = self.stages[int(np.argmax(self.layer_counts))]
+        main = self.main_stages
         return main.bottleneck if self.micro_batches * main.slowest_s >= main.total_s else "latency"
 
 
@@ -112,8 +122,10 @@ def problem(
     one_domain: bool = False,
     gpus_attention: int | None = None,
     gpus_ffn: int | None = None,
-    imbalance: float = 1.0,
+    imbalance: float | None = None,
     fused: bool = False,
+    measured: Measured = MODELLED,
+    context_variance: float = 0.0,
 ) -> AfdProblem:
     """With the formats that each side's hardware computes in, and its node as the instance.
 
@@ -134,6 +146,7 @@ def problem(
         attention=attention,
         ffn=ffn,
         context=context,
+        context_variance=context_variance,
         tpot_s=tpot_s,
         attention_formats=formats_for(attention, weights, kv),
         ffn_formats=formats_for(ffn, weights, kv),
@@ -144,6 +157,7 @@ def problem(
         imbalance=imbalance,
         attention_shares=fused_kernels(attention) if fused else None,
         ffn_shares=fused_kernels(ffn) if fused else None,
+        measured=measured,
     )
 
 
@@ -156,6 +170,8 @@ def fused_kernels(device: HardwareSpec) -> Efficiency:
         attention_launch_s=3e-6,
         experts_launch_s=5e-6,
         gemm_memory=0.85,
+        experts_memory=0.85,
+        quantise_s=0.0,
         elementwise_memory=0.85,
         source="one fused kernel a layer, as FastAFD; assumed, not measured here",
     )
@@ -255,13 +271,19 @@ def candidate(
     return grid.candidate(index, micro_batches, float(seconds[index]), limited)
 
 
+def layer_stages(p: AfdProblem, num_attention: int, num_ffn: int, per_gpu: int) -> Stages:
+    """Times of the model's commonest kind of layer, whatever the TPOT and the memory."""
+    grid = _Grid(p, num_attention, num_ffn, np.asarray([per_gpu], dtype=np.float64))
+    return grid.candidate(0, 1, 1.0, "given").main_stages
+
+
 class _Grid:
     """Times of all batch sizes of one (N_A, N_F) at once."""
 
     def __init__(self, p: AfdProblem, num_attention: int, num_ffn: int, sizes: Times) -> None:
         self.p, self.num_attention, self.num_ffn, self.sizes = p, num_attention, num_ffn, sizes
-        self.attention_kernels = Kernels(p.attention, shares=p.attention_shares)
-        self.ffn_kernels = Kernels(p.ffn, shares=p.ffn_shares)
+        self.attention_kernels = p.measured.kernels(p.attention, shares=p.attention_shares)
+        self.ffn_kernels = p.measured.kernels(p.ffn, shares=p.ffn_shares)
         self.groups = [self._resources(group) for group in p.model.groups]
         rows = self.attention_kernels.gemm(sizes, p.model.vocab_size, p.model.hidden_size, "bf16")
         self.head_s = np.asarray(rows) * np.ones(len(sizes))
@@ -314,7 +336,7 @@ class _Grid:
             self.attention_kernels,
             group.attention,
             batch=self.sizes,
-            context=p.context,
+            context=self._busiest_context(),
             formats=p.attention_formats,
         )
         ffn = ffn_side(
@@ -325,7 +347,7 @@ class _Grid:
             ep=self._ep(group),
             tp=self._tp(group),
             formats=p.ffn_formats,
-            imbalance=p.imbalance,
+            imbalance=self._uneven(group, tokens),
         )
         heard = tokens * self._share(group)  # tokens that one F instance hears
         out, back = dtype_bytes(p.ffn_formats.wire_out), dtype_bytes(p.ffn_formats.wire_back)
@@ -359,11 +381,23 @@ class _Grid:
         n = min(self.num_attention, 2)
         return np.where(across >= inside, across, across / n), np.where(inside > across, inside, inside / n)
 
+    def _busiest_context(self) -> Times | float:
+        """Mean context of the package whose sequences are longest: all wait for it in each layer (A/F ratio)."""
+        if not self.p.context_variance:
+            return float(self.p.context)
+        spread = expected_max_of_normals(self.num_attention * self.p.gpus_attention)
+        return self.p.context + spread * np.sqrt(self.p.context_variance / self.sizes)
+
     def _ep(self, group: LayerGroup) -> int:
         return self.num_ffn if group.ffn.is_moe else 1
 
     def _tp(self, group: LayerGroup) -> int:
         return self.p.gpus_ffn if group.ffn.is_moe else self.p.gpus_ffn * self.num_ffn
+
+    def _uneven(self, group: LayerGroup, tokens: Times) -> Times | float:
+        if self.p.imbalance is not None or not group.ffn.is_moe:
+            return self.p.imbalance or 1.0
+        return expected_imbalance(tokens, group.ffn.top_k, self.num_ffn)
 
     def _share(self, group: LayerGroup) -> float:
         if not (self.p.selective and group.ffn.is_moe):
@@ -433,8 +467,28 @@ def search(
     if not found:
         # Raises with the nearest TPOT of the smallest plan.
         candidate(p, 1, least, max(micro_batches))
-    by_price = p.attention.price is not None and p.ffn.price is not None
-    return sorted(found, key=lambda c: c.usd_per_mtok if by_price else -c.tgs)
+    return sorted(found, key=_order)
+
+
+def best_of_layout(
+    p: AfdProblem, num_attention: int, num_ffn: int, micro_batches: Sequence[int] = (2, 3, 4)
+) -> list[Candidate]:
+    """One layout with each number of micro-batches that meets the SLO, best first. Raises as `candidate` does where
+    none does."""
+    found, reason = [], None
+    for m in micro_batches:
+        try:
+            found.append(candidate(p, num_attention, num_ffn, m))
+        except RequestError as error:
+            reason = error
+    if reason is not None and not found:
+        raise reason
+    return sorted(found, key=_order)
+
+
+def _order(c: Candidate) -> float:
+    """Cheapest first; without prices most tokens a package first."""
+    return c.usd_per_mtok if math.isfinite(c.usd_per_mtok) else -c.tgs
 
 
 def _all(
@@ -465,6 +519,17 @@ def _all(
                     yield grid.candidate(index, m, float(seconds[index]), limited)
 
 
+def imbalance_assumed(imbalance: float | None) -> Assumption:
+    """How uneven experts are taken to be loaded."""
+    if imbalance is not None:
+        return Assumption("expert imbalance", f"{imbalance:g}", "busiest group over the mean, given")
+    return Assumption(
+        "expert imbalance",
+        "of uniform random routing, by batch and group size",
+        "a real router is worse: measure it and give --imbalance",
+    )
+
+
 def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
     """What the plan rests on beside the kernels."""
     listed = [
@@ -476,7 +541,7 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
             f"A {p.attention_formats.weights}, KV {p.attention_formats.kv}, F {p.ffn_formats.weights}",
             "8 bit where the card has it",
         ),
-        Assumption("expert imbalance", f"{p.imbalance:g}", "busiest instance over the mean; not given"),
+        imbalance_assumed(p.imbalance),
     ]
     tier: TierName = "domain" if p.one_domain else "scale_out"
     for device in {p.attention.name: p.attention, p.ffn.name: p.ffn}.values():
@@ -490,4 +555,5 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
             )
         )
     sides = ((p.attention, p.attention_shares), (p.ffn, p.ffn_shares))
-    return (*listed, *(a for device, shares in sides for a in Kernels(device, shares=shares).assumptions()))
+    kernels = (p.measured.kernels(device, shares=shares) for device, shares in sides)
+    return (*listed, *(a for each in kernels for a in each.assumptions()))

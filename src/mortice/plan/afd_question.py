@@ -7,12 +7,12 @@ import msgspec
 from mortice.cost import HONEST, dtype_bytes
 from mortice.cost.published import cost_dtype
 from mortice.plan import afd
+from mortice.plan.afd_formulas import Lengths, formulas_table, ratio
 from mortice.plan.answer import Answer, Assumed, Column, Gantt, Span, Table
 from mortice.plan.dead_zone import max_hfu
 from mortice.plan.density import density_row, terms
 from mortice.plan.inputs import device_assumptions, model_assumptions
-from mortice.plan.megascale import micro_batches_needed
-from mortice.plan.pipeline import RESOURCES, Stages, fits_budget, iteration_s, simulate, stage_budget_s
+from mortice.plan.pipeline import RESOURCES, fits_budget, iteration_s, simulate, stage_budget_s
 from mortice.plan.placement import Candidate as Colocated
 from mortice.plan.placement import placement_table, with_jitter
 from mortice.plan.words import seconds, significant
@@ -45,6 +45,8 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
         kv=kv,
         max_packages=max_packages,
         imbalance=p.imbalance,
+        context_variance=p.context_variance,
+        measured=p.measured,
     )
     try:
         found = table.best(p.tpot_s - p.jitter_s, count=len(table))
@@ -87,43 +89,74 @@ def afd_question(
     micro_batches: int | None = None,
     kv: str = "fp8",
     weights: str | None = None,
+    lengths: Lengths | None = None,
     shown: int = 8,
 ) -> Answer:
-    """The best whole-instance plans, or the one asked for, against the best plan that keeps both together."""
+    """The best whole-instance plans, or the one asked for, against the best plan that keeps both together.
+
+    `lengths`: of the trace that the problem's context and its variance were read from.
+    """
     wanted = (2, 3, 4) if micro_batches is None else (micro_batches,)
     if (num_attention is None) != (num_ffn is None):
         raise RequestError("num_attention and num_ffn must be given together", param="num_attention")
     if num_attention is not None and num_ffn is not None:
-        found = [afd.candidate(p, num_attention, num_ffn, m) for m in wanted]
-        found.sort(key=lambda c: c.usd_per_mtok if math.isfinite(c.usd_per_mtok) else -c.tgs)
+        found = afd.best_of_layout(p, num_attention, num_ffn, wanted)
     else:
         found = afd.search(p, max_packages=max_packages, micro_batches=wanted)
     best = found[0]
     others = colocated_best(p, max(max_packages, best.packages), weights, kv)
     verdict = judge(best, others)
     unique = _first_of_each(found)[:shown]
+    found_ratio = ratio(p, best, lengths)
     return Answer(
         verb="afd",
         title=f"{p.model.name}: attention on {p.attention.name}, experts on {p.ffn.name}",
         verdict=verdict.text,
-        tables=(_plans(unique), _stages(p, best), _checks(p, best), _together(others[:4])),
+        tables=(
+            _plans(unique),
+            _stages(p, best),
+            _checks(p, best),
+            formulas_table(p, best, found_ratio),
+            _together(others[:4]),
+        ),
         charts=(gantt(best),),
         assumed=(
             Assumed("tpot", f"{p.tpot_s * 1e3:g} ms", "given or the default of 50 ms"),
-            Assumed("context", f"{p.context:,} tokens", "mean of what is held while decoding"),
+            _context_assumed(p, lengths),
             *(Assumed(a.name, a.value, a.why) for a in afd.assumptions(p)),
             *device_assumptions([p.attention, p.ffn]),
             *model_assumptions([p.model]),
         ),
         notes=_notes(p, best),
-        formulas=("afd.period", "afd.budget", "afd.fanout", "afd.send", "afd.micro_batches", "afd.dead_zone"),
+        formulas=(
+            "afd.period",
+            "afd.budget",
+            "afd.fanout",
+            "afd.send",
+            "afd.micro_batches",
+            "afd.balance",
+            "afd.ratio",
+            "afd.load",
+            "afd.dead_zone",
+        ),
         facts={
             "wins": verdict.wins,
             "advantage": verdict.ratio if math.isfinite(verdict.ratio) else None,
             "best": plain(best),
+            "ratio": msgspec.to_builtins(found_ratio),
             "plans": [plain(c) for c in unique],
             "colocated": [msgspec.to_builtins(c) for c in others[:4]],
         },
+    )
+
+
+def _context_assumed(p: afd.AfdProblem, lengths: Lengths | None) -> Assumed:
+    if lengths is None:
+        return Assumed("context", f"{p.context:,} tokens", "mean of what is held while decoding, all alike")
+    return Assumed(
+        "context",
+        f"{p.context:,} tokens, deviation {math.sqrt(p.context_variance):,.0f}",
+        f"what a slot holds in {lengths.name}, {len(lengths.pairs):,} requests, slots refilled at once",
     )
 
 
@@ -137,7 +170,7 @@ def _first_of_each(found: list[afd.Candidate]) -> list[afd.Candidate]:
 
 def plain(c: afd.Candidate) -> dict:
     """A plan as JSON, its times in microseconds a layer."""
-    main = _main(c)
+    main = c.main_stages
     return {
         "plan": c.name,
         "num_attention": c.num_attention,
@@ -157,7 +190,7 @@ def plain(c: afd.Candidate) -> dict:
 
 def gantt(c: afd.Candidate) -> Gantt:
     """The first layers of one iteration, event by event."""
-    main = _main(c)
+    main = c.main_stages
     seen = simulate([main] * GANTT_LAYERS, c.micro_batches)
     names = {
         "attention": "attention",
@@ -178,10 +211,6 @@ def gantt(c: afd.Candidate) -> Gantt:
         lanes=tuple(names[r] for r in RESOURCES if names[r] in used),
         spans=spans,
     )
-
-
-def _main(c: afd.Candidate) -> Stages:
-    return c.stages[c.layer_counts.index(max(c.layer_counts))]
 
 
 def _plans(found: list[afd.Candidate]) -> Table:
@@ -233,7 +262,7 @@ def _stages(p: afd.AfdProblem, best: afd.Candidate) -> Table:
 
 def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
     """The limits of the literature on the chosen plan."""
-    main = _main(best)
+    main = best.main_stages
     held = afd.memory(p)
     experts = p.model.moe
     limit = density_row(
@@ -247,7 +276,6 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
         if experts
         else 1.0
     )
-    link = main.a2f_s + main.f2a_s
     period = max(best.micro_batches * main.slowest_s, main.total_s)
     rows = [
         ("fan-out, attention end", seconds(best.attention_link_s), "both legs of one micro-batch, one layer"),
@@ -265,11 +293,6 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
             "expert weights a package",
             f"{held.ffn_weights / best.num_ffn / p.gpus_ffn / 1e9:.1f} GB",
             f"least {afd.least_ffn_instances(p)} F instances",
-        ),
-        (
-            "micro-batches that hide the link",
-            str(micro_batches_needed(main.attention_s, main.ffn_s, link / 2)),
-            "MegaScale-Infer; this plan has " + str(best.micro_batches),
         ),
         (
             "density",
@@ -297,7 +320,7 @@ def _checks(p: afd.AfdProblem, best: afd.Candidate) -> Table:
 
 
 def _simulated(p: afd.AfdProblem, best: afd.Candidate) -> float:
-    return simulate([_main(best)] * p.model.num_layers, best.micro_batches).makespan_s
+    return simulate([best.main_stages] * p.model.num_layers, best.micro_batches).makespan_s
 
 
 def _together(others: list[Colocated]) -> Table:
@@ -320,7 +343,7 @@ def _together(others: list[Colocated]) -> Table:
 
 
 def _notes(p: afd.AfdProblem, best: afd.Candidate) -> tuple[str, ...]:
-    notes = []
+    notes = [*p.measured.notes([p.attention, p.ffn])]
     if best.limited_by == "kv memory":
         notes.append("the batch is limited by KV memory, not by time: more memory or smaller KV would pay")
     if best.attention_link_s > best.ffn_link_s:

@@ -2,7 +2,7 @@
 
 h800            the best plan on H800 that keeps attention and experts together
 h20/h800        the best plan with attention on H20 and experts on H800
-h20/h800:6A2F   that many whole instances
+h20/h800:6A2F   that many whole instances; h800:6A2F where both are of one kind
 """
 
 import math
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from mortice.cost import Formats, Kernels, Layout, prefill_step
+from mortice.cost import Layout, prefill_step
 from mortice.cost.step import usd_per_mtok
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions, priced
 from mortice.plan.kv import smallest_layout
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.placement import formats_for, placement_table, with_jitter
 from mortice.specs.catalogue import load_hardware
 from mortice.specs.errors import RequestError
@@ -40,31 +41,80 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     prompt_usd_per_mtok: float | None  # prefill on the attention hardware
 
 
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan's text with its hardware looked up; `ffn` None: both halves together."""
+
+    text: str
+    attention: HardwareSpec
+    ffn: HardwareSpec | None
+    counts: tuple[int, int] | None  # (N_A, N_F)
+
+    @property
+    def devices(self) -> tuple[HardwareSpec, ...]:
+        return (self.attention,) if self.ffn is None else (self.attention, self.ffn)
+
+
 def read_plan(text: str) -> tuple[str, str | None, int | None, int | None]:
     """(attention hardware, FFN hardware, N_A, N_F) of a plan's text. A path with a slash must exist as a file."""
     if Path(text).is_file():
         return text, None, None, None
     match = PLAN.fullmatch(text.strip())
-    if match is None or (match["a"] and not match["ffn"]):
-        raise RequestError(f"plan must be HW, A/F or A/F:4A2F, got {text!r}", param="plan")
-    counts = (int(match["a"]), int(match["f"])) if match["a"] else (None, None)
-    return match["attention"], match["ffn"], *counts
+    if match is None:
+        raise RequestError(f"plan must be HW, A/F, HW:4A2F or A/F:4A2F, got {text!r}", param="plan")
+    if not match["a"]:
+        return match["attention"], match["ffn"], None, None
+    counts = int(match["a"]), int(match["f"])
+    if min(counts) < 1:
+        raise RequestError(f"plan: instances must be at least 1, got {text!r}", param="plan")
+    return match["attention"], match["ffn"] or match["attention"], *counts
+
+
+def read_plans(
+    texts: Sequence[str], prices: Mapping[str, float] | None = None, known: Sequence[HardwareSpec] = ()
+) -> list[Plan]:
+    """Plans with their hardware: of `known` by name, else of the catalogue or a file; `prices` replace theirs."""
+    if len(texts) < 2:
+        raise RequestError("plan: give two or more, --plan h800 --plan h20/h800", param="plan")
+    by_name = {device.name: device for device in known}
+    return [_resolve(text, by_name, prices or {}) for text in texts]
+
+
+def _resolve(text: str, known: Mapping[str, HardwareSpec], prices: Mapping[str, float]) -> Plan:
+    attention, ffn, num_a, num_f = read_plan(text)
+    devices = {name: known.get(name) or load_hardware(name) for name in (attention, ffn) if name is not None}
+    used = {d.name for d in devices.values()}
+    mine = {d.name: d for d in priced(devices.values(), {k: v for k, v in prices.items() if k in used})}
+    return Plan(
+        text=text,
+        attention=mine[devices[attention].name],
+        ffn=None if ffn is None else mine[devices[ffn].name],
+        counts=None if num_a is None or num_f is None else (num_a, num_f),
+    )
+
+
+def devices_of(plans: Sequence[Plan]) -> list[HardwareSpec]:
+    """Each kind of hardware once."""
+    return list({device.name: device for plan in plans for device in plan.devices}.values())
 
 
 def side(
-    model: ModelShape, text: str, context: int, tpot_s: float, max_packages: int, prices: Mapping[str, float]
+    model: ModelShape,
+    plan: Plan,
+    context: int,
+    *,
+    tpot_s: float,
+    max_packages: int,
+    measured: Measured = MODELLED,
 ) -> Side:
-    attention, ffn, num_a, num_f = read_plan(text)
-    devices = {name: load_hardware(name) for name in {attention, ffn or attention}}
-    used = {d.name for d in devices.values()}
-    mine = {d.name: d for d in priced(devices.values(), {k: v for k, v in prices.items() if k in used})}
-    a = mine[devices[attention].name]
-    prompt = prompt_usd(model, a)
-    if ffn is None:
-        best = placement_table(model, [a], context, max_packages=max_packages).best(tpot_s - afd.JITTER_S)[0]
-        best = with_jitter(best, afd.JITTER_S)
+    """The plan's best layout within the TPOT. Raises RequestError where there is none."""
+    prompt = prompt_usd(model, plan.attention, measured)
+    if plan.ffn is None:
+        table = placement_table(
+            model, [plan.attention], context, max_packages=max_packages, measured=measured
+        )
+        best = with_jitter(table.best(tpot_s - afd.JITTER_S)[0], afd.JITTER_S)
         return Side(
-            plan=text,
+            plan=plan.text,
             layout=f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
             packages=best.packages,
             batch=best.batch,
@@ -73,15 +123,13 @@ def side(
             usd_per_mtok=best.usd_per_mtok if math.isfinite(best.usd_per_mtok) else None,
             prompt_usd_per_mtok=prompt,
         )
-    p = afd.problem(model, a, mine[devices[ffn].name], context, tpot_s=tpot_s)
-    if num_a is not None and num_f is not None:
-        if num_a < 1 or num_f < 1:
-            raise RequestError(f"plan: instances must be at least 1, got {text!r}", param="plan")
-        found = min((afd.candidate(p, num_a, num_f, m) for m in (3,)), key=lambda c: c.usd_per_mtok)
-    else:
+    p = afd.problem(model, plan.attention, plan.ffn, context, tpot_s=tpot_s, measured=measured)
+    if plan.counts is None:
         found = afd.search(p, max_packages=max_packages)[0]
+    else:
+        found = afd.best_of_layout(p, *plan.counts)[0]
     return Side(
-        plan=text,
+        plan=plan.text,
         layout=f"{found.name}, m {found.micro_batches}",
         packages=found.packages,
         batch=found.batch,
@@ -92,7 +140,9 @@ def side(
     )
 
 
-def prompt_usd(model: ModelShape, device: HardwareSpec, tokens: int = 4096) -> float | None:
+def prompt_usd(
+    model: ModelShape, device: HardwareSpec, measured: Measured = MODELLED, tokens: int = 4096
+) -> float | None:
     """USD of 10^6 prompt tokens on the smallest instance that holds the model; None where none does or no price is known.
 
     Divided by the prefill packages alone, as decode is by its own.
@@ -103,34 +153,30 @@ def prompt_usd(model: ModelShape, device: HardwareSpec, tokens: int = 4096) -> f
     try:
         layout = smallest_layout(model, device, tokens, formats)
     except RequestError:
+        if device.packages_per_node < 8:
+            return None
         layout = Layout(tp=8, ep=8) if model.moe_layers else Layout(tp=8)
-        return None if device.packages_per_node < 8 else _prompt(model, device, layout, tokens, formats)
-    return _prompt(model, device, layout, tokens, formats)
-
-
-def _prompt(model: ModelShape, device: HardwareSpec, layout: Layout, tokens: int, formats: Formats) -> float:
-    took = prefill_step(model, Kernels(device), layout, tokens, formats=formats).total_s
+    took = prefill_step(model, measured.kernels(device), layout, tokens, formats=formats).total_s
     return float(usd_per_mtok(device, layout.packages, tokens, took))
 
 
 def compare_question(
     model: ModelShape,
-    plans: Sequence[str],
+    plans: Sequence[Plan],
     context: int,
     *,
     tpot_s: float = 0.05,
     max_packages: int = 128,
-    prices: Mapping[str, float] | None = None,
+    measured: Measured = MODELLED,
 ) -> Answer:
-    if len(plans) < 2:
-        raise RequestError("plan: give two or more, --plan h800 --plan h20/h800", param="plan")
-    sides = [side(model, text, context, tpot_s, max_packages, prices or {}) for text in plans]
+    sides = [
+        side(model, plan, context, tpot_s=tpot_s, max_packages=max_packages, measured=measured)
+        for plan in plans
+    ]
+    devices = devices_of(plans)
     rows = tuple(msgspec.to_builtins(s) for s in sides)
     known = all(s.usd_per_mtok is not None for s in sides)
     best = min(range(len(sides)), key=lambda i: _key(sides[i], known))
-    devices = {
-        name: load_hardware(name) for text in plans for name in read_plan(text)[:2] if name is not None
-    }
     return Answer(
         verb="compare",
         title=f"{model.name}: {len(plans)} plans side by side",
@@ -173,9 +219,11 @@ def compare_question(
             Assumed(
                 "prompt price", "4,096 tokens on the smallest instance", "divided by its own packages only"
             ),
-            *device_assumptions(devices.values()),
+            *measured.assumed(devices),
+            *device_assumptions(devices),
             *model_assumptions([model]),
         ),
+        notes=measured.notes(devices),
         formulas=("cost.throughput", "afd.period"),
         facts={"plans": rows, "best": sides[best].plan},
     )

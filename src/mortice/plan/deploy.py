@@ -14,10 +14,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from mortice.cost import Formats, Kernels, Layout, Links, decode_step, kv_cache_bytes, max_batch, prefill_step
+from mortice.cost import Formats, Layout, Links, decode_step, kv_cache_bytes, max_batch, prefill_step
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions
 from mortice.plan.kv import smallest_layout, transfer_s
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.words import seconds
 from mortice.specs.deployment import Deployment, EngineLimits, dump_deployment
 from mortice.specs.errors import RequestError
@@ -88,9 +89,16 @@ class Split(msgspec.Struct, frozen=True, kw_only=True):
 class Workers:
     """Times of one worker under this traffic."""
 
-    def __init__(self, model: ModelShape, device: HardwareSpec, traffic: Traffic, formats: Formats) -> None:
+    def __init__(
+        self,
+        model: ModelShape,
+        device: HardwareSpec,
+        traffic: Traffic,
+        formats: Formats,
+        measured: Measured = MODELLED,
+    ) -> None:
         self.model, self.device, self.traffic, self.formats = model, device, traffic, formats
-        self.kernels = Kernels(device)
+        self.kernels = measured.kernels(device)
         if formats.weights not in SERVED_WEIGHTS:
             raise RequestError(
                 f"weights: serve runs {', '.join(SERVED_WEIGHTS)}, not {formats.weights}", param="weights"
@@ -291,7 +299,7 @@ def deployment(workers: Workers, chosen: Split, model: str) -> Deployment:
         limits=EngineLimits(
             max_num_seqs=batch,
             token_budget=max(TOKEN_BUDGET, batch),
-            max_context=min(workers.model.max_context, max(longest, 2 * longest)),
+            max_context=min(workers.model.max_context, 2 * longest),
         ),
     )
     made.check()
@@ -318,7 +326,7 @@ def deploy_question(
             f"{best.load.tpot_s * 1e3:.1f} ms, batch {best.load.batch:.1f} a decode worker.",
         )
     )
-    rows = tuple(_row(s) for s in found)
+    rows = tuple(_row(workers, s) for s in found)
     answer = Answer(
         verb="deploy",
         title=f"{workers.model.name} on {count} x {workers.device.name}",
@@ -358,7 +366,7 @@ def deploy_question(
         formulas=("kv.transfer", "cost.throughput"),
         facts={
             "disaggregate": disaggregate,
-            "best": _row(best),
+            "best": _row(workers, best),
             "splits": rows,
             "prefill_s": workers.prefill_s,
             "transfer_s": workers.transfer_s,
@@ -394,7 +402,7 @@ def _verdict(workers: Workers, best: Split, whole: Split, cut: Split | None) -> 
     )
 
 
-def _row(s: Split) -> dict:
+def _row(workers: Workers, s: Split) -> dict:
     finite = math.isfinite(s.load.tpot_s) and math.isfinite(s.load.ttft_s)
     return {
         "split": s.name,
@@ -405,6 +413,21 @@ def _row(s: Split) -> dict:
         "ttft_s": s.load.ttft_s if finite else None,
         "tpot_s": s.load.tpot_s if finite else None,
         "batch": s.load.batch if finite else None,
+        **_usd(workers, s),
+    }
+
+
+def _usd(workers: Workers, s: Split) -> dict[str, float | None]:
+    """USD of 10^6 tokens of each phase at the split's rate, each over its own packages; of workers that do both, by the
+    share of time that prefill takes. None without a price, or where the rate is not met."""
+    rate, traffic = s.load.rate, workers.traffic
+    if workers.device.price is None or not 0 < rate <= s.goodput:
+        return {"usd_per_mtok_in": None, "usd_per_mtok_out": None}
+    prefill = s.prefill if s.prefill else rate * workers.prefill_s
+    second = workers.device.usd_per_second * 1e6 / rate
+    return {
+        "usd_per_mtok_in": prefill * second / traffic.prompt_len,
+        "usd_per_mtok_out": (s.packages - prefill) * second / traffic.output_len,
     }
 
 
@@ -418,6 +441,8 @@ def _table(rows: tuple[dict, ...], best: int) -> Table:
             Column("ttft_s", "TTFT", "seconds"),
             Column("tpot_s", "TPOT", "seconds"),
             Column("batch", "batch", "number"),
+            Column("usd_per_mtok_in", "USD/1M in", "usd"),
+            Column("usd_per_mtok_out", "USD/1M out", "usd"),
         ),
         rows=rows,
         best=best if best < len(rows) else None,

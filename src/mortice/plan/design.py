@@ -14,23 +14,23 @@ from mortice.cost import (
     HONEST,
     active_parameters,
     arithmetic_intensity,
-    attention_usd_per_token,
     effective_rank,
-    ffn_usd_per_token,
     kv_cache_bytes,
     parameters,
-    unit_cost,
 )
 from mortice.cost.published import cost_dtype
 from mortice.plan.answer import Answer, Assumed, Column, Lines, Mark, Series, Table
 from mortice.plan.density import terms
 from mortice.plan.inputs import device_assumptions, require_prices
+from mortice.plan.token_cost import token_cost
 from mortice.plan.words import tokens as token_words
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import AttentionShape, FfnShape, LayerGroup, ModelShape
 
 EXPERTS = ((48, 3), (64, 4), (64, 6), (96, 4), (128, 4), (128, 8), (160, 6), (256, 8), (384, 8))
+# The roofline with whole tiles: shapes are compared for what the hardware could give them, not for today's kernels.
+ROOFLINE = msgspec.structs.replace(HONEST, kernel_shares=False)
 GRANULE = 256  # an expert's width is a multiple of it
 
 
@@ -156,17 +156,14 @@ def _price(
     attention_hw: Sequence[HardwareSpec],
     ffn_hw: Sequence[HardwareSpec],
 ) -> Design:
-    costs = [
-        (float(attention_usd_per_token(model, unit_cost(d), frame.context, HONEST, tile_rows=d.tile_rows)), d)
-        for d in attention_hw
-    ]
-    attention_usd, a = min(costs, key=lambda pair: pair[0])
+    costs = {d.name: token_cost(model, d, frame.context, ROOFLINE) for d in (*attention_hw, *ffn_hw)}
+    a = min(attention_hw, key=lambda d: costs[d.name].attention_usd_per_mtok)
     ffn_costs = []
     for d in ffn_hw:
         limit = terms(model, d, HONEST, tpot_s=frame.tpot_s).min_density
         have = model.moe.density if model.moe else 1.0
         # Below the least density the network sets the pace: experts reach S / S_min of peak.
-        ffn_costs.append((ffn_usd_per_token(model, unit_cost(d)) / min(1.0, have / limit), limit, d))
+        ffn_costs.append((costs[d.name].ffn_usd_per_mtok / min(1.0, have / limit), limit, d))
     ffn_usd, limit, f = min(ffn_costs, key=lambda triple: triple[0])
     intensity = float(arithmetic_intensity(model, frame.context, "fp8", HONEST, a.tile_rows))
     return Design(
@@ -182,8 +179,8 @@ def _price(
         kv_bytes_per_token=float(kv_cache_bytes(model, frame.context, "fp8")) / frame.context,
         attention_hardware=a.name,
         ffn_hardware=f.name,
-        attention_usd_per_mtok=1e6 * attention_usd,
-        ffn_usd_per_mtok=1e6 * ffn_usd,
+        attention_usd_per_mtok=costs[a.name].attention_usd_per_mtok,
+        ffn_usd_per_mtok=ffn_usd,
     )
 
 
@@ -220,7 +217,10 @@ def design_question(
                 "quality proxy of the FFN",
             ),
             Assumed("context", token_words(frame.context), "of the decoded token"),
-            Assumed("dtypes", "8-bit weights and KV", "as Step-3"),
+            Assumed("dtypes", "8-bit weights, KV and arithmetic", "as Step-3"),
+            Assumed(
+                "price", "the roofline with whole tiles", "what the hardware could give, not today's kernels"
+            ),
             Assumed("layers", "all alike, one shared expert", "a real stack may start with dense ones"),
             *device_assumptions([*attention_hw, *ffn_hw]),
         ),

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from mortice.cost import Kernels, Links, dtype_bytes
+from mortice.cost import Links, dtype_bytes
 from mortice.plan.answer import Answer, Assumed, Column, Lines, Mark, Series, Table
 from mortice.plan.exchange import Tier, dispatch_load, exchange_s, expected_imbalance
 from mortice.plan.inputs import device_assumptions, model_assumptions
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.placement import formats_for
 from mortice.plan.words import scaled, seconds
 from mortice.specs.errors import RequestError
@@ -46,6 +47,7 @@ def ep_rows(
     sizes: Sequence[int] = SIZES,
     imbalance: float | None = None,
     weights: str | None = None,
+    measured: Measured = MODELLED,
 ) -> list[dict]:
     """One row a group size that divides the experts and fills whole domains. Raises RequestError for a dense model."""
     experts = model.moe
@@ -55,7 +57,7 @@ def ep_rows(
         )
     if tokens_per_rank < 1:
         raise RequestError(f"tokens must be at least 1 a rank, not {tokens_per_rank}", param="tokens")
-    formats, kernels, near = formats_for(device, weights), Kernels(device), domain_size(device)
+    formats, kernels, near = formats_for(device, weights), measured.kernels(device), domain_size(device)
     up, out = tiers(device)
     rows = []
     for ranks in sizes:
@@ -79,9 +81,7 @@ def ep_rows(
             )
             for leg, dtype in (("dispatch", formats.wire_out), ("combine", formats.wire_back))
         }
-        uneven = imbalance or expected_imbalance(
-            tokens_per_rank * ranks, experts.num_experts, experts.top_k, ranks
-        )
+        uneven = imbalance or float(expected_imbalance(tokens_per_rank * ranks, experts.top_k, ranks))
         expert_s = float(
             kernels.experts(
                 tokens_per_rank * ranks, model.hidden_size, experts.expert_size, experts.num_experts, experts.top_k,
@@ -130,8 +130,9 @@ def ep_question(
     *,
     imbalance: float | None = None,
     weights: str | None = None,
+    measured: Measured = MODELLED,
 ) -> Answer:
-    rows = ep_rows(model, device, tokens_per_rank, imbalance=imbalance, weights=weights)
+    rows = ep_rows(model, device, tokens_per_rank, imbalance=imbalance, weights=weights, measured=measured)
     fitting = [row for row in rows if row["fits"]]
     best = min(fitting, key=lambda r: r["layer_s"]) if fitting else None
     near = domain_size(device)
@@ -191,10 +192,8 @@ def ep_question(
             Assumed(
                 "room for experts", f"{EXPERT_MEMORY:.0%} of memory", "the rest is attention, KV and buffers"
             ),
-            *(
-                Assumed(a.name, a.value, a.why)
-                for a in (*Kernels(device).assumptions(), *Links(device).assumptions())
-            ),
+            *measured.assumed([device]),
+            *(Assumed(a.name, a.value, a.why) for a in Links(device).assumptions()),
             *device_assumptions([device], prices=False),
             *model_assumptions([model]),
         ),

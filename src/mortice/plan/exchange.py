@@ -6,7 +6,10 @@ Two tiers: domains (nodes, or a rack) joined by scale-out links, ranks inside on
 import math
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from mortice.cost.accounting import Number
 from mortice.specs.errors import RequestError
 
 
@@ -112,17 +115,15 @@ def exchange_s(
     return max(inside, across) if overlapped else inside + across
 
 
-def expected_imbalance(tokens: float, num_experts: int, top_k: int, num_ranks: int) -> float:
-    """Largest over mean load of a rank under uniform random routing, to first order.
+def expected_imbalance(tokens: Number, top_k: int, num_ranks: Number) -> NDArray[np.float64]:
+    """Largest over mean load of a rank under uniform random routing, to first order; arguments broadcast.
 
     A rank's load is near normal with mean n k / R and variance n (k / R)(1 - 1 / R); the largest of R lies
     sqrt(2 ln R) deviations up. Real routers are worse: give a measured figure where there is one.
     """
-    if num_ranks <= 1:
-        return 1.0
-    mean = tokens * top_k / num_ranks
-    deviation = math.sqrt(tokens * top_k / num_ranks * (1 - 1 / num_ranks))
-    return 1 + math.sqrt(2 * math.log(num_ranks)) * deviation / mean
+    ranks = np.maximum(np.asarray(num_ranks, dtype=np.float64), 1.0)
+    mean = np.asarray(tokens, dtype=np.float64) * top_k / ranks
+    return 1 + np.sqrt(2 * np.log(ranks) * (1 - 1 / ranks) / mean)
 
 
 def collective_s(

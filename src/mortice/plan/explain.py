@@ -1,6 +1,7 @@
 """`plan explain`: any number back to its formula, its inputs and its source."""
 
 from mortice.cost import (
+    HONEST,
     Convention,
     attention_flops,
     ffn_flops,
@@ -9,11 +10,11 @@ from mortice.cost import (
     unit_cost,
 )
 from mortice.plan.answer import Answer, Assumed, Column, Table
-from mortice.plan.decode_cost import token_cost
 from mortice.plan.density import density_row, terms
 from mortice.plan.formulas import FORMULAS, Formula, formula
 from mortice.plan.inputs import device_assumptions
 from mortice.plan.published import names, published_answer
+from mortice.plan.token_cost import MANY, large_step, token_cost
 from mortice.plan.words import significant
 from mortice.specs.errors import NotFound, RequestError
 from mortice.specs.hardware import HardwareSpec
@@ -122,8 +123,27 @@ def _rows(*items: tuple[str, float, str, str]) -> tuple[dict, ...]:
     )
 
 
+def _worked_kernels(model: ModelShape, device: HardwareSpec, context: int) -> tuple[dict, ...]:
+    """The honest price part by part: seconds of kernels in a large batch times the price of a second."""
+    step, usd = large_step(model, device, context), device.usd_per_second
+    cost = token_cost(model, device, context, HONEST)
+    parts = [(name, float(seconds) / MANY) for name, seconds in step.parts.items()]
+    return _rows(
+        ("price", 3600 * usd, "USD/h", device.price.source if device.price else ""),
+        *(
+            (name, 1e6 * seconds * usd, "USD/1M", f"{seconds * 1e6:.3g} us a token of package time")
+            for name, seconds in parts
+            if seconds > 0
+        ),
+        ("attention", cost.attention_usd_per_mtok, "USD/1M", "all parts but ffn"),
+        ("FFN", cost.ffn_usd_per_mtok, "USD/1M", "parts of ffn"),
+    )
+
+
 def _worked_cost(model: ModelShape, device: HardwareSpec, context: int, rule: Convention) -> tuple[dict, ...]:
-    unit, rows = unit_cost(device), device.tile_rows if rule.pad_tiles else 1
+    if rule.kernel_shares:
+        return _worked_kernels(model, device, context)
+    unit, rows = unit_cost(device), 1
     price = device.price
     cost = token_cost(model, device, context, rule)
     flops, kv = (

@@ -51,7 +51,7 @@ FORMULAS: tuple[Formula, ...] = (
         },
         source=f"{STEP3}, section 4",
         holds="communication hidden, linears compute bound, no embedding, head, norm or router (under 5 %)",
-        code="mortice.plan.decode_cost:token_cost",
+        code="mortice.plan.token_cost:token_cost",
     ),
     Formula(
         name="cost.ffn",
@@ -60,7 +60,39 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"FLOP_ffn": "active experts, shared expert and dense layers, FLOP"},
         source=f"{STEP3}, section 4",
         holds="expert weights amortised over a large enough batch: see density",
-        code="mortice.plan.decode_cost:token_cost",
+        code="mortice.plan.token_cost:token_cost",
+    ),
+    Formula(
+        name="cost.prefill",
+        title="One prompt token, the mean over the prompt",
+        formula="(FLOP_gemm + FLOP_attention(T)) / T x U_flop",
+        inputs={
+            "T": "tokens of the prompt: the context",
+            "FLOP_attention": "T^2 pairs as published, T^2 / 2 honest",
+        },
+        source="as prefill.work",
+        holds="arithmetic bound; divided over prefill packages only",
+        code="mortice.plan.token_cost:token_cost",
+    ),
+    Formula(
+        name="cost.training",
+        title="One trained token",
+        formula="3 x (FLOP_attn + FLOP_linear + FLOP_ffn) x U_flop",
+        inputs={"FLOP_attn": "core attention at the whole context as published, at half of it honest"},
+        source=f"{STEP3}, figure 4 (.076 and .213 on 910B at 8K)",
+        holds="backward is twice the forward, nothing recomputed",
+        code="mortice.cost:training_usd_per_token",
+    ),
+    Formula(
+        name="cost.kernels",
+        title="The honest price of a token",
+        formula="price / 3600 x seconds of a step of n sequences / n,  n = 2^20",
+        inputs={
+            "seconds": "tiles, kernels' share of peak and bandwidth, or measured: docs/plan/cost-model.md"
+        },
+        source="this cost model; checked on Step-3's table 9 and on aiconfigurator's tables",
+        holds="weights and launches do not show, links hidden; plan compare has whole instances",
+        code="mortice.plan.token_cost:large_step",
     ),
     Formula(
         name="cost.afd",
@@ -69,7 +101,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"hw": "the hardware that is compared"},
         source=f"{STEP3}, section 4",
         holds="as cost.attention; AFD can never be dearer here, the honest plan adds links and whole instances",
-        code="mortice.plan.decode_cost:best_placement",
+        code="mortice.plan.token_cost:best_placement",
     ),
     Formula(
         name="cost.throughput",
@@ -78,7 +110,7 @@ FORMULAS: tuple[Formula, ...] = (
         inputs={"price": "USD an hour and GPU", "tokens/s/GPU": "of the phase that is priced"},
         source="InferenceX cost cells (.38, .31, .20 for GB200 at 2.21 USD/h)",
         holds="prefill and decode GPUs each divided by their own",
-        code="mortice.plan.decode_cost:usd_per_mtok",
+        code="mortice.plan.token_cost:usd_per_mtok",
     ),
     Formula(
         name="afd.period",
@@ -148,11 +180,12 @@ FORMULAS: tuple[Formula, ...] = (
     Formula(
         name="afd.ratio",
         title="Best number of attention instances an FFN instance",
-        formula="r* = max((t_A - beta_F)/(alpha_F B), (t_C - beta_F)/(alpha_F B), sqrt(beta_F/(alpha_F B)))",
+        formula="r* = max((t_A - beta_F)/(alpha_F B), (t_C - beta_F)/(alpha_F B), sqrt(n beta_F/(alpha_F B)))",
         inputs={
             "t_A": "s of attention at the load theta B, with the barrier over r workers",
             "alpha_F, beta_F": "slope and constant of the FFN, s",
             "B": "slots of an A instance",
+            "n": "packages of the FFN side over those of an A worker; 1 in the paper",
         },
         source=RATIO,
         holds="linear times; within 10 % of the simulator (the authors' bound and ours)",

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from mortice.cost import Formats, Kernels, Layout, Links, kv_cache_bytes, layout_fits, max_batch, prefill_step
+from mortice.cost import Formats, Layout, Links, kv_cache_bytes, layout_fits, max_batch, prefill_step
 from mortice.plan.answer import Answer, Assumed, Column, Lines, Mark, Series, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.placement import formats_for
 from mortice.plan.words import scaled
 from mortice.plan.words import tokens as token_words
@@ -67,9 +68,16 @@ class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     break_even_bytes_per_s: float  # fetching wins above it
 
 
-def reuse(model: ModelShape, device: HardwareSpec, layout: Layout, prefix: int, formats: Formats) -> Reuse:
+def reuse(
+    model: ModelShape,
+    device: HardwareSpec,
+    layout: Layout,
+    prefix: int,
+    formats: Formats,
+    measured: Measured = MODELLED,
+) -> Reuse:
     """Mooncake's condition (equation 2) with the model's own FLOPs, bytes and kernels."""
-    compute = float(prefill_step(model, Kernels(device), layout, prefix, formats=formats).total_s)
+    compute = float(prefill_step(model, measured.kernels(device), layout, prefix, formats=formats).total_s)
     moved = float(kv_cache_bytes(model, prefix, formats.kv))
     return Reuse(prefix=prefix, kv_bytes=moved, compute_s=compute, break_even_bytes_per_s=moved / compute)
 
@@ -81,6 +89,7 @@ def kv_question(
     *,
     kv: str = "fp8",
     weights: str | None = None,
+    measured: Measured = MODELLED,
 ) -> Answer:
     capacity, moves, reuses, skipped = [], [], [], []
     for device in devices:
@@ -93,7 +102,7 @@ def kv_question(
             skipped.append(f"{device.name}: {error.message}")
             continue
         capacity.append(_capacity(model, device, layout, context, formats))
-        found = reuse(model, device, layout, context, formats)
+        found = reuse(model, device, layout, context, formats, measured)
         reuses.append({"hardware": device.name, **msgspec.to_builtins(found)})
         moves += _moves(device, layout, found)
     if not capacity:
@@ -109,15 +118,16 @@ def kv_question(
             _move_table(moves),
             _reuse_table(reuses),
         ),
-        charts=(_chart(model, devices[0], formats_for(devices[0], weights, kv), context, moves),),
+        charts=(_chart(model, devices[0], formats_for(devices[0], weights, kv), context, moves, measured),),
         assumed=(
             Assumed("kv dtype", kv, "given or the default"),
             Assumed("instance", "fewest packages of tensor parallelism that hold the model", "one replica"),
+            *measured.assumed(devices),
             *(Assumed(a.name, a.value, a.why) for d in devices for a in Links(d).assumptions()),
             *device_assumptions(devices, prices=False),
             *model_assumptions([model]),
         ),
-        notes=tuple(skipped),
+        notes=(*measured.notes(devices), *skipped),
         formulas=("kv.transfer", "kv.reuse"),
         facts={"bytes_per_token": per_token, "capacity": capacity, "transfers": moves, "reuse": reuses},
     )
@@ -245,14 +255,19 @@ def _reuse_table(rows: Sequence[dict]) -> Table:
 
 
 def _chart(
-    model: ModelShape, device: HardwareSpec, formats: Formats, context: int, moves: Sequence[dict]
+    model: ModelShape,
+    device: HardwareSpec,
+    formats: Formats,
+    context: int,
+    moves: Sequence[dict],
+    measured: Measured,
 ) -> Lines:
     lens = [int(x) for x in np.geomspace(256, max(context, 65536), 24)]
     try:
         layout = smallest_layout(model, device, context, formats)
     except RequestError:
         layout = Layout()  # the table says that it does not fit; the curve is of one package
-    rates = [reuse(model, device, layout, n, formats).break_even_bytes_per_s / 1e9 for n in lens]
+    rates = [reuse(model, device, layout, n, formats, measured).break_even_bytes_per_s / 1e9 for n in lens]
     marks = tuple(
         Mark(f"{m['hardware']} {m['tier']}", y=m["bytes_per_s"] / 1e9)
         for m in moves

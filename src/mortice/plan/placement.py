@@ -21,6 +21,10 @@ from mortice.cost import (
     max_batch,
     usd_per_mtok,
 )
+from mortice.cost.accounting import Number
+from mortice.plan.af_ratio import expected_max_of_normals
+from mortice.plan.exchange import expected_imbalance
+from mortice.plan.measured import MODELLED, Measured
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
@@ -174,22 +178,30 @@ def placement_table(
     weights: Iterable[str | None] = (None,),
     kv: str = "fp8",
     max_packages: int = 320,
-    imbalance: float = 1.0,
+    imbalance: float | None = None,
     framework: str = "",
+    measured: Measured = MODELLED,
+    context_variance: float = 0.0,
 ) -> PlacementTable:
-    """Price every candidate. A device without a price has no USD (infinite) but a time."""
+    """Price every candidate. A device without a price has no USD (infinite) but a time.
+
+    `imbalance`: busiest expert group over the mean; None: of uniform random routing by batch and group size.
+    `context_variance`: of the context of a sequence; replicas that share experts wait for the one with the longest.
+    """
     columns: list[dict[str, NDArray]] = []
     assumed: dict[Assumption, None] = {}
     chosen: list[str] = []
     for index, device in enumerate(devices):
-        kernels = Kernels(device, framework=framework)
+        kernels = measured.kernels(device, framework=framework)
         for wanted in weights:
             formats = formats_for(device, wanted, kv)
             if not _computes(kernels, formats):
                 continue
             if formats.weights not in chosen:
                 chosen.append(formats.weights)
-            part = _of_device(model, device, kernels, context, formats, max_packages, imbalance, assumed)
+            part = _of_device(
+                model, device, kernels, context, context_variance, formats, max_packages, imbalance, assumed
+            )
             size = len(part["tp"])
             part["hardware"] = np.full(size, index)
             part["weights"] = np.full(size, chosen.index(formats.weights))
@@ -216,9 +228,10 @@ def _of_device(
     device: HardwareSpec,
     kernels: Kernels,
     context: int,
+    context_variance: float,
     formats: Formats,
     max_packages: int,
-    imbalance: float,
+    imbalance: float | None,
     assumed: dict[Assumption, None],
 ) -> dict[str, NDArray]:
     tp, dp, ep, pp = _layouts(model, device, max_packages)
@@ -231,7 +244,11 @@ def _of_device(
     tp, dp, ep, pp = (np.repeat(column, len(BATCHES)) for column in (tp, dp, ep, pp))
     layout = Layout(tp=tp, dp=dp, ep=ep, pp=pp)
     batch = per_rank * dp * pp
-    step = decode_step(model, kernels, layout, batch, context, formats=formats, imbalance=imbalance)
+    uneven: Number = 1.0 if imbalance is None else imbalance
+    if imbalance is None and model.moe is not None:
+        uneven = expected_imbalance(batch / pp, model.moe.top_k, ep)
+    longest = _busiest_context(model, context, context_variance, dp, per_rank)
+    step = decode_step(model, kernels, layout, batch, longest, formats=formats, imbalance=uneven)
     assumed.update(dict.fromkeys(step.assumed))
     seconds = np.broadcast_to(np.asarray(step.total_s, dtype=float), batch.shape)
     room = np.asarray(max_batch(model, device, layout, context, formats))
@@ -250,6 +267,16 @@ def _of_device(
         "usd": usd,
         "fits": batch <= room,
     }
+
+
+def _busiest_context(
+    model: ModelShape, context: int, variance: float, dp: NDArray[np.float64], per_rank: NDArray[np.float64]
+) -> Number:
+    """Mean context of the replica whose sequences are longest; replicas of a dense model do not wait for each other."""
+    if not variance or model.moe is None:
+        return float(context)
+    spread = {n: expected_max_of_normals(int(n)) for n in set(dp)}
+    return context + np.array([spread[n] for n in dp]) * np.sqrt(variance / per_rank)
 
 
 def _layouts(model: ModelShape, device: HardwareSpec, max_packages: int) -> tuple[NDArray[np.float64], ...]:

@@ -20,9 +20,9 @@ from mortice.cost import (
 from mortice.cost.efficiency import HOPPER
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Column, Table
-from mortice.plan.decode_cost import best_placement, token_cost
 from mortice.plan.density import density_row, terms
 from mortice.plan.inputs import STEP3_HARDWARE
+from mortice.plan.token_cost import best_placement, token_cost
 from mortice.specs.catalogue import load_hardware, load_model, published_tables
 
 
@@ -159,10 +159,17 @@ def _attention_layers() -> Iterator[Cell]:
 
 def step3_deployment(context: int, kv: str) -> afd.AfdProblem:
     """Step-3's own deployment: H800 on both sides, kernels at the top of what is measured on Hopper (memory 0.93, FP8
-    products 0.70), packages filled to the brim as in its BF16 run, 40 of 50 GB/s a NIC."""
+    products 0.70), packages filled to the brim as in its BF16 run, 40 of 50 GB/s a NIC, experts evenly loaded."""
     h800 = load_hardware("h800")
-    shares = msgspec.structs.replace(HOPPER, gemm_memory=0.93, attention_memory=0.93, elementwise_memory=0.93)
-    p = afd.problem(load_model("step-3"), h800, h800, context, kv=kv)
+    shares = msgspec.structs.replace(
+        HOPPER,
+        gemm_memory=0.93,
+        experts_memory=0.93,
+        attention_memory=0.93,
+        elementwise_memory=0.93,
+        quantise_s=0.0,
+    )
+    p = afd.problem(load_model("step-3"), h800, h800, context, kv=kv, imbalance=1.0)
     return msgspec.structs.replace(
         p, attention_shares=shares, ffn_shares=shares, memory_share=1.0, runtime_bytes=0.0
     )

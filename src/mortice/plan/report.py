@@ -13,13 +13,14 @@ from mortice.cost import (
 from mortice.plan import afd
 from mortice.plan.afd_question import afd_question
 from mortice.plan.answer import Answer
-from mortice.plan.compare import compare_question
-from mortice.plan.decode_cost import cost_question
+from mortice.plan.compare import compare_question, read_plans
+from mortice.plan.cost_question import cost_question
 from mortice.plan.density import density_question
 from mortice.plan.design import Frame, design_question
 from mortice.plan.ep import ep_question
 from mortice.plan.inputs import racks
 from mortice.plan.kv import kv_question
+from mortice.plan.measured import MODELLED, Measured
 from mortice.plan.page.render import render
 from mortice.plan.roofline import roofline_question
 from mortice.plan.supernode import supernode_question
@@ -37,16 +38,17 @@ def report(
     context: int,
     tpot_s: float,
     command: str,
+    measured: Measured = MODELLED,
 ) -> str:
     """The page. A question that has no answer for this model or hardware is on it with its reason."""
     answers = [
         _asked("roofline", lambda: roofline_question([model], devices, context, rule)),
-        _asked("cost", lambda: cost_question([model], devices, _contexts(context), rule)),
-        _asked("kv", lambda: kv_question(model, devices, context)),
+        _asked("cost", lambda: cost_question([model], devices, _contexts(context), rule, measured=measured)),
+        _asked("kv", lambda: kv_question(model, devices, context, measured=measured)),
         _asked("density", lambda: density_question([model], devices, rule, tpot_s=tpot_s)),
-        _asked("afd", lambda: _best_afd(model, devices, context, tpot_s)),
-        _asked("ep", lambda: ep_question(model, _fastest_network(devices))),
-        _asked("compare", lambda: compare_question(model, [d.name for d in devices], context, tpot_s=tpot_s)),
+        _asked("afd", lambda: _best_afd(model, devices, context, tpot_s, measured)),
+        _asked("ep", lambda: ep_question(model, _fastest_network(devices), measured=measured)),
+        _asked("compare", lambda: _side_by_side(model, devices, context, tpot_s, measured)),
         _asked(
             "supernode",
             lambda: supernode_question(model, racks("gb200-nvl72,vera-rubin-nvl72,cloudmatrix384")),
@@ -88,14 +90,16 @@ def _contexts(context: int) -> list[int]:
     return sorted({context, 32768, 131072})
 
 
-def _best_afd(model: ModelShape, devices: Sequence[HardwareSpec], context: int, tpot_s: float) -> Answer:
+def _best_afd(
+    model: ModelShape, devices: Sequence[HardwareSpec], context: int, tpot_s: float, measured: Measured
+) -> Answer:
     """The cheapest pair among the given hardware. Raises the first reason where no pair has a plan."""
     found: list[tuple[float, float, int, afd.AfdProblem]] = []
     reasons: list[RequestError] = []
     for a in devices:
         for f in devices:
             try:
-                p = afd.problem(model, a, f, context, tpot_s=tpot_s)
+                p = afd.problem(model, a, f, context, tpot_s=tpot_s, measured=measured)
                 best = afd.search(p, max_packages=128)[0]
                 found.append((best.usd_per_mtok, -best.tgs, len(found), p))
             except RequestError as error:
@@ -103,6 +107,13 @@ def _best_afd(model: ModelShape, devices: Sequence[HardwareSpec], context: int, 
     if not found:
         raise reasons[0]
     return afd_question(min(found, key=lambda item: item[:3])[3])
+
+
+def _side_by_side(
+    model: ModelShape, devices: Sequence[HardwareSpec], context: int, tpot_s: float, measured: Measured
+) -> Answer:
+    plans = read_plans([device.name for device in devices], known=devices)
+    return compare_question(model, plans, context, tpot_s=tpot_s, measured=measured)
 
 
 def _fastest_network(devices: Sequence[HardwareSpec]) -> HardwareSpec:

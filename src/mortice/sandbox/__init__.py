@@ -2,3 +2,57 @@
 
 It must not know models, agents or HTTP.
 """
+
+from mortice.sandbox.contract import (
+    BackendName,
+    BackendUnavailable,
+    BoxInfo,
+    CellError,
+    Egress,
+    Failure,
+    ForkOutcome,
+    GuestFileError,
+    LeaseLost,
+    Limits,
+    NotSupported,
+    OnOutput,
+    Probe,
+    Reason,
+    RunResult,
+    Sandbox,
+    SandboxBusy,
+    SandboxError,
+    SandboxLost,
+    SandboxNotFound,
+    SandboxSpec,
+    SnapshotRefused,
+    Strength,
+)
+from mortice.sandbox.supervisor import Sandboxes
+
+__all__ = [
+    "BackendName",
+    "BackendUnavailable",
+    "BoxInfo",
+    "CellError",
+    "Egress",
+    "Failure",
+    "ForkOutcome",
+    "GuestFileError",
+    "LeaseLost",
+    "Limits",
+    "NotSupported",
+    "OnOutput",
+    "Probe",
+    "Reason",
+    "RunResult",
+    "Sandbox",
+    "SandboxBusy",
+    "SandboxError",
+    "SandboxLost",
+    "SandboxNotFound",
+    "SandboxSpec",
+    "Sandboxes",
+    "SnapshotRefused",
+    "Strength",
+]

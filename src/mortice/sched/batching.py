@@ -4,6 +4,9 @@ Each step has a token budget. Running sequences that decode come first, so a lon
 the budget goes to prompts in order of rank. Where blocks run out the lowest-ranked running sequence gives its own
 back and is computed again later. KV from another worker is accepted only when there is room for it, and waits there until
 then (DistServe, OSDI'24, section 4.3; the acceptance rule is that of its decoding scheduler).
+
+Blocks of another worker's pool may be lent: ids from `pool.num_blocks` on, which sequences read where they lie. Nothing is
+counted for them but the sequences under their lease; they are copied before a write, and never enter the prefix index.
 """
 
 from bisect import insort
@@ -31,6 +34,10 @@ class BatchScheduler:
         self.running: list[Sequence] = []  # by rank
         self.arriving: list[Arrival] = []  # by rank; their KV waits on its owner
         self.fetching: dict[str, Arrival] = {}  # by lease
+        self.returned: list[
+            str
+        ] = []  # leases under which nothing is read any more; the engine takes them from here
+        self._num_readers: dict[str, int] = {}  # sequences by the lease under which they read
         self.num_preemptions = 0
         self.num_prefix_queried = 0  # tokens
         self.num_prefix_hit = 0
@@ -157,8 +164,23 @@ class BatchScheduler:
     def finish(self, sequence: Sequence) -> None:
         """The sequence is over; its blocks go back, named ones stay findable."""
         self.running.remove(sequence)
-        self.pool.release(sequence.blocks)
+        self.pool.release(self._own(sequence.blocks))
         sequence.blocks = []
+        if sequence.lease_id:
+            self._num_readers[sequence.lease_id] -= 1
+            if not self._num_readers[sequence.lease_id]:
+                del self._num_readers[sequence.lease_id]
+                self.returned.append(sequence.lease_id)
+            sequence.lease_id = ""
+
+    def preempt(self, sequence: Sequence) -> None:
+        """A running sequence gives its blocks back and waits to be computed anew."""
+        self.finish(sequence)
+        sequence.num_computed = sequence.num_committed = 0
+        sequence.drafts = []
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.add(sequence)
 
     def detach(self, sequence: Sequence) -> list[int]:
         """The sequence is over here but its blocks are not: they now belong to the caller, who will release them."""
@@ -170,7 +192,7 @@ class BatchScheduler:
         """Everything that runs goes back to waiting, to be computed anew (new weights, or sleep)."""
         preempted = list(self.running)
         for sequence in preempted:
-            self._preempt(sequence)
+            self.preempt(sequence)
         return preempted
 
     # -- what can be asked --------------------------------------------------------------------------------------
@@ -193,7 +215,7 @@ class BatchScheduler:
 
     def held_blocks(self) -> list[int]:
         """One entry a reference that this scheduler holds on the pool."""
-        held = [block for s in self.running for block in s.blocks]
+        held = [block for s in self.running for block in self._own(s.blocks)]
         return held + [block for arrival in self.fetching.values() for block in arrival.blocks]
 
     # -- inside -------------------------------------------------------------------------------------------------
@@ -212,31 +234,30 @@ class BatchScheduler:
         """Blocks for `count` more tokens, preempting from the lowest rank up; False if that was this very sequence."""
         first = sequence.num_computed // self.block_size
         shared = [
-            i for i in range(first, len(sequence.blocks)) if self.pool.refs(sequence.blocks[i]) > 1
-        ]  # written blocks that a sibling still reads
+            i for i in range(first, len(sequence.blocks)) if self._is_shared(sequence.blocks[i])
+        ]  # written blocks that a sibling, or their owner, still reads
         missing = self._blocks_for(sequence.num_computed + count) - len(sequence.blocks)
         need = len(shared) + max(0, missing)
         while (new := self.pool.allocate(need)) is None:
             victim = self.running[-1]
-            self._preempt(victim)
+            self.preempt(victim)
             preempted.append(victim)
             if victim is sequence:
                 return False
         for i in shared:
             old, fresh = sequence.blocks[i], new.pop()
             copies.append((old, fresh))
-            self.pool.release([old])
+            self.pool.release(self._own([old]))
             sequence.blocks[i] = fresh
         sequence.blocks += new
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.finish(sequence)
-        sequence.num_computed = sequence.num_committed = 0
-        sequence.drafts = []
-        sequence.num_preemptions += 1
-        self.num_preemptions += 1
-        self.add(sequence)
+    def _is_shared(self, block: int) -> bool:
+        return block >= self.pool.num_blocks or self.pool.refs(block) > 1
+
+    def _own(self, blocks: list[int]) -> list[int]:
+        """Those of this worker's pool."""
+        return [block for block in blocks if block < self.pool.num_blocks]
 
     def _num_slots_used(self) -> int:
         running = sum(1 + s.num_forks for s in self.running)
@@ -287,8 +308,16 @@ class BatchScheduler:
                 break
             hit = self.pool.lookup(sequence.name_blocks(arrival.num_tokens, self.block_size))
             need = self._blocks_for(arrival.num_tokens) - len(hit)
+            if (
+                arrival.lent is not None
+            ):  # nothing is copied but the last block, before each sequence writes to it
+                need = len(arrival.sequences)
             if need + len(self.running) > self.pool.num_free - self.pool.num_acquirable_free(hit):
                 break
+            if arrival.lent is not None:
+                self.arriving.pop(0)
+                self._read_in_place(arrival, hit)
+                continue
             self.pool.acquire(hit)
             new = self.pool.allocate(need)
             assert new is not None
@@ -299,6 +328,20 @@ class BatchScheduler:
             accepted.append(arrival)
             self.arriving.pop(0)
         return accepted
+
+    def _read_in_place(self, arrival: Arrival, hit: list[int]) -> None:
+        """Start the sequences of an arrival on blocks lent to this worker, after those of its own cache."""
+        assert arrival.lent is not None
+        arrival.num_skip = len(hit)
+        self.num_external_queried += self._tokens_fetched(arrival)
+        self.num_external_hit += self._tokens_fetched(arrival)
+        self._num_readers[arrival.lease_id] = len(arrival.sequences)
+        for sequence in arrival.sequences:
+            self.pool.acquire(hit)
+            sequence.blocks = hit + arrival.lent[len(hit) :]
+            sequence.lease_id = arrival.lease_id
+            sequence.num_computed = arrival.num_tokens
+            insort(self.running, sequence, key=_rank)
 
     def _tokens_fetched(self, arrival: Arrival) -> int:
         """Tokens whose KV this worker asks the owner for: those its own prefix cache lacks."""
@@ -316,6 +359,8 @@ class BatchScheduler:
         return bool(self.running or self.fetching or fits)
 
     def _commit_full_blocks(self, sequence: Sequence) -> None:
+        if sequence.lease_id:  # no chain of this worker's own leads here
+            return
         names = sequence.name_blocks(sequence.num_computed, self.block_size)
         for i in range(sequence.num_committed, len(names)):
             self.pool.commit(sequence.blocks[i], names[i])

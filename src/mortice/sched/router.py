@@ -1,74 +1,197 @@
 """Where a request goes: which worker prefills it, which decodes it, and when the cut is not worth making.
 
-Prefill goes to the worker that would finish it first (fewest tokens queued before it, own uncached tokens included);
-decode to the least loaded one (DistServe, OSDI'24, section 4.3). A prompt whose uncached part is short is
-prefilled by its decode worker: the hand-over would cost more than the interference.
+Prefill goes to the worker that would finish it first (work queued before it, own uncached tokens included), decode to the
+least loaded one (DistServe, OSDI'24, section 4.3; with cached prefixes as Mooncake's Conductor, FAST'25, algorithm 1). A
+prompt is prefilled where it decodes if its uncached part is short, if no prefill worker can take it, or, on workers
+tagged convertible, if the prefill pool would miss the TTFT target and the decode worker would not (TokenScale's
+convertible decoders, arXiv 2512.03416).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from mortice.cost.worker_times import WorkerTimes
+from mortice.sched.fleet import Fleet, Role, Worker
 from mortice.sched.prefix_map import PrefixMap
+from mortice.specs.slo import SLO
+
+CANDIDATES = 4  # holders of a prefix that are weighed against the lightest worker
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One live worker as the router sees it. `num_assigned` is exact; the rest is as old as the worker's last word."""
+    """One live worker as the live cluster describes it. `num_assigned` is exact; the rest is as old as its last word."""
 
     worker_id: str
-    role: str  # prefill | decode
+    role: Role
     num_assigned: int  # requests given to it and not ended
     assigned_tokens: int  # prompt tokens given to it and not yet known to be computed
     num_free_blocks: int
     num_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """`prefill` is None where `decode` computes the prompt itself."""
+class Route(msgspec.Struct, frozen=True):
+    """`prefill` is None where `decode` computes the prompt itself. `cost` is what the choice was made by: work before its
+    first token, in seconds or tokens; `other` is the best choice not taken, "" if there was none."""
 
     prefill: str | None
     decode: str
     reason: str
+    cost: float = 0.0
+    other: str = ""
+    other_cost: float = 0.0
+    work: float = 0.0  # its own prefill, in the same unit
 
 
 class Router:
-    def __init__(self, *, local_prefill_tokens: int, prefixes: PrefixMap) -> None:
+    """`times`: what a prompt costs; None: counted in tokens. `slo` and `times` together allow convertible decode."""
+
+    def __init__(
+        self,
+        *,
+        local_prefill_tokens: int,
+        prefixes: PrefixMap,
+        times: WorkerTimes | None = None,
+        slo: SLO | None = None,
+        decode_times: WorkerTimes | None = None,
+    ) -> None:
         self.local_prefill_tokens = local_prefill_tokens
         self.prefixes = prefixes
+        self.times = times
+        self.decode_times = decode_times or times
+        self.slo = slo
+        self._ttft_s = slo.ttft_ms / 1e3 if slo and slo.ttft_ms else None
+        self._tpot_s = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
+
+    def new_fleet(self) -> Fleet:
+        """Books whose weights are in this router's unit of cost."""
+        times = self.decode_times
+        if times is None or times.decode_context_s <= 0:
+            return Fleet()
+        sequence = times.decode_sequence_s / times.decode_context_s
+        return Fleet(sequence_tokens=max(1.0, sequence), work_tokens=0.05 / times.decode_context_s)
+
+    # -- one snapshot at a time (the live cluster until it keeps a fleet) ----------------------------------------
 
     def route(self, prompt_len: int, names: Sequence[bytes], loads: Sequence[Load]) -> Route | None:
         """None if no worker can decode."""
-        decode = self.choose_decode(names, loads)
-        if decode is None:
-            return None
-        prefills = [load for load in loads if load.role == "prefill" and self._fits(load, prompt_len)]
-        if not prefills:
-            return Route(None, decode.worker_id, "no prefill worker can take it")
-        uncached = prompt_len - self.prefixes.cached_tokens(decode.worker_id, names)
-        if uncached <= self.local_prefill_tokens:
-            return Route(None, decode.worker_id, f"{uncached} uncached tokens: not worth a hand-over")
-
-        def tokens_ahead(load: Load) -> tuple[int, str]:
-            own = prompt_len - self.prefixes.cached_tokens(load.worker_id, names)
-            return load.assigned_tokens + own, load.worker_id
-
-        best = min(prefills, key=tokens_ahead)
-        return Route(best.worker_id, decode.worker_id, f"{tokens_ahead(best)[0]} tokens to compute first")
+        return self.place(prompt_len, names, self._fleet_of(loads), now_s=0.0)
 
     def choose_decode(self, names: Sequence[bytes], loads: Sequence[Load]) -> Load | None:
-        """Fewest requests first; among equals the longest cached prefix, then the name."""
-        decodes = [load for load in loads if load.role == "decode"]
-        if not decodes:
+        chosen = self.place_decode(names, self._fleet_of(loads))
+        return None if chosen is None else next(load for load in loads if load.worker_id == chosen.worker_id)
+
+    def _fleet_of(self, loads: Sequence[Load]) -> Fleet:
+        fleet = Fleet(sequence_tokens=1.0)  # a snapshot knows requests, not contexts
+        for load in loads:
+            worker = fleet.join(load.worker_id, load.role, load.num_blocks)
+            worker.free_blocks = load.num_free_blocks
+            worker.num_decoding = load.num_assigned
+            if load.role == "prefill":
+                worker.prefill_work = self.work(load.assigned_tokens, 0) if load.assigned_tokens else 0.0
+            fleet.touch(worker)
+        return fleet
+
+    # -- on a fleet that is kept ---------------------------------------------------------------------------------
+
+    def place(self, prompt_len: int, names: Sequence[bytes], fleet: Fleet, *, now_s: float) -> Route | None:
+        """Choose; the caller books the choice (ControlPlane does). None if no worker can decode."""
+        decode = self.place_decode(names, fleet)
+        if decode is None:
             return None
-        return min(
-            decodes,
-            key=lambda load: (
-                load.num_assigned,
-                -self.prefixes.cached_tokens(load.worker_id, names),
-                load.worker_id,
-            ),
+        cached = self.prefixes.cached_tokens(decode.worker_id, names) if names else 0
+        own = self.work(prompt_len - cached, cached)
+        here = decode.prefill_work + own
+        prefill, work, cost = self._best_prefill(prompt_len, names, fleet)
+        if prefill is None:
+            alone = "no prefill worker can take it" if decode.role == "decode" else "colocated"
+            return Route(None, decode.worker_id, alone, here, work=own)
+        if prompt_len - cached <= self.local_prefill_tokens:
+            why = f"{prompt_len - cached} uncached tokens: not worth a hand-over"
+            return Route(None, decode.worker_id, why, here, prefill.worker_id, cost, own)
+        if decode.role == "mixed":
+            if here <= cost:
+                return Route(
+                    None, decode.worker_id, "colocated is sooner", here, prefill.worker_id, cost, own
+                )
+        elif decode.convertible and self._rescues(decode, own, here, cost, now_s):
+            why = "convertible: the prefill pool would be late"
+            return Route(None, decode.worker_id, why, here, prefill.worker_id, cost, own)
+        return Route(
+            prefill.worker_id, decode.worker_id, "first to finish", cost, decode.worker_id, here, work
         )
 
-    def _fits(self, load: Load, prompt_len: int) -> bool:
-        return prompt_len + 1 <= load.num_blocks * self.prefixes.block_size
+    def place_decode(self, names: Sequence[bytes], fleet: Fleet) -> Worker | None:
+        """The lightest worker that decodes; of equal ones, that which holds most of the prompt."""
+        pools = fleet.pools
+        best = pools["decode"].lightest()
+        mixed = pools["mixed"].lightest()
+        if best is None or (mixed is not None and mixed.heap_key < best.heap_key):
+            best = mixed
+        if best is None or not names:
+            return best
+        most = self.prefixes.cached_tokens(best.worker_id, names)
+        for worker_id in self.prefixes.holders(names, CANDIDATES):
+            worker = fleet.workers.get(worker_id)
+            if worker is None or worker.role == "prefill" or not worker.accepts:
+                continue
+            if worker.heap_key <= best.heap_key:
+                cached = self.prefixes.cached_tokens(worker_id, names)
+                if cached > most:
+                    best, most = worker, cached
+        return best
+
+    def _best_prefill(
+        self, prompt_len: int, names: Sequence[bytes], fleet: Fleet
+    ) -> tuple[Worker | None, float, float]:
+        """(worker, the prompt's own work there, work until its first token)."""
+        best = fleet.pools["prefill"].lightest()
+        if best is not None and not self._fits(best, prompt_len):
+            fitting = [w for w in fleet.pools["prefill"].members.values() if self._fits(w, prompt_len)]
+            best = min(fitting, key=lambda w: (w.heap_key, w.order), default=None)
+        if best is None:
+            return None, 0.0, 0.0
+        cached = self.prefixes.cached_tokens(best.worker_id, names) if names else 0
+        work = self.work(prompt_len - cached, cached)
+        cost = best.prefill_work + work
+        if names:
+            for worker_id in self.prefixes.holders(names, CANDIDATES):
+                worker = fleet.workers.get(worker_id)
+                if worker is None or worker.role != "prefill" or not worker.accepts or worker is best:
+                    continue
+                hit = self.prefixes.cached_tokens(worker_id, names)
+                mine = self.work(prompt_len - hit, hit)
+                if worker.prefill_work + mine < cost and self._fits(worker, prompt_len):
+                    best, work, cost = worker, mine, worker.prefill_work + mine
+        return best, work, cost
+
+    def _rescues(self, decode: Worker, own: float, here: float, cost: float, now_s: float) -> bool:
+        """Prefill on the decode worker meets the TTFT target that the prefill pool would miss, and the batch there can
+        make up for the time: its debt leaks at the share of a step that the TPOT target leaves free."""
+        times = self.decode_times
+        if times is None or self._ttft_s is None or cost <= 0.9 * self._ttft_s or here >= cost:
+            return False
+        if self._tpot_s is None or decode.num_decoding == 0:
+            return True
+        step = times.decode_s(decode.num_decoding + 1, decode.context_tokens) * decode.slowdown
+        slack = 1.0 - step / self._tpot_s
+        debt = max(0.0, decode.debt - max(0.0, slack) * (now_s - decode.debt_at_s))
+        return slack > 0 and debt + own <= slack * 50 * self._tpot_s
+
+    def owe(self, worker: Worker, work: float, now_s: float) -> None:
+        """Prefill work was given to a worker that decodes: its batch has that much to make up for."""
+        times = self.decode_times
+        if times is not None and self._tpot_s is not None:
+            step = times.decode_s(worker.num_decoding + 1, worker.context_tokens) * worker.slowdown
+            leak = max(0.0, 1.0 - step / self._tpot_s) * (now_s - worker.debt_at_s)
+            worker.debt = max(0.0, worker.debt - leak) + work
+            worker.debt_at_s = now_s
+
+    def work(self, tokens: int, prefix: int = 0) -> float:
+        """Cost of a prompt's prefill, alone: seconds where times are known, else tokens."""
+        return float(tokens) if self.times is None else self.times.prefill_s(max(1, tokens), prefix)
+
+    def _fits(self, worker: Worker, prompt_len: int) -> bool:
+        return prompt_len + 1 <= worker.num_blocks * self.prefixes.block_size

@@ -31,6 +31,7 @@ class Sequence:
     num_committed: int = 0  # blocks entered into the prefix index
     drafts: list[int] = field(default_factory=list)  # proposed next tokens, to be verified; set by the engine
     num_preemptions: int = 0
+    lease_id: str = ""  # of the lent blocks among `blocks`, "" if there are none; set by the scheduler
 
     @property
     def prompt_len(self) -> int:
@@ -69,6 +70,7 @@ class Arrival:
     lease_id: str
     blocks: list[int] = field(default_factory=list)  # local blocks, cached ones first; set by the scheduler
     num_skip: int = 0  # leading blocks that were found in the local cache and need no transfer
+    lent: list[int] | None = None  # ids under which the owner's blocks can be read where they lie
 
     @property
     def rank(self) -> tuple[int, float, str, int]:

@@ -38,7 +38,8 @@ class Speculation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How KV goes from prefill to decode workers."""
 
-    mode: Literal["pull", "push"] = "pull"
+    # map: read where it lies, where both map one memory, else pull; pull: the reader copies; push: the owner copies
+    mode: Literal["map", "pull", "push"] = "map"
     transport: Literal["auto", "shm", "tcp", "nixl"] = "auto"  # auto: shm on one host, tcp between hosts
     checksum: Literal["full", "sampled", "off"] = "sampled"
     lease_s: float = 30.0  # a lease that nobody renews ends after this long

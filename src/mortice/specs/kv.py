@@ -70,3 +70,4 @@ class KVDescriptor(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolAddress
     blocks: list[BlockRef]
     num_tokens: int  # tokens of KV in the blocks; the last block may be partly filled
+    is_lendable: bool = False  # the owner can spare the blocks until the reader's sequences end

@@ -8,6 +8,7 @@ import numpy as np
 
 from mortice.specs.kv import KVDescriptor, PoolAddress
 from mortice.transport.landing import Landing
+from mortice.transport.space import AddressSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Pool(Protocol):
         np.ndarray
     )  # uint64 [num_blocks]; the owner raises an entry before it gives the block to new content
     landing: Landing  # blocks that a transfer is writing now
+    space: AddressSpace | None  # where peers' blocks can be read beside our own; None where they cannot
 
     def close(self) -> None:
         """Unlink what the owner created and drop the mapping. Idempotent. Memory that a view (a tensor) still

@@ -28,7 +28,9 @@ class Plan:
         return len(self.remote) * self.peer.block_bytes
 
 
-def describe(pool: Pool, lease_id: str, block_ids: Sequence[int], num_tokens: int) -> KVDescriptor:
+def describe(
+    pool: Pool, lease_id: str, block_ids: Sequence[int], num_tokens: int, *, is_lendable: bool = False
+) -> KVDescriptor:
     """The owner's promise for blocks as they stand now. Reads them once where the pool checksums.
 
     Call it after the last write to the blocks (last layer stored), while the lease keeps them from being
@@ -38,7 +40,9 @@ def describe(pool: Pool, lease_id: str, block_ids: Sequence[int], num_tokens: in
     refs = [
         BlockRef(i, int(pool.generations[i]), digest) for i, digest in zip(block_ids, digests, strict=True)
     ]
-    return KVDescriptor(lease_id=lease_id, pool=pool.address, blocks=refs, num_tokens=num_tokens)
+    return KVDescriptor(
+        lease_id=lease_id, pool=pool.address, blocks=refs, num_tokens=num_tokens, is_lendable=is_lendable
+    )
 
 
 def describe_target(pool: Pool, lease_id: str, block_ids: Sequence[int], num_tokens: int) -> KVDescriptor:

@@ -4,26 +4,15 @@ import threading
 
 from mortice.specs.kv import PoolAddress
 from mortice.transport import segment
-from mortice.transport.errors import PeerGone, TransferError
+from mortice.transport.errors import PeerGone
 
 
 class PeerPool:
-    """Reader's side of a `SharedPool`: the mapping of one peer's pool, checked against the address it goes
-    by."""
+    """Reader's side of a `SharedPool`: the mapping of one peer's pool."""
 
     def __init__(self, address: PoolAddress, *, writable: bool) -> None:
-        """Map it. Raises PeerGone if it is not there any more, TransferError if another pool stands in its
-        place."""
-        mapped = segment.attach(address.shm_name, writable=writable)
-        num_blocks, block_bytes = mapped.blocks.shape
-        if mapped.pool_id != address.pool_id:
-            raise TransferError(f"{address.shm_name} holds another pool: its owner was restarted")
-        if (mapped.layout_digest, num_blocks, block_bytes) != (
-            address.layout_digest,
-            address.num_blocks,
-            address.block_bytes,
-        ):
-            raise TransferError(f"{address.shm_name} has not the layout of its address")
+        """Raises as `segment.opened` does."""
+        mapped = segment.attach(address, writable=writable)
         self._closed = mapped.closed
         self.blocks = mapped.blocks
         self.generations = mapped.generations

@@ -12,6 +12,7 @@ from mortice.specs.errors import RequestError
 from mortice.specs.kv import ChecksumMode, KVLayout, PoolAddress
 from mortice.transport import segment
 from mortice.transport.landing import Landing
+from mortice.transport.space import AddressSpace, open_space
 
 
 class SharedPool:
@@ -30,35 +31,36 @@ class SharedPool:
         checksum: ChecksumMode = "sampled",
     ) -> None:
         _check_size(num_blocks)
-        pool_id = secrets.token_hex(16)
-        self._segment: segment.Segment | None = segment.create(
-            prefix, pool_id, layout.digest(), num_blocks, layout.block_bytes
-        )
-        self._remove = weakref.finalize(self, _remove, self._segment.path, os.getpid())  # at exit, too
-        self.blocks = self._segment.blocks
-        self.generations = self._segment.generations
-        self.landing = Landing()
+        made = segment.create(prefix, secrets.token_hex(16), layout.digest(), num_blocks, layout.block_bytes)
+        self._remove = weakref.finalize(self, _remove, made.path, os.getpid())  # at exit, too
+        self._closed: np.ndarray | None = made.closed
         self.address = PoolAddress(
-            pool_id=pool_id,
+            pool_id=made.pool_id,
             num_blocks=num_blocks,
             block_bytes=layout.block_bytes,
             layout_digest=layout.digest(),
             checksum=checksum,
-            shm_name=self._segment.path.name,
+            shm_name=made.path.name,
             host=segment.host_identity(),
         )
+        self.space = open_space(self.address)
+        self.blocks = made.blocks if self.space is None else self.space.blocks[:num_blocks]
+        self.generations = made.generations
+        self.landing = Landing()
 
     def close(self) -> None:
         """Tell peers that have it mapped, remove the name, drop the mapping."""
-        if self._segment is not None:
-            self._segment.closed[0] = 1
+        if self._closed is not None:
+            self._closed[0] = 1
             self._remove()
-            self._segment = None
+            self._closed = self.space = None
             self.blocks, self.generations = _nothing(self.address.block_bytes)
 
 
 class PrivatePool:
     """A pool in memory of this process alone, for transports that need no sharing. Zeros at generation 0."""
+
+    space: AddressSpace | None = None
 
     def __init__(self, layout: KVLayout, num_blocks: int, *, checksum: ChecksumMode = "sampled") -> None:
         _check_size(num_blocks)

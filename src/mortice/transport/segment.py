@@ -11,13 +11,15 @@ import mmap
 import os
 import secrets
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mortice.specs.errors import RequestError
+from mortice.specs.kv import PoolAddress
 from mortice.transport.errors import PeerGone, TransferError
 
 FOLDER = Path("/dev/shm")
@@ -31,7 +33,7 @@ _CLOSED_AT = 1024  # uint64: 1 once the owner has closed the pool
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A mapped pool. Unmapped when the last array that looks into it is gone."""
+    """A mapped pool. What an array looks into stays mapped for as long as the array lives."""
 
     path: Path
     pool_id: str
@@ -93,19 +95,64 @@ def create(prefix: str, pool_id: str, layout_digest: str, num_blocks: int, block
         os.close(fd)
 
 
-def attach(name: str, *, writable: bool) -> Segment:
-    """Map a peer's segment. Raises PeerGone if it is not there, TransferError if it is not a pool."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A peer's segment, checked against the address it goes by, while its file is open."""
+
+    fd: int
+    name: str
+    address: PoolAddress
+
+    @property
+    def blocks_at(self) -> int:
+        """Where in the file the blocks start: a multiple of the page size."""
+        return _sizes(self.address.num_blocks, self.address.block_bytes)[0]
+
+    def generations(self) -> np.ndarray:
+        """uint64 [num_blocks], a mapping of its own, read-only."""
+        memory = mmap.mmap(self.fd, self.blocks_at, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        return np.frombuffer(memory, np.uint64, self.address.num_blocks, mmap.PAGESIZE)
+
+
+@contextmanager
+def opened(address: PoolAddress, *, writable: bool) -> Iterator[Opened]:
+    """Open the segment of an address. Raises PeerGone if it is not there any more, TransferError if it is no pool or
+    another pool stands in its place."""
+    name = address.shm_name
     fd = _open(name, writable=writable)
     try:
-        return _map(fd, FOLDER / name, *_identify(fd, name), writable=writable)
+        pool_id, digest, num_blocks, block_bytes = _identify(fd, name)
+        if pool_id != address.pool_id:
+            raise TransferError(f"{name} holds another pool: its owner was restarted")
+        if (digest, num_blocks, block_bytes) != (
+            address.layout_digest,
+            address.num_blocks,
+            address.block_bytes,
+        ):
+            raise TransferError(f"{name} has not the layout of its address")
+        yield Opened(fd, name, address)
     except (OSError, ValueError) as error:
         raise TransferError(f"cannot map {name}: {error}") from error
     finally:
         os.close(fd)
 
 
+def attach(address: PoolAddress, *, writable: bool) -> Segment:
+    """Map a peer's segment. Raises as `opened` does."""
+    with opened(address, writable=writable) as found:
+        return _map(
+            found.fd,
+            FOLDER / found.name,
+            address.pool_id,
+            address.layout_digest,
+            address.num_blocks,
+            address.block_bytes,
+            writable=writable,
+        )
+
+
 def identify(name: str) -> str:
-    """Pool id of the segment of this name, without mapping it. Raises as `attach` does."""
+    """Pool id of the segment of this name, without mapping it. Raises as `opened` does."""
     fd = _open(name, writable=False)
     try:
         return _identify(fd, name)[0]
@@ -184,20 +231,16 @@ def _map(
     writable: bool,
 ) -> Segment:
     offset, size = _sizes(num_blocks, block_bytes)
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
     # MAP_POPULATE: page faults now, once, instead of in the middle of the first transfers.
-    memory = mmap.mmap(
-        fd,
-        size,
-        flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
-        prot=mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0),
-    )
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    head = mmap.mmap(fd, offset, flags=flags, prot=prot)
+    body = mmap.mmap(fd, size - offset, flags=flags, prot=prot, offset=offset)
     return Segment(
         path=path,
         pool_id=pool_id,
         layout_digest=layout_digest,
-        closed=np.frombuffer(memory, np.uint64, 1, _CLOSED_AT),
-        generations=np.frombuffer(memory, np.uint64, num_blocks, mmap.PAGESIZE),
-        blocks=np.frombuffer(memory, np.uint8, num_blocks * block_bytes, offset).reshape(
-            num_blocks, block_bytes
-        ),
+        closed=np.frombuffer(head, np.uint64, 1, _CLOSED_AT),
+        generations=np.frombuffer(head, np.uint64, num_blocks, mmap.PAGESIZE),
+        blocks=np.frombuffer(body, np.uint8).reshape(num_blocks, block_bytes),
     )

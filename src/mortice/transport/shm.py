@@ -5,7 +5,6 @@ counters are compared before and after the copy. That is sound where the machine
 elsewhere checksums are what proves the bytes, so pools there must not switch them off.
 """
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,9 +18,9 @@ from mortice.transport.descriptor import Plan, check_generations, check_landed, 
 from mortice.transport.errors import PeerGone, TransferError
 from mortice.transport.hands import Hands
 from mortice.transport.lanes import Lanes, silent
+from mortice.transport.ordering import LOADS_IN_ORDER
 from mortice.transport.peers import PeerPool, PeerPools
 
-LOADS_IN_ORDER = platform.machine() in ("x86_64", "AMD64", "i686")
 PROBE_BYTES = 4 << 20
 
 

@@ -1,117 +1,17 @@
-"""`plan cost`: USD of a decoded token by phase and hardware, and whether two kinds beat one."""
+"""`plan cost`: USD of a token by phase and hardware, and whether two kinds beat one."""
 
 from collections.abc import Sequence
 
 import msgspec
 
-from mortice.cost import (
-    PUBLISHED,
-    Convention,
-    Speculation,
-    attention_flops,
-    attention_usd_per_token,
-    ffn_usd_per_token,
-    kv_read_bytes,
-    unit_cost,
-)
+from mortice.cost import PUBLISHED, Convention, Speculation
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions, require_prices
+from mortice.plan.measured import MODELLED, Measured
+from mortice.plan.token_cost import NO_DRAFTS, Placement, TokenCost, best_placement, drafts_pay, token_cost
 from mortice.plan.words import tokens as token_words
-from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
-
-NO_DRAFTS = Speculation()
-
-
-class TokenCost(msgspec.Struct, frozen=True, kw_only=True):
-    """USD per million decoded tokens on one kind of hardware."""
-
-    model: str
-    hardware: str
-    context: int
-    attention_usd_per_mtok: float
-    ffn_usd_per_mtok: float
-    bound: str  # what core attention waits for: arithmetic | memory
-    price_estimated: bool
-
-    @property
-    def usd_per_mtok(self) -> float:
-        return self.attention_usd_per_mtok + self.ffn_usd_per_mtok
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """The cheapest hardware of each half against the cheapest for both."""
-
-    model: str
-    context: int
-    attention: TokenCost
-    ffn: TokenCost
-    homogeneous: TokenCost
-
-    @property
-    def afd_usd_per_mtok(self) -> float:
-        return self.attention.attention_usd_per_mtok + self.ffn.ffn_usd_per_mtok
-
-    @property
-    def saving(self) -> float:
-        return 1 - self.afd_usd_per_mtok / self.homogeneous.usd_per_mtok
-
-
-def token_cost(
-    model: ModelShape,
-    device: HardwareSpec,
-    context: int,
-    rule: Convention,
-    *,
-    drafts: Speculation = NO_DRAFTS,
-    kv_dtype: str = "fp8",
-) -> TokenCost:
-    """Step-3's formulas, section 4. In the honest convention query rows fill whole tiles, router and head count, and
-    MLA's value product is the one that is computed."""
-    unit = unit_cost(device)
-    rows = device.tile_rows if rule.pad_tiles else 1
-    attention = attention_usd_per_token(model, unit, context, rule, drafts, kv_dtype, rows)
-    arithmetic = float(attention_flops(model, context, rule, rows)) * unit.flop * drafts.flop_factor
-    memory = float(kv_read_bytes(model, context, kv_dtype, rule)) * unit.byte * drafts.byte_factor
-    return TokenCost(
-        model=model.name,
-        hardware=device.name,
-        context=context,
-        attention_usd_per_mtok=1e6 * float(attention),
-        ffn_usd_per_mtok=1e6 * ffn_usd_per_token(model, unit, drafts),
-        bound="arithmetic" if arithmetic >= memory else "memory",
-        price_estimated=device.price is not None and device.price.status == "estimate",
-    )
-
-
-def best_placement(costs: Sequence[TokenCost]) -> Placement:
-    """Of one model at one context."""
-    if not costs:
-        raise RequestError("hardware: nothing to compare", param="hardware")
-    return Placement(
-        model=costs[0].model,
-        context=costs[0].context,
-        attention=min(costs, key=lambda c: c.attention_usd_per_mtok),
-        ffn=min(costs, key=lambda c: c.ffn_usd_per_mtok),
-        homogeneous=min(costs, key=lambda c: c.usd_per_mtok),
-    )
-
-
-def usd_per_mtok(price_hour: float, tokens_per_s_per_gpu: float) -> float:
-    """price * 1e6 / (3600 * tokens/s/GPU), as InferenceX prices a measured rate."""
-    if not tokens_per_s_per_gpu > 0:
-        raise RequestError("tokens_per_s must be above 0", param="tokens_per_s")
-    return price_hour * 1e6 / (3600 * tokens_per_s_per_gpu)
-
-
-def drafts_pay(
-    model: ModelShape, device: HardwareSpec, context: int, rule: Convention, drafts: Speculation
-) -> tuple[bool, float]:
-    """Whether drafting lowers the cost of a useful token here, and by what factor it changes it (below 1: cheaper)."""
-    plain = token_cost(model, device, context, rule).usd_per_mtok
-    drafted = token_cost(model, device, context, rule, drafts=drafts).usd_per_mtok
-    return drafted < plain, drafted / plain
 
 
 def cost_question(
@@ -122,11 +22,12 @@ def cost_question(
     *,
     drafts: Speculation = NO_DRAFTS,
     kv_dtype: str = "fp8",
+    measured: Measured = MODELLED,
 ) -> Answer:
     """The table of every model on every hardware, and the best placement of each."""
     require_prices(devices)
     costs = [
-        token_cost(m, d, c, rule, drafts=drafts, kv_dtype=kv_dtype)
+        token_cost(m, d, c, rule, drafts=drafts, kv_dtype=kv_dtype, measured=measured)
         for c in context_lens
         for m in shapes
         for d in devices
@@ -139,7 +40,7 @@ def cost_question(
     notes = _draft_notes(shapes, devices, context_lens, rule, drafts)
     return Answer(
         verb="cost",
-        title=f"Cost of a decoded token, {rule.name} convention",
+        title=f"Cost of a token, {rule.name} convention",
         verdict=_verdict(placements, len(devices)),
         tables=(_cost_table(rows), _placement_table(placements)),
         charts=_charts(costs, placements),
@@ -147,13 +48,35 @@ def cost_question(
             Assumed(
                 "kv dtype", kv_dtype, "storage of the published tables" if rule is PUBLISHED else "8-bit KV"
             ),
-            Assumed("arithmetic", "fp8 where the card has it, else bf16", "Step-3, table 4"),
+            *_counted(rule),
+            *(measured.assumed(devices) if rule.kernel_shares else ()),
             *device_assumptions(devices),
             *model_assumptions(shapes),
         ),
-        notes=notes,
-        formulas=("cost.attention", "cost.ffn", "cost.afd", "cost.unit"),
+        notes=(*(measured.notes(devices) if rule.kernel_shares else ()), *notes),
+        formulas=(
+            *(("cost.kernels",) if rule.kernel_shares else ("cost.attention", "cost.ffn", "cost.unit")),
+            "cost.prefill",
+            "cost.training",
+            "cost.afd",
+        ),
         facts={"costs": rows, "placements": [_placement_row(p) for p in placements]},
+    )
+
+
+def _counted(rule: Convention) -> tuple[Assumed, ...]:
+    """What the convention takes for granted."""
+    batch = Assumed(
+        "batch",
+        "so large that weights and launches do not show, links hidden",
+        "`plan compare` has real ones",
+    )
+    if not rule.kernel_shares:
+        return (batch, Assumed("arithmetic", "fp8 where the card has it, else bf16", "Step-3, table 4"))
+    return (
+        batch,
+        Assumed("arithmetic", "weights in 8 bit where the card has it, attention in bf16", "as kernels do"),
+        Assumed("training", "three times a forward pass in bf16", "backward is twice the forward"),
     )
 
 
@@ -195,14 +118,16 @@ def _verdict(placements: Sequence[Placement], num_devices: int) -> str:
 
 def _cost_table(rows: Sequence[dict]) -> Table:
     return Table(
-        title="USD per million decoded tokens",
+        title="USD per million tokens",
         columns=(
             Column("model", "model"),
             Column("hardware", "hardware"),
             Column("context", "context", "count"),
-            Column("attention_usd_per_mtok", "attention", "usd"),
+            Column("attention_usd_per_mtok", "decode: attention", "usd"),
             Column("ffn_usd_per_mtok", "FFN", "usd"),
             Column("usd_per_mtok", "together", "usd"),
+            Column("prefill_usd_per_mtok", "prefill", "usd"),
+            Column("training_usd_per_mtok", "training", "usd"),
             Column("bound", "attention waits for"),
         ),
         rows=tuple(rows),

@@ -1,0 +1,16 @@
+"""`mortice sandbox`: the group of the sandbox's verbs."""
+
+import typer
+
+from mortice.cli.sandbox_audit import audit
+from mortice.cli.sandbox_boxes import destroy, fork, ls, restore, snapshot
+from mortice.cli.sandbox_doctor import doctor, setup
+from mortice.cli.sandbox_run import run, shell
+
+sandbox = typer.Typer(
+    name="sandbox", help="Machines for code nobody trusts: run, save, fork, look back.", no_args_is_help=True
+)
+sandbox.command(context_settings={"allow_interspersed_args": False})(run)
+for verb in (shell, ls, snapshot, restore, fork, destroy, doctor, setup):
+    sandbox.command(verb.__name__)(verb)
+sandbox.add_typer(audit)

@@ -1,0 +1,1 @@
+"""One file a wall: how each back end starts, saves and ends a machine."""

@@ -1,0 +1,242 @@
+"""gVisor: a kernel in user space. Starts in a quarter of a second, saves and forks whole sandboxes, needs no KVM.
+
+What `runsc` does that its manual does not say, and that this file works around: a live `exec` poisons a checkpoint (so
+the channel is the first process's own standard streams, and there is never an exec); a failed checkpoint without
+`-leave-running` leaves a dead sandbox that is still called running; a detached restore keeps its parent's stderr.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mortice.sandbox import cgroups
+from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.guest.source import agent_source
+from mortice.sandbox.home import Home
+from mortice.sandbox.images import Image, find_image, find_program
+from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos
+from mortice.sandbox.probes import ask_guest
+
+START_TIMEOUT_S = 30.0
+OWN_MEMORY = 64 * MIB  # of the limit, kept for the sentry, the agent and the interpreter
+AGENT_CAPABILITIES = [
+    "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_ADMIN",
+]  # fmt: skip
+WRITABLE = (
+    ("/work", "0755", True),
+    ("/home/user", "0755", True),
+    ("/tmp", "1777", False),
+    ("/dev/shm", "1777", False),
+    ("/run", "0755", False),
+)
+
+
+class GVisor:
+    """The back end; one object serves all boxes of a home."""
+
+    name = "gvisor"
+    strength = Strength.GVISOR
+    can_snapshot = True
+
+    def __init__(self, home: Home, program: Path | None = None) -> None:
+        self._home = home
+        self._program = program or find_program("runsc")
+        self.version = _digest(self._program) if self._program else "missing"
+
+    async def probe(self) -> Probe:
+        """Start a guest, ask it, save it, restore it, ask again."""
+        if os.geteuid() != 0:
+            return self._refuse("needs root, for control groups and namespaces", "run as root")
+        if self._program is None:
+            return self._refuse("runsc is not installed", "mortice sandbox setup")
+        image = find_image("base")
+        if image is None:
+            return self._refuse("there is no root file system for guests", "mortice sandbox setup")
+        with tempfile.TemporaryDirectory(prefix="mortice-probe-") as place:
+            return await ask_guest(self, Path(place), round_trip=True)
+
+    def _refuse(self, why: str, remedy: str) -> Probe:
+        return Probe(backend=self.name, works=False, strength=self.strength, why_not=why, remedy=remedy)
+
+    async def start(
+        self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None
+    ) -> Machine:
+        self._prepare(box_id, place, spec, trace)
+        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace)
+        return RunscMachine(self, box_id, place, self._pid_of(place))
+
+    async def restore(
+        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
+    ) -> Machine:
+        self._prepare(box_id, place, spec, trace)
+        arguments = ["restore", "-detach", "-bundle", str(place), "-image-path", str(image), box_id]
+        await self._launch(place, arguments, trace)
+        return RunscMachine(self, box_id, place, self._pid_of(place))
+
+    def attach(self, box_id: str, place: Path, pid: int) -> Machine:
+        return RunscMachine(self, box_id, place, pid)
+
+    def _prepare(self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None) -> None:
+        image = find_image(spec.image)
+        if image is None:
+            raise SandboxError(
+                f"there is no image {spec.image!r}; `mortice sandbox setup` makes the base image"
+            )
+        make_fifos(place)
+        (place / "config.json").write_text(json.dumps(_oci(box_id, image, spec)))
+        if trace is not None:
+            (place / "trace.json").write_text(json.dumps(trace))
+
+    def command(self, place: Path, arguments: list[str], *, traced: bool) -> list[str]:
+        """Every global flag a sandbox was run with must be repeated when it is saved or restored."""
+        flags = [
+            str(self._program),
+            f"--root={self._home.runsc}",
+            "--platform=systrap",
+            "--network=none",
+            "--overlay2=none",
+            f"--log={place / 'runsc.log'}",
+        ]
+        if traced:
+            flags.append(f"--pod-init-config={place / 'trace.json'}")
+        return [*flags, *arguments]
+
+    async def _launch(self, place: Path, arguments: list[str], trace: dict[str, Any] | None) -> None:
+        arguments[1:1] = ["-pid-file", str(place / "pid")]
+        out_fd, in_fd = open_fifos(place)
+        os.set_blocking(out_fd, True)
+        os.set_blocking(in_fd, True)
+        try:
+            await self.call(place, arguments, traced=trace is not None, stdin=in_fd, stdout=out_fd)
+        finally:
+            os.close(in_fd)
+            os.close(out_fd)
+
+    async def call(
+        self, place: Path, arguments: list[str], *, traced: bool, stdin: int = -3, stdout: int = -3
+    ) -> None:
+        """Run one runsc command; raises SandboxError with what it said."""
+        with (place / "runsc.err").open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                *self.command(place, arguments, traced=traced),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=errors,
+                cwd=place,
+            )
+            try:
+                code = await asyncio.wait_for(process.wait(), START_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+                raise SandboxError(
+                    f"runsc {arguments[0]} did not end within {START_TIMEOUT_S:.0f} s"
+                ) from None
+        if code != 0:
+            said = (place / "runsc.err").read_text(errors="replace")[-2000:].strip()
+            raise SandboxError(f"runsc {arguments[0]} ended with {code}: {said or 'it said nothing'}")
+
+    def _pid_of(self, place: Path) -> int:
+        return int((place / "pid").read_text())
+
+
+class RunscMachine:
+    """One sandbox of runsc."""
+
+    def __init__(self, backend: GVisor, box_id: str, place: Path, pid: int) -> None:
+        self._backend = backend
+        self._id = box_id
+        self._place = place
+        self._traced = (place / "trace.json").exists()
+        self.pid = pid
+
+    def open_channel(self) -> tuple[int, int]:
+        return open_fifos(self._place)
+
+    async def checkpoint(self, folder: Path) -> None:
+        arguments = ["checkpoint", "-leave-running", "-compression=none", f"-image-path={folder}", self._id]
+        await self._backend.call(self._place, arguments, traced=self._traced)
+
+    async def pause(self) -> None:
+        await self._backend.call(self._place, ["pause", self._id], traced=False)
+
+    async def resume(self) -> None:
+        await self._backend.call(self._place, ["resume", self._id], traced=False)
+
+    def memory_bytes(self) -> int | None:
+        return cgroups.memory_bytes(self._id)
+
+    def cause_of_death(self) -> tuple[Reason, str]:
+        if cgroups.oom_kills(self._id) or cgroups.touched_limit(self._id):
+            return "oom", "the sandbox used more than its memory limit and was ended"
+        return "lost", "the sandbox's kernel process ended"
+
+    async def remove(self) -> None:
+        if self.pid and alive(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        try:
+            await self._backend.call(self._place, ["delete", "-force", self._id], traced=False)
+        finally:
+            cgroups.remove(self._id)
+
+
+def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
+    limits = spec.limits
+    config = {
+        "processes": limits.num_processes + 1,  # the interpreter is one of the user's
+        "data_bytes": max(32 * MIB, limits.memory_bytes - OWN_MEMORY),
+        "egress": spec.egress.mode != "none",
+        "env": spec.env,
+    }
+    mounts = [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
+    ]
+    for path, mode, owned in WRITABLE:
+        size = limits.disk_bytes if path not in ("/run", "/dev/shm") else 16 * MIB
+        options = ["nosuid", "nodev", f"size={size}", f"mode={mode}"] + (
+            ["uid=1000", "gid=1000"] if owned else []
+        )
+        mounts.append({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options})
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": box_id,
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", agent_source(), json.dumps(config)],
+            "env": ["PATH=/usr/bin:/bin"],
+            "cwd": "/",
+            "noNewPrivileges": True,
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), AGENT_CAPABILITIES),
+        },
+        "root": {"path": str(image.root), "readonly": True},
+        "mounts": mounts,
+        "linux": {
+            "cgroupsPath": cgroups.group_path(box_id),
+            "resources": {
+                "memory": {"limit": limits.memory_bytes},
+                "pids": {"limit": 8192},
+                "cpu": {"period": 100_000, "quota": int(limits.cpus * 100_000)},
+            },
+            "namespaces": [{"type": t} for t in ("pid", "ipc", "uts", "mount", "network")],
+        },
+    }
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the program, computed once for a size and time."""
+    info = path.stat()
+    note = path.with_suffix(".sha256")
+    stamp = f"{info.st_size}:{info.st_mtime_ns}:"
+    if note.exists() and note.read_text().startswith(stamp):
+        return note.read_text().removeprefix(stamp)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with contextlib.suppress(OSError):
+        note.write_text(stamp + digest)
+    return digest

@@ -1,0 +1,41 @@
+"""Programs and root file systems that guests need: where they are once `mortice sandbox setup` has made them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from mortice.sandbox.home import images_folder
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """A root file system that all boxes share, read-only. `digest` names its content."""
+
+    name: str
+    root: Path
+    digest: str
+
+
+def find_image(name: str) -> Image | None:
+    """The image of that name, if it was finished."""
+    folder = images_folder() / "images" / name
+    note = folder / "image.json"
+    if not note.exists():
+        return None
+    return Image(name=name, root=folder / "root", digest=json.loads(note.read_text())["digest"])
+
+
+def find_program(name: str) -> Path | None:
+    """$MORTICE_RUNSC and the like, then our own pinned copy; from PATH only where the version does not matter."""
+    named = os.environ.get(f"MORTICE_{name.upper().replace('-', '_')}")
+    if named:
+        return Path(named)
+    own = images_folder() / "bin" / name
+    if own.exists():
+        return own
+    if name == "runsc":
+        return None
+    found = shutil.which(name)
+    return Path(found) if found else None

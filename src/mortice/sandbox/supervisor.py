@@ -1,0 +1,380 @@
+"""Creates, finds, saves and forks sandboxes; keeps their books in a home folder that several processes may share."""
+
+import asyncio
+import os
+import re
+import shutil
+import time
+from itertools import repeat
+from pathlib import Path
+
+import msgspec
+
+from mortice.obs.audit import AuditLog
+from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.box import Box, BoxRecord, Lease
+from mortice.sandbox.contract import (
+    BackendUnavailable,
+    BoxInfo,
+    ForkOutcome,
+    NotSupported,
+    Probe,
+    SandboxBusy,
+    SandboxError,
+    SandboxLost,
+    SandboxNotFound,
+    SandboxSpec,
+)
+from mortice.sandbox.guest.source import agent_digest
+from mortice.sandbox.home import Home, new_id
+from mortice.sandbox.images import find_image
+from mortice.sandbox.machine import Backend, Machine, alive, started_at
+from mortice.sandbox.probes import cached_probe
+from mortice.sandbox.recorder import Recorder
+from mortice.sandbox.snapshots import Manifest, Snapshots
+from mortice.specs.errors import MorticeError, RequestError
+
+Names = list[str]
+Infos = list[BoxInfo]
+Outcomes = list[ForkOutcome]
+Records = list[BoxRecord]
+Probes = list[Probe]
+DEFAULT_SPEC = SandboxSpec()
+AUTO_ORDER = ("microvm", "gvisor")
+MAX_FORKS = 256
+
+
+class Sandboxes:
+    """The way in. `async with Sandboxes() as boxes:`; leaving it ends every sandbox that was not made with `keep`."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = Home(home)
+        self.audit = AuditLog(self.home.audit)
+        self.snapshots = Snapshots(self.home)
+        self.recorder = Recorder(self.home)
+        self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home)}
+        self._mine: dict[str, Box] = {}
+
+    async def __aenter__(self) -> "Sandboxes":
+        await self.reconcile()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Destroy or release every sandbox this object owns, and close the log."""
+        for box in list(self._mine.values()):
+            try:
+                await box.close()
+            except MorticeError as error:
+                self.audit.append("close_failed", chain=box.record.id, error=error.message)
+        await asyncio.to_thread(self.audit.close)
+
+    # ---- making
+
+    async def create(
+        self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
+    ) -> Box:
+        """A fresh sandbox. Raises BackendUnavailable rather than take a weaker wall than was asked for."""
+        backend = await self.choose(spec)
+        record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
+        return await self._bring_up(record, place, lease, backend, None)
+
+    async def restore(self, snapshot_id: str, *, name: str | None = None, keep: bool = False) -> Box:
+        """A sandbox that goes on where the snapshot was taken, as an instance of its own."""
+        manifest, folder = await self._verified(snapshot_id)
+        return await self._restore(manifest, folder, name, keep=keep)
+
+    async def _restore(self, manifest: Manifest, folder: Path, name: str | None, *, keep: bool) -> Box:
+        backend = self.backends[manifest.backend]
+        record, place, lease = self._claim(backend, manifest.spec, name, keep=keep, parent=manifest.id)
+        return await self._bring_up(record, place, lease, backend, folder / "machine")
+
+    async def _verified(self, snapshot_id: str) -> tuple[Manifest, Path]:
+        manifest = self.snapshots.manifest(snapshot_id)
+        backend = self.backends.get(manifest.backend)
+        image = find_image(manifest.spec.image)
+        if backend is None or image is None:
+            raise BackendUnavailable(
+                f"snapshot {snapshot_id} needs {manifest.backend} with image {manifest.spec.image!r}"
+            )
+        return await asyncio.to_thread(
+            self.snapshots.verified, snapshot_id, backend_version=backend.version, image_digest=image.digest
+        )
+
+    async def choose(self, spec: SandboxSpec) -> Backend:
+        """The back end for a spec. `auto` tries the strong ones in order; a name is that one or an error."""
+        names = AUTO_ORDER if spec.backend == "auto" else (spec.backend,)
+        refusals = []
+        for name in names:
+            backend = self.backends.get(name)
+            if backend is None:
+                refusals.append(f"{name}: not built for this machine")
+                continue
+            probe = await cached_probe(backend, self.home)
+            if probe.works:
+                return backend
+            refusals.append(f"{name}: {probe.why_not}" + (f" ({probe.remedy})" if probe.remedy else ""))
+        raise BackendUnavailable(
+            "no such wall here; " + "; ".join(refusals), param="backend", code="backend_unavailable"
+        )
+
+    def _claim(
+        self, backend: Backend, spec: SandboxSpec, name: str | None, *, keep: bool, parent: str | None
+    ) -> tuple[BoxRecord, Path, Lease]:
+        """Take a name and a folder for a new box, under the home's lock."""
+        box_id = new_id("b")
+        name = name or box_id
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            raise RequestError(
+                "a name has letters, digits, dots, dashes and underscores, at most 63", param="name"
+            )
+        with self.home.lock():
+            if any(r.name == name for r in self._records()):
+                raise SandboxBusy(
+                    f"a sandbox called {name!r} exists; destroy it or take another name", param="name"
+                )
+            place = self.home.box(box_id)
+            place.mkdir(mode=0o700)
+            lease = Lease(place)
+            image = find_image(spec.image)
+            record = BoxRecord(
+                id=box_id, name=name, backend=backend.name, strength=str(backend.strength), state="creating", spec=spec,
+                generation=1, created_at=time.time(), keep=keep, parent_snapshot=parent,
+                image_digest=image.digest if image else "",
+            )  # fmt: skip
+            self._book(record, place)
+        return record, place, lease
+
+    async def _bring_up(
+        self, record: BoxRecord, place: Path, lease: Lease, backend: Backend, image: Path | None
+    ) -> Box:
+        box: Box | None = None
+        machine: Machine | None = None
+        try:
+            intent = self.audit.append(
+                "restore" if image else "create", chain=record.id, box=record.id, name=record.name, backend=backend.name,
+                strength=str(backend.strength), gen=record.generation, spec=msgspec.to_builtins(record.spec),
+                snapshot=record.parent_snapshot,
+            )  # fmt: skip
+            trace = await self.recorder.trace_session(record.spec) if backend.name == "gvisor" else None
+            if image is None:
+                machine = await backend.start(record.id, place, record.spec, trace)
+            else:
+                machine = await backend.restore(record.id, place, record.spec, image, trace)
+            record.pid, record.started = machine.pid, started_at(machine.pid) or 0
+            box = self._box(record, place, machine, backend, lease)
+            await box.connect(renew=True)
+            self._book(record, place)
+            await asyncio.wrap_future(intent)
+        except BaseException as error:
+            self.audit.append("create_failed", chain=record.id, error=str(error)[:2000])
+            if box is not None:
+                await box.abort()
+            elif machine is not None:
+                await machine.remove()
+            lease.release()
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        self._mine[record.id] = box
+        return box
+
+    def _box(self, record: BoxRecord, place: Path, machine: Machine, backend: Backend, lease: Lease) -> Box:
+        return Box(
+            record, place, machine, backend, lease, self.audit, self._gone, self._save_snapshot, self._fork
+        )
+
+    def _gone(self, box: Box) -> None:
+        self._mine.pop(box.record.id, None)
+
+    # ---- finding
+
+    async def attach(self, name: str) -> Box:
+        """Take over a living sandbox by name or id. Raises SandboxBusy while another process owns it."""
+        record = self.record(name)
+        place = self.home.box(record.id)
+        lease = Lease(place)
+        try:
+            backend = self.backends[record.backend]
+            machine = None
+            if record.pid and started_at(record.pid) == record.started:
+                machine = backend.attach(record.id, place, record.pid)
+            if machine is None:
+                await self._bury(record, place)
+                hint = f"; restore {record.last_snapshot}" if record.last_snapshot else ""
+                raise SandboxLost(
+                    f"{record.name}: its machine is gone{hint}",
+                    reason="lost", last_snapshot=record.last_snapshot,
+                )  # fmt: skip
+            record.generation += 1
+            box = self._box(record, place, machine, backend, lease)
+            paused = record.state == "paused"
+            if paused:
+                await machine.resume()
+            await box.connect(renew=False)
+            if paused:
+                await box.unquiesce()
+            self._book(record, place)
+        except BaseException:
+            lease.release()
+            raise
+        self.audit.append("attach", chain=record.id, box=record.id, name=record.name, gen=record.generation)
+        self._mine[record.id] = box
+        return box
+
+    def list(self) -> Infos:
+        """Every sandbox of this home, oldest first; one whose machine is gone is `lost`."""
+        found = []
+        for record in self._records():
+            state = record.state
+            if state in ("ready", "paused") and (
+                not alive(record.pid) or started_at(record.pid) != record.started
+            ):
+                state = "lost"
+            found.append(
+                BoxInfo(
+                    id=record.id,
+                    name=record.name,
+                    backend=record.backend,
+                    strength=self.backends[record.backend].strength,
+                    state=state,
+                    generation=record.generation,
+                    created_at=record.created_at,
+                    parent_snapshot=record.parent_snapshot,
+                    last_snapshot=record.last_snapshot,
+                    keep=record.keep,
+                )
+            )
+        return sorted(found, key=lambda info: info.created_at)
+
+    def record(self, name: str) -> BoxRecord:
+        """The books of one sandbox, by name or id. Raises SandboxNotFound."""
+        for record in self._records():
+            if name in (record.name, record.id):
+                return record
+        raise SandboxNotFound(f"there is no sandbox {name!r} (mortice sandbox ls)", param="name")
+
+    async def probe(self) -> Probes:
+        """Every back end, strongest first."""
+        return [await cached_probe(backend, self.home) for backend in self.backends.values()]
+
+    async def strongest(self) -> str | None:
+        """What `auto` takes here, or None."""
+        try:
+            return (await self.choose(DEFAULT_SPEC)).name
+        except BackendUnavailable:
+            return None
+
+    async def reconcile(self) -> int:
+        """Take away what dead owners left: machines not to be kept, half-made boxes, unpublished snapshots."""
+        count = 0
+        self.snapshots.sweep()
+        for place in list(self.home.boxes.iterdir()):
+            try:
+                record = msgspec.json.decode((place / "box.json").read_bytes(), type=BoxRecord)
+            except FileNotFoundError:
+                continue
+            if record.keep and record.state in ("ready", "paused", "lost"):
+                continue
+            try:
+                lease = Lease(place)
+            except (SandboxBusy, FileNotFoundError):
+                continue
+            await self._bury(record, place)
+            lease.release()
+            count += 1
+        return count
+
+    async def _bury(self, record: BoxRecord, place: Path) -> None:
+        """End what is left of a machine and forget the box; its snapshots and its chain stay. The caller has the lease."""
+        backend = self.backends.get(record.backend)
+        if backend is not None:
+            same = record.pid and started_at(record.pid) == record.started
+            await backend.attach(record.id, place, record.pid if same else 0).remove()
+        self.audit.append(
+            "buried", chain=record.id, box=record.id, name=record.name, last_snapshot=record.last_snapshot
+        )
+        shutil.rmtree(place, ignore_errors=True)
+
+    async def destroy(self, name: str) -> None:
+        """End a sandbox by name, alive or lost."""
+        try:
+            box = await self.attach(name)
+        except SandboxLost:
+            return  # attach has buried it
+        await box.destroy()
+
+    def _records(self) -> Records:
+        found = []
+        for path in self.home.boxes.glob("*/box.json"):
+            try:
+                found.append(msgspec.json.decode(path.read_bytes(), type=BoxRecord))
+            except (OSError, msgspec.DecodeError):
+                continue
+        return found
+
+    def _book(self, record: BoxRecord, place: Path) -> None:
+        """Write the books of a living machine. They need not survive power loss: the machine does not."""
+        part = place / f".box.{os.getpid()}"
+        part.write_bytes(msgspec.json.encode(record))
+        part.rename(place / "box.json")
+
+    # ---- state
+
+    async def _save_snapshot(self, box: Box, epoch: int | None) -> str:
+        if not box.backend.can_snapshot:
+            raise NotSupported(
+                f"{box.backend.name} cannot save a running machine; gvisor and microvm can", param="backend"
+            )
+        box.check_lease()
+        intent = self.audit.append(
+            "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
+        )
+        await box.quiesce()
+        snapshot_id, folder = self.snapshots.begin()
+        try:
+            started = time.monotonic()
+            await box.machine.checkpoint(folder / "machine")
+            saved_s = time.monotonic() - started
+            await box.unquiesce()
+            seq, head = await asyncio.wrap_future(intent)
+            box.check_lease()
+            manifest = await asyncio.to_thread(
+                self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
+                parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
+                backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
+                spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
+            )  # fmt: skip
+        except BaseException:
+            self.snapshots.abandon(snapshot_id)
+            raise
+        box.record.last_snapshot = snapshot_id
+        self._book(box.record, box.place)
+        done = self.audit.append(
+            "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,
+            epoch=epoch, machine_s=round(saved_s, 4), bytes=sum(f.size for f in manifest.files),
+        )  # fmt: skip
+        await asyncio.wrap_future(done)
+        return snapshot_id
+
+    async def _fork(self, box: Box, n: int, names: Names | None) -> Outcomes:
+        if not 1 <= n <= MAX_FORKS:
+            raise RequestError(f"between 1 and {MAX_FORKS} forks at once", param="n")
+        if names is not None and len(names) != n:
+            raise RequestError(f"{n} forks need {n} names, {len(names)} were given", param="names")
+        snapshot_id = await self._save_snapshot(box, None)
+        manifest, folder = await self._verified(snapshot_id)
+        limit = asyncio.Semaphore(2 * (os.cpu_count() or 1))
+
+        async def one(name: str | None) -> ForkOutcome:
+            async with limit:
+                try:
+                    return ForkOutcome(box=await self._restore(manifest, folder, name, keep=box.record.keep))
+                except (MorticeError, OSError) as error:
+                    return ForkOutcome(box=None, error=str(error))
+
+        return list(await asyncio.gather(*(one(name) for name in names or repeat(None, n))))
+
+
+__all__ = ["SandboxError", "Sandboxes"]

@@ -1,0 +1,162 @@
+"""The control loop: an observation in, a decision out. What it remembers it was told, so a recorded run can be replayed.
+
+Guards that hold for every policy: figures that are no numbers, negative or stale change nothing; a pool shrinks only
+after `patience` decisions that agree, and an interval without traffic says nothing until `idle_s` of them; a division
+changes only for a gain of `hysteresis` and not twice within `dwell_s`; the budget holds at every instant.
+"""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from mortice.sched.actions import Action, Bounds, Flip, Standing, Start, Stop, reshape
+from mortice.sched.fleet import ROLES, Role
+from mortice.sched.forecast import ForecastName, Trusted, forecaster
+from mortice.sched.observation import Demand, Observation, Target
+from mortice.sched.policy import Mortice, Policy, Scope, Static
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When decisions are taken and how fast they may turn round. Seconds."""
+
+    period_s: float = 10.0
+    start_s: float = 45.0  # until a started worker serves
+    patience: int = 6  # decisions that must agree before a pool shrinks
+    dwell_s: float = 20.0  # between two changes of the division, unless requests are late
+    hysteresis: float = 0.05
+    idle_s: float = 50.0
+    forecast: ForecastName = "quantile"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="reshape"):
+    """One turn of the loop: what was seen, expected and wanted, what is done, and what was not chosen."""
+
+    at_s: float
+    seen: Observation
+    demand: Demand | None
+    target: Target
+    other: Target  # best target not taken
+    actions: list[Action]
+    reason: str
+    distrusted: list[str] = []
+
+
+class Controller:
+    def __init__(self, policy: Policy, bounds: Bounds, pace: Pace) -> None:
+        self.policy, self.bounds, self.pace = policy, bounds, pace
+        self._series = {
+            name: Trusted(forecaster(pace.forecast if name == "rate" else "ewma"))
+            for name in ("rate", "prompt", "uncached", "square", "output")
+        }
+        self._quiet_s = 0.0
+        self._smaller = 0  # decisions in a row that wanted fewer workers
+        self._changed_at_s = -math.inf
+        self.num_flips = 0
+
+    def decide(self, seen: Observation, standing: Sequence[Standing], starting: dict[Role, int]) -> Decision:
+        """Actions for the workers that stand; `starting` counts those that were ordered and are not ready."""
+        now = self._now(standing, starting)
+        fault = seen.fault()
+        if fault:
+            return self._hold(seen, now, None, f"metrics not trusted: {fault}")
+        self._remember(seen)
+        if isinstance(self.policy, Static):
+            return self._hold(seen, now, None, "static")
+        demand, distrusted = self._expect(seen)
+        if demand.prompt_mean <= 0:
+            return self._hold(seen, now, demand, "nothing seen yet")
+        if seen.num_arrived == 0 and self._quiet_s < self.pace.idle_s and seen.num_prefilling == 0:
+            return self._hold(seen, now, demand, "no traffic, not for long")
+        scope = Scope(sum(now.count(role) for role in ROLES), self._most(now), self.bounds.can_scale)
+        wanted, other = self.policy.target(demand, seen, now, scope)
+        wanted = self.bounds.fit(wanted)
+        wanted, why = self._temper(wanted, now, demand, seen)
+        actions = reshape(standing, starting, wanted, self.bounds)
+        if actions:
+            self._changed_at_s = seen.at_s
+            self.num_flips += sum(isinstance(action, Flip) for action in actions)
+        return Decision(
+            at_s=seen.at_s,
+            seen=seen,
+            demand=demand,
+            target=wanted,
+            other=other,
+            actions=actions,
+            reason=why,
+            distrusted=distrusted,
+        )
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _temper(self, wanted: Target, now: Target, demand: Demand, seen: Observation) -> tuple[Target, str]:
+        """What of the wish is gone for now: never a hasty shrink, never a turn for too little."""
+        if wanted == now or all(wanted.count(r) == now.count(r) for r in ROLES):
+            self._smaller = 0
+            return wanted, wanted.reason
+        size, had = self.bounds.of(wanted), self.bounds.of(now)
+        late = seen.num_ended > 0 and seen.num_met < 0.9 * seen.num_ended
+        if size < had:
+            self._smaller += 1
+            if self._smaller < self.pace.patience:
+                return now, f"fewer workers would do, {self._smaller} of {self.pace.patience} times"
+            self._smaller = 0
+            return wanted, f"{wanted.reason}; for {self.pace.patience} decisions"
+        self._smaller = 0
+        if size > had:
+            return wanted, wanted.reason
+        if seen.at_s - self._changed_at_s < self.pace.dwell_s and not late:
+            return now, "the division was changed a moment ago"
+        if isinstance(self.policy, Mortice):
+            gain = self.policy.score(wanted, demand) / max(1e-9, self.policy.score(now, demand))
+            if gain < 1 + self.pace.hysteresis:
+                return now, f"{wanted.name} would carry {gain:.2f} times as much: not worth a change"
+        return wanted, wanted.reason
+
+    def _remember(self, seen: Observation) -> None:
+        self._quiet_s = 0.0 if seen.num_arrived else self._quiet_s + seen.interval_s
+        self._series["rate"].add(seen.rate)
+        if seen.num_arrived:
+            self._series["prompt"].add(seen.prompt_mean)
+            self._series["uncached"].add(seen.uncached_mean)
+            self._series["square"].add(seen.uncached_square)
+        if seen.num_ended and seen.output_mean > 0:
+            self._series["output"].add(seen.output_mean)
+
+    def _expect(self, seen: Observation) -> tuple[Demand, list[str]]:
+        ahead = self.pace.start_s if self.bounds.can_scale else 0.0
+        steps = max(1, math.ceil((self.pace.period_s + ahead) / max(1e-9, seen.interval_s)))
+        values: dict[str, float] = {}
+        distrusted: list[str] = []
+        for name, series in self._series.items():
+            values[name], why = series.predict(steps if name == "rate" else 1)
+            if why and series.past:
+                distrusted.append(f"{name}: {why}")
+        demand = Demand(
+            rate=values["rate"],
+            prompt_mean=values["prompt"],
+            uncached_mean=values["uncached"],
+            uncached_square=max(values["square"], values["uncached"] ** 2),
+            output_mean=values["output"] or 64.0,  # until the first request ended
+        )
+        return demand, distrusted
+
+    def _now(self, standing: Sequence[Standing], starting: dict[Role, int]) -> Target:
+        counts = {
+            role: sum(w.role == role and not w.is_draining for w in standing) + starting.get(role, 0)
+            for role in ROLES
+        }
+        return Target(counts["prefill"], counts["decode"], counts["mixed"], "as it is")
+
+    def _most(self, now: Target) -> int:
+        if self.bounds.max_gpus is None:
+            return max(1, sum(now.count(role) for role in ROLES)) if not self.bounds.can_scale else 1 << 14
+        return max(1, self.bounds.max_gpus // max(self.bounds.prefill_gpus, self.bounds.decode_gpus))
+
+    def _hold(self, seen: Observation, now: Target, demand: Demand | None, reason: str) -> Decision:
+        return Decision(
+            at_s=seen.at_s, seen=seen, demand=demand, target=now, other=now, actions=[], reason=reason
+        )
+
+
+__all__ = ["Controller", "Decision", "Flip", "Pace", "Start", "Stop"]
