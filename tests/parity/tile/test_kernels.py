@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt
+from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import rms_norm
 
 TARGETS = ("interpreter", "c")
@@ -82,3 +83,27 @@ def test_attention(target, queries, keys, heads, causal, dtype, seed):
     alive = sums > -math.inf
     assert torch.equal(lse > -math.inf, alive)
     assert (lse[alive].double() - sums[alive]).abs().max() <= 1e-3 if alive.any() else True
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mla_decode_reads_only_the_pages_of_each_sequence(target, dtype):
+    torch.manual_seed(0)
+    lengths = [70, 1, 0, 33]
+    q, kv = torch.randn(4, 5, 40).to(dtype), torch.randn(20, 8, 40).to(dtype)
+    table = torch.full((4, 9), 10**6, dtype=torch.int32)  # entries beyond a length are garbage
+    pages = iter(torch.randperm(19).tolist())
+    for row, length in enumerate(lengths):
+        for page in range(-(-length // 8)):
+            table[row, page] = next(pages)
+    counts = torch.tensor(lengths, dtype=torch.int32)
+    parts, sums = mla_decode.on(target)(q, kv, table, counts, 0.3, DV=32, BH=4, BN=16, splits=2)
+    weight = (sums - sums.logsumexp(1, keepdim=True)).exp().nan_to_num(0)
+    found = (parts * weight[..., None]).sum(1)
+    for row, length in enumerate(lengths):
+        if length == 0:
+            assert (found[row] == 0).all()
+            continue
+        keys = kv[table[row, : -(-length // 8)].long()].reshape(-1, 40)[:length].double()
+        expected = (q[row].double() @ keys.T * 0.3).softmax(-1) @ keys[:, :32]
+        assert error(found[row], expected) <= (1e-5 if dtype == torch.float32 else 8e-3)
