@@ -148,12 +148,25 @@ INLINE void pack_bf16(const bf16 *b, int64_t ldb, int turned, int n, int k, bf16
                         continue;
                     }
                 }
+                if (!turned) { /* two rows of b, their numbers in turn */
+                    const __mmask16 lanes = (__mmask16)((1u << columns) - 1);
+                    const bf16 *row = b + (int64_t)p * ldb + j;
+                    for (int q = 0; q < 16; q++, row += 2 * ldb) {
+                        const __m256i x = 2 * q < depth ? _mm256_maskz_loadu_epi16(lanes, row) : _mm256_setzero_si256();
+                        const __m256i y = 2 * q + 1 < depth ? _mm256_maskz_loadu_epi16(lanes, row + ldb)
+                                                            : _mm256_setzero_si256();
+                        const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
+                        _mm256_storeu_si256((__m256i *)(tile + q * 32), _mm256_permute2x128_si256(low, high, 0x20));
+                        _mm256_storeu_si256((__m256i *)(tile + q * 32 + 16), _mm256_permute2x128_si256(low, high, 0x31));
+                    }
+                    continue;
+                }
                 for (int q = 0; q < 16; q++)
                     for (int i = 0; i < 16; i++)
                         for (int e = 0; e < 2; e++) {
                             const int at = 2 * q + e;
-                            tile[(q * 16 + i) * 2 + e] = at < depth && i < columns
-                                ? (turned ? b[(int64_t)(j + i) * ldb + p + at] : b[(int64_t)(p + at) * ldb + j + i]) : 0;
+                            tile[(q * 16 + i) * 2 + e] =
+                                at < depth && i < columns ? b[(int64_t)(j + i) * ldb + p + at] : 0;
                         }
             }
 }
