@@ -90,11 +90,8 @@ class Expressions:
             kind = value(x.dtype)
             return f"{x.op.upper()}(({kind})({left}), ({kind})({right}))"
         if x.op in ("floordiv", "mod"):
-            positive = all(
-                (self.ranges.of(side)[0] or -1) >= 0 or self.ranges.of(side)[0] == 0
-                for side in (x.left, x.right)
-            )
-            if positive:
+            dividend, divisor = self.ranges.of(x.left)[0], self.ranges.of(x.right)[0]
+            if dividend is not None and dividend >= 0 and divisor is not None and divisor > 0:
                 return f"({left} {'/' if x.op == 'floordiv' else '%'} {right})"
             return f"{'floordiv' if x.op == 'floordiv' else 'floormod'}({left}, {right})"
         if x.dtype.is_float or (x.left.dtype.is_float or x.right.dtype.is_float):

@@ -57,8 +57,25 @@ INLINE uint8_t to_fp8(float x, int mantissa, int bias, float largest, uint8_t to
 INLINE e4m3 to_e4m3(float x) { return to_fp8(x, 3, 7, 448.0f, 0x7e); }
 INLINE e5m2 to_e5m2(float x) { return to_fp8(x, 2, 15, 57344.0f, 0x7b); }
 
-INLINE int64_t floordiv(int64_t a, int64_t b) { return a / b - ((a % b != 0) & ((a < 0) != (b < 0))); }
-INLINE int64_t floormod(int64_t a, int64_t b) { const int64_t r = a % b; return r + (r != 0 && (r < 0) != (b < 0) ? b : 0); }
+/* Rounded down. By 0 they give 0, and nothing traps. */
+INLINE int64_t floordiv(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return (int64_t)(0 - (uint64_t)a * (b == -1));
+    return a / b - ((a % b != 0) & ((a < 0) != (b < 0)));
+}
+INLINE int64_t floormod(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return 0;
+    const int64_t r = a % b;
+    return r + (r != 0 && (r < 0) != (b < 0) ? b : 0);
+}
+INLINE int overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+    const char *const x = a, *const y = b;
+    return (x != y || a_bytes != b_bytes) && x < y + b_bytes && y < x + a_bytes;
+}
+/* The first refusal of a call stands; see c/checks.py. */
+INLINE void refuse(int *failed, int site) {
+    int none = 0;
+    __atomic_compare_exchange_n(failed, &none, site, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
 #define MIN(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ < b_ ? a_ : b_; })
 #define MAX(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ > b_ ? a_ : b_; })
 
