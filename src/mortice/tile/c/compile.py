@@ -7,20 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mortice.tile.c.build import library
+from mortice.tile.c.build import has_matrix_unit, library
 from mortice.tile.c.checks import Site
 from mortice.tile.c.emit import Emitter, whole_names
 from mortice.tile.host import Bound
 from mortice.tile.ir import stmt as s
 from mortice.tile.passes import run
-from mortice.tile.passes.cpu import CPU_PASSES
+from mortice.tile.passes.cpu import cpu_passes
 
 NO_MEMORY = -1
 
 
 def compile_function(function: s.Function) -> "Compiled":
     """Raises UnsupportedError if there is no compiler, or the kernel has what C cannot do."""
-    emitter = Emitter(run(function, CPU_PASSES))
+    emitter = Emitter(run(function, cpu_passes(has_matrix_unit())))
     source = emitter.source()
     entry = ctypes.CDLL(str(library(source))).kernel
     kinds = [_ctype(param) for param in function.params]

@@ -142,6 +142,8 @@ class Emitter:
                 guard = self.c.guard(x.buffer, x.indices, x.guards)
                 text = self.c.store(x.buffer, x.indices, self.c(x.value))
                 self.out.line(f"if {guard} {text}" if guard else text)
+            case s.Copy() if x.target.buffer.scope.startswith("panels"):
+                regions.pack(self.out, self.c, x)
             case s.Copy():
                 regions.copy(self.out, self.c, x)
             case s.Fill():
@@ -229,6 +231,7 @@ class Emitter:
                 offset += -(-size(node.buffer) // ALIGNMENT) * ALIGNMENT + ALIGNMENT
             if isinstance(node, s.Gemm):
                 m, n, k = gemm_sizes(node)
+                m, n = (0 if form(r, False) == "PANELS" else size for r, size in ((node.a, m), (node.b, n)))
                 padded = -(-n // 32) * 32 * (-(-k // 32) * 32)
                 scratch = max(scratch, 4 * (2 * padded + 2 * m * (-(-k // 32) * 32) + 4096))
         self.scratch = offset
@@ -338,7 +341,7 @@ class Emitter:
         da, db = x.a.buffer.dtype, x.b.buffer.dtype
         kind = str(da) if da == db else f"{da}_{db}"
         a, b, c = (f"{regions.start(self.c, r)}, {regions.pitch(r)}" for r in (x.a, x.b, x.c))
-        flags = int(x.transpose_a), int(x.transpose_b), int(x.clear)
+        flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), int(x.clear)
         scratch = f"memory + {self.scratch}"
         self.out.line(
             f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});"
@@ -388,10 +391,15 @@ def _parameter(param: s.Param) -> str:
 
 
 def size(buffer: e.Buffer) -> int:
+    """Bytes of a tile; panels are padded to whole ones."""
     count = 1
     for extent in buffer.extents:
-        count *= extent
+        count *= -(-extent // 32) * 32 if buffer.scope.startswith("panels") else extent
     return count * buffer.dtype.bytes
+
+
+def form(operand: e.Region, turned: bool) -> str:
+    return "PANELS" if operand.buffer.scope.startswith("panels") else "TURNED" if turned else "STRAIGHT"
 
 
 def private(alloc: s.Alloc, launch: s.Launch) -> bool:

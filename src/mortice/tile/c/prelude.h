@@ -34,6 +34,15 @@ INLINE bf16 to_bf16(float x) { /* to nearest even; NaN stays NaN */
     const uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
 }
+#ifdef __AVX512BW__
+INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16; the processor's own instruction loses small numbers */
+    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+#endif
 INLINE float from_e5m2(e5m2 x) { /* the upper half of an f16 */
     const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
     if (rest >= 0x7c) return as_float(sign | 0x7f800000 | (rest & 3) << 21);
