@@ -24,11 +24,13 @@ from mortice.tile.targets import Executable, prepare
 SCALARS: dict[type, DType] = {int: index, float: f32, bool: boolean}
 
 
-def kernel(function: Callable[..., Any]) -> "Kernel":
+def kernel(function: Callable[..., Any] | None = None, *, cpu: dict[str, Any] | None = None) -> Any:
     """Makes a kernel of a function. Positional parameters are its data: tensors (annotated `tile.Tensor`, perhaps
     `| None`) and run-time scalars (`int`, `float`, `bool`). Keyword-only ones are constants, for each set of which
-    the kernel is specialised."""
-    return Kernel(function)
+    the kernel is specialised; their defaults are a GPU's schedule. cpu: other defaults of some, for the CPU."""
+    if function is None:
+        return lambda function: Kernel(function, cpu=cpu or {})
+    return Kernel(function, cpu=cpu or {})
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Kernel:
 
     function: Callable[..., Any]
     target: str | None = None  # None: where the tensors are
+    cpu: dict[str, Any] = field(default_factory=dict)
     _specialised: dict[Any, list[Specialisation]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,9 @@ class Kernel:
                 self.constants[name] = parameter.default
             else:
                 self.parameters.append(self._parameter(name, hints.get(name, Tensor)))
+        if unknown := self.cpu.keys() - self.constants.keys():
+            problem = f"cpu names {', '.join(sorted(unknown))}"
+            raise ArgumentError(self.span, self.__name__, problem, "name keyword-only parameters")
         tensors = [i for i, parameter in enumerate(self.parameters) if parameter.scalar is None]
         self._launches = Launches(tuple(tensors), tuple(i for i in tensors if self.parameters[i].optional))
 
@@ -82,8 +88,9 @@ class Kernel:
         short = self.constants.keys() >= keywords.keys()
         if short and (result := self._launches.other(args, out, keywords)) is not LONG:
             return result
-        given, constants = self._bind(args, keywords)
+        given = self._bind(args, keywords)
         views, scalars = self._look(given)
+        constants = self._constants(given, keywords, views)
         found = self._specialise(views, constants)
         made, bound = self._run(found, views, scalars, given, out)
         if short and hasattr(found.executable, "entry") and len(args) == len(self.parameters):
@@ -92,7 +99,7 @@ class Kernel:
 
     def on(self, target: str) -> "Kernel":
         """The same kernel on a target of your choice: "c", "interpreter"."""
-        return Kernel(self.function, target)
+        return Kernel(self.function, target, self.cpu)
 
     def ir(self, *args: Any, **keywords: Any) -> str:
         """Text of the tile IR for these arguments."""
@@ -100,14 +107,16 @@ class Kernel:
 
     def lowered(self, *args: Any, **keywords: Any) -> Function:
         """The tile IR for these arguments, before any pass."""
-        given, constants = self._bind(args, keywords)
+        given = self._bind(args, keywords)
         views, _ = self._look(given)
+        constants = self._constants(given, keywords, views)
         return build(self.function, self._signature(self.target, views, constants)).function
 
     def compiled(self, *args: Any, **keywords: Any) -> Executable:
         """What a call with these arguments would run, without running it; `source` is its text."""
-        given, constants = self._bind(args, keywords)
+        given = self._bind(args, keywords)
         views, _ = self._look(given)
+        constants = self._constants(given, keywords, views)
         return self._specialise(views, constants).executable
 
     @property
@@ -129,9 +138,7 @@ class Kernel:
             self.span, self.__name__, problem, "it is tile.Tensor, int, float or bool, or keyword-only"
         )
 
-    def _bind(
-        self, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    def _bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
         try:
             bound = self.signature.bind(*args, **keywords)
         except TypeError as error:
@@ -139,8 +146,16 @@ class Kernel:
                 self.span, self.__name__, str(error), f"its form is {self.__name__}{self.signature}"
             ) from None
         bound.apply_defaults()
-        given = bound.arguments
-        return given, tuple((name, given[name]) for name in self.constants)
+        return bound.arguments
+
+    def _constants(
+        self, given: dict[str, Any], keywords: dict[str, Any], views: dict[str, Argument]
+    ) -> tuple[tuple[str, Any], ...]:
+        """Given by the call, else the CPU's own, else the defaults."""
+        own = self.cpu if (self.target or self._home(views)) == "c" else {}
+        return tuple(
+            (name, given[name] if name in keywords else own.get(name, given[name])) for name in self.constants
+        )
 
     def _look(self, given: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any]]:
         views: dict[str, Argument] = {}

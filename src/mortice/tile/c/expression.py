@@ -42,7 +42,7 @@ class Expressions:
                 return f"(({value(x.to)})({TYPES[x.to]})({inner}))"
             case e.Bitcast():
                 kind, source = TYPES[x.to], TYPES[x.value.dtype]
-                return f"({{ {source} s_ = {self(x.value)}; {kind} t_; memcpy(&t_, &s_, sizeof t_); t_; }})"
+                return f"({{ {source} bits__ = {self(x.value)}; {kind} as__; memcpy(&as__, &bits__, sizeof as__); as__; }})"
             case e.Select():
                 kind = value(x.dtype)
                 return f"({self(x.condition)} ? ({kind})({self(x.then)}) : ({kind})({self(x.otherwise)}))"

@@ -247,7 +247,8 @@ INLINE void gemm_bf16(const bf16 *a, int64_t lda, int a_form, const bf16 *b, int
                       int64_t ldc, int m, int n, int k, int clear, char *scratch) {
 #ifdef __AMX_BF16__
     const int64_t deep = (k + 31) / 32 * 32;
-    bf16 *straight = (bf16 *)scratch, *panels = straight + ((int64_t)m * deep + 31) / 32 * 32;
+    bf16 *straight = (bf16 *)scratch;
+    bf16 *panels = straight + (a_form == PANELS ? 0 : ((int64_t)m * deep + 31) / 32 * 32);
     if (b_form == PANELS) panels = (bf16 *)b;
     else pack_bf16(b, ldb, b_form == TURNED, n, k, n, k, panels);
     if (a_form == PANELS) {

@@ -85,8 +85,9 @@ INLINE void refuse(int *failed, int site) {
     int none = 0;
     __atomic_compare_exchange_n(failed, &none, site, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
-#define MIN(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ < b_ ? a_ : b_; })
-#define MAX(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ > b_ ? a_ : b_; })
+/* Two underscores: a kernel's own names end in one. */
+#define MIN(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ < right__ ? left__ : right__; })
+#define MAX(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ > right__ ? left__ : right__; })
 
 /* 2^x within 2 units of the last place: 2^n p(f), x = n + f, |f| <= 1/2. No branches, so that loops of it vectorise. */
 INLINE float exp2_f32(float x) {
@@ -101,7 +102,7 @@ INLINE float exp2_f32(float x) {
     p = p * f + 1.0f;
     const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
-    return x != x ? x : y;
+    return y;
 }
 /* e^x: ln 2 taken off in two parts so that large arguments keep their last places. */
 INLINE float exp_f32(float x) {
@@ -118,7 +119,7 @@ INLINE float exp_f32(float x) {
     p = p * f + 1.0f;
     const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
-    return x != x ? x : y;
+    return y;
 }
 INLINE float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 INLINE float tanh_f32(float x) {

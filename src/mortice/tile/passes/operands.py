@@ -85,7 +85,8 @@ def _packs(copy: s.Copy, ranges: Ranges) -> bool:
     source = copy.source
     unit = source.buffer.strides is None or source.buffer.strides[-1] == e.const(1)
     inner = bool(source.kept) and source.kept[-1] == len(source.buffer.shape) - 1
-    positive = all((ranges.of(offset)[0] or 0) >= 0 and ranges.of(offset)[0] is not None for offset in source.offsets)
+    lows = [ranges.of(source.offsets[axis])[0] for axis in source.kept]
+    positive = all(low is not None and low >= 0 for low in lows)
     zero = isinstance(copy.pad, e.Const) and copy.pad.value == 0
     whole = _whole(copy.target) or (_row(copy.target) and source.buffer.on_chip)
     return unit and inner and positive and zero and whole
