@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any
+from typing import Any, overload
 
 from mortice.tile import arguments as tensors
 from mortice.tile.arguments import Argument
@@ -15,13 +15,21 @@ from mortice.tile.dtypes import DType, boolean, f32, index
 from mortice.tile.frontend import Built, build
 from mortice.tile.host import Bound, bind, result_shape
 from mortice.tile.ir.printer import text
-from mortice.tile.launch import LONG, Launches
 from mortice.tile.ir.stmt import Function
 from mortice.tile.language import Tensor
+from mortice.tile.launch import LONG, Launches
 from mortice.tile.signature import ArgumentType, ScalarType, Signature, TensorType
 from mortice.tile.targets import Executable, prepare
 
 SCALARS: dict[type, DType] = {int: index, float: f32, bool: boolean}
+
+
+@overload
+def kernel(function: Callable[..., Any], *, cpu: None = None) -> "Kernel": ...
+
+
+@overload
+def kernel(function: None = None, *, cpu: dict[str, Any]) -> Callable[[Callable[..., Any]], "Kernel"]: ...
 
 
 def kernel(function: Callable[..., Any] | None = None, *, cpu: dict[str, Any] | None = None) -> Any:

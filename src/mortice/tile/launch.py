@@ -57,7 +57,8 @@ class Launches:
         scalars = [param.var for param in function.params if isinstance(param, s.Scalar)]
         given = [x for x in args if type(x) in (int, float, bool)]
         fitting = len(scalars) == len(given) and all(
-            (type(x) is bool) == (var.dtype == boolean) and (type(x) is int or type(x) is bool or var.dtype.is_float)
+            (type(x) is bool) == (var.dtype == boolean)
+            and (type(x) is int or type(x) is bool or var.dtype.is_float)
             for x, var in zip(given, scalars, strict=True)
         )
         library = _library([*(args[i] for i in self.tensors if args[i] is not None), *made])
@@ -97,7 +98,9 @@ class Launches:
         outs = [f"o{i}" for i in range(results)]
         whole = present if out is None else present + outs
         key = "".join(sight.format(x=x) + ", " for x in whole)
-        key += "".join(f"type({x}), " for x, v in zip(names, args, strict=True) if type(v) in (int, float, bool))
+        key += "".join(
+            f"type({x}), " for x, v in zip(names, args, strict=True) if type(v) in (int, float, bool)
+        )
         values = [
             address.format(x=x) if x in present else x
             for x, v in zip(names, args, strict=True)
@@ -128,7 +131,13 @@ class Launches:
             f"    return {answer}\n"
         )
         tensor = np.ndarray if library == "numpy" else sys.modules["torch"].Tensor
-        scope = {"Tensor": tensor, "LONG": LONG, "table": table, "threads": executable.threads, "Out": type(out)}
+        scope = {
+            "Tensor": tensor,
+            "LONG": LONG,
+            "table": table,
+            "threads": executable.threads,
+            "Out": type(out),
+        }
         exec(compile(text, "<launcher>", "exec"), scope)
         launcher: Any = scope["launcher"]
         launcher.key = scope["key"]

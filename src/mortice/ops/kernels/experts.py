@@ -7,8 +7,8 @@ from mortice import tile
 
 @tile.kernel
 def topk_gate(X: tile.Tensor, *, k: int = 8, renormalize: bool = True) -> Any:
-    """Weights W [T, k] f32 and experts I [T, k] i32 of logits X [T, E]: softmax, the k largest in falling order (the lower number
-    of equals first), divided by their sum if renormalize."""
+    """Weights W [T, k] f32 and experts I [T, k] i32 of logits X [T, E]: softmax, the k largest in falling order (the
+    lower number of equals first), divided by their sum if renormalize."""
     T, E = X.shape
     W, I = tile.empty((T, k), tile.f32), tile.empty((T, k), tile.i32)  # noqa: E741
     for t in tile.grid(T):
@@ -39,7 +39,7 @@ def topk_gate(X: tile.Tensor, *, k: int = 8, renormalize: bool = True) -> Any:
 @tile.kernel
 def permute(X: tile.Tensor, rows: tile.Tensor, *, BD: int = 1024) -> Any:
     """Y [R, D]: row rows[r] of X [T, D], rows [R] i32. A number outside X gives a row of zeros."""
-    T, D = X.shape
+    _, D = X.shape
     (R,) = rows.shape
     Y = tile.empty((R, D), X.dtype)
     for b, r in tile.grid(tile.ceildiv(D, BD), R):
@@ -49,8 +49,9 @@ def permute(X: tile.Tensor, rows: tile.Tensor, *, BD: int = 1024) -> Any:
 
 @tile.kernel
 def unpermute(Y: tile.Tensor, places: tile.Tensor, weights: tile.Tensor, *, BD: int = 1024) -> Any:
-    """X [T, D] = the sum over j of weights[t, j] times row places[t, j] of Y [R, D]; places [T, k] i32, weights [T, k] f32."""
-    R, D = Y.shape
+    """X [T, D] = the sum over j of weights[t, j] times row places[t, j] of Y [R, D]; places [T, k] i32, weights [T, k]
+    f32."""
+    _, D = Y.shape
     T, k = places.shape
     T, k = weights.shape
     X = tile.empty((T, D), Y.dtype)

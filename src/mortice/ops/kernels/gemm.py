@@ -4,7 +4,6 @@ from typing import Any
 
 from mortice import tile
 
-
 SCHEDULE = {"BM": 256, "BN": 512, "BK": 256}  # of a CPU: operands for its second cache
 
 
@@ -111,7 +110,14 @@ def linear(
 
 @tile.kernel(cpu=SCHEDULE)
 def gemm_split_k(
-    A: tile.Tensor, B: tile.Tensor, *, splits: int = 4, BM: int = 128, BN: int = 128, BK: int = 64, stages: int = 4
+    A: tile.Tensor,
+    B: tile.Tensor,
+    *,
+    splits: int = 4,
+    BM: int = 128,
+    BN: int = 128,
+    BK: int = 64,
+    stages: int = 4,
 ) -> Any:
     """P [splits, M, N] f32: products of parts of K, for few rows and long sums; `sum_splits` adds them up in order."""
     M, K = A.shape
@@ -155,8 +161,8 @@ def grouped_gemm(
     BK: int = 64,
     stages: int = 4,
 ) -> Any:
-    """Y [T, N]: rows offsets[e] to offsets[e + 1] of X [T, K] times W [E, N, K][e]^T; offsets [E + 1] i32 go up to T. Groups of
-    any size, empty ones too; rows of no group are not written."""
+    """Y [T, N]: rows offsets[e] to offsets[e + 1] of X [T, K] times W [E, N, K][e]^T; offsets [E + 1] i32 go up to T.
+    Groups of any size, empty ones too; rows of no group are not written."""
     T, K = X.shape
     E, N, K = W.shape
     (_,) = offsets.shape
@@ -179,10 +185,18 @@ def grouped_gemm(
 
 @tile.kernel(cpu={"BM": 128, "BN": 128})
 def gemm_fp8(
-    A: tile.Tensor, SA: tile.Tensor, B: tile.Tensor, SB: tile.Tensor, *, BM: int = 128, BN: int = 128, stages: int = 4
+    A: tile.Tensor,
+    SA: tile.Tensor,
+    B: tile.Tensor,
+    SB: tile.Tensor,
+    *,
+    BM: int = 128,
+    BN: int = 128,
+    stages: int = 4,
 ) -> Any:
-    """C [M, N] bf16 = (A SA) (B SB)^T: A [M, K], B [N, K] fp8, scales f32 of 1 x 128 in SA [M, K / 128] and of 128 x 128 in SB
-    [N / 128, K / 128], rounded up; each 128 of K is promoted to f32 (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
+    """C [M, N] bf16 = (A SA) (B SB)^T: A [M, K], B [N, K] fp8, scales f32 of 1 x 128 in SA [M, K / 128] and of 128 x
+    128 in SB [N / 128, K / 128], rounded up; each 128 of K is promoted to f32 (DeepSeek-V3, arXiv 2412.19437, section
+    3.3)."""
     M, K = A.shape
     N, K = B.shape
     M, KB = SA.shape

@@ -44,10 +44,17 @@ def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, 
 
 @tile.kernel(cpu={"rows": 16})
 def gemv_int4(
-    X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, Z: tile.Tensor, *, group: int = 32, rows: int = 4, BK: int = 512
+    X: tile.Tensor,
+    W: tile.Tensor,
+    S: tile.Tensor,
+    Z: tile.Tensor,
+    *,
+    group: int = 32,
+    rows: int = 4,
+    BK: int = 512,
 ) -> Any:
-    """Y [M, N] = X [M, K] @ ((W - Z) S)^T: W [N, K / 2] u8, two 4-bit numbers each, the even column in the low half; scales S and
-    zero points Z [N, K / group] f32."""
+    """Y [M, N] = X [M, K] @ ((W - Z) S)^T: W [N, K / 2] u8, two 4-bit numbers each, the even column in the low half;
+    scales S and zero points Z [N, K / group] f32."""
     M, K = X.shape
     N, KH = W.shape
     N, KG = S.shape
@@ -61,7 +68,7 @@ def gemv_int4(
         for k in range(tile.ceildiv(K, BK)):
             for i, j in tile.parallel(rows, BK):
                 at = k * BK + j
-                code = (W[n * rows + i, at // 2] >> (4 * tile.i32(at % 2))) & 15
+                code = (W[n * rows + i, at // 2] >> tile.i32(at % 2 * 4)) & 15
                 weight = (tile.f32(code) - Z[n * rows + i, at // group]) * S[n * rows + i, at // group]
                 product[i, j] = weight * X[m, at]
             tile.reduce_sum(product, y, axis=1, clear=False)

@@ -7,16 +7,21 @@ from mortice import tile
 
 @tile.kernel
 def sample(X: tile.Tensor, U: tile.Tensor, temperature: float, top_k: int, top_p: float) -> Any:
-    """Tokens I [B] i32 of logits X [B, V]: softmax of X / temperature; of it the smallest set of most likely tokens with
-    probability of at least top_p, and of those at most top_k (0: all; equals of the last stay); then the token where the running
-    sum passes U [B], uniform in [0, 1). The bound of the set is found by halving an interval, 40 times, without sorting."""
+    """Tokens I [B] i32 of logits X [B, V]: softmax of X / temperature; of it the smallest set of most likely tokens
+    with probability of at least top_p, and of those at most top_k (0: all; equals of the last stay); then the token
+    where the running sum passes U [B], uniform in [0, 1). The bound of the set is found by halving an interval, 40
+    times, without sorting."""
     B, V = X.shape
     (B,) = U.shape
     I = tile.empty((B,), tile.i32)  # noqa: E741
     for b in tile.grid(B):
         p, kept = tile.fragment((1, V), tile.f32), tile.fragment((1, V), tile.f32)
         at, first = tile.fragment((1, V), tile.i32), tile.fragment((1,), tile.i32)
-        top, total, mass = tile.fragment((1,), tile.f32), tile.fragment((1,), tile.f32), tile.fragment((1,), tile.f32)
+        top, total, mass = (
+            tile.fragment((1,), tile.f32),
+            tile.fragment((1,), tile.f32),
+            tile.fragment((1,), tile.f32),
+        )
         tile.copy(X[b : b + 1, :], p)
         tile.reduce_max(p, top, axis=1)
         for r, v in tile.parallel(1, V):

@@ -89,9 +89,9 @@ def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
     there = [f"source_in ? MAX((int64_t)0, s{i}high) : 0" for i in range(2)]
     from_ = f"{start(c, source)}, {pitch(source)}"
     match target.buffer.scope:
-        case "panels a":
+        case "panels_a":
             out.line(f"pack_left_{kind}({from_}, {rows}, {columns}, {there[0]}, {there[1]}, {to});")
-        case "panels b":
+        case "panels_b":
             out.line(f"pack_{kind}({from_}, 0, {columns}, {rows}, {there[1]}, {there[0]}, {to});")
         case _:
             out.line(f"pack_{kind}({from_}, 1, {rows}, {columns}, {there[0]}, {there[1]}, {to});")

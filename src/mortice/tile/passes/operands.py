@@ -1,7 +1,7 @@
 """Lays out tiles that only `gemm` reads as its micro-kernel wants them, so that copying them there packs them.
 
-Gives "packed": such a tile has a scope "panels a", "panels b" or "panels b turned" (stored [n, k]) for its one use. A tile that
-has other readers, or two uses, keeps its rows, and gemm packs it each time.
+Gives "packed": such a tile has a scope "panels_a", "panels_b" or "panels_b_turned" (stored [n, k]) for its one use. A
+tile that has other readers, or two uses, keeps its rows, and gemm packs it each time.
 """
 
 from collections import defaultdict
@@ -39,8 +39,8 @@ def _launch(launch: s.Launch, ranges: Ranges, matrix_unit: bool) -> s.Launch:
             case s.Alloc():
                 explained[node.buffer.name] += 1
             case s.Gemm():
-                for region, side in ((node.a, "panels a"), (node.b, "panels b")):
-                    turned = " turned" if (node.transpose_a, node.transpose_b)[region is node.b] else ""
+                for region, side in ((node.a, "panels_a"), (node.b, "panels_b")):
+                    turned = "_turned" if (node.transpose_a, node.transpose_b)[region is node.b] else ""
                     uses[region.buffer.name].add(side + turned if _whole(region) else "part")
                     explained[region.buffer.name] += 1
             case s.Copy() if node.target.buffer.on_chip:
@@ -60,24 +60,24 @@ def _launch(launch: s.Launch, ranges: Ranges, matrix_unit: bool) -> s.Launch:
     return replace(launch, body=transform_block(launch.body, _rescope(scopes))) if scopes else launch
 
 
-SIDES = ("panels a", "panels b", "panels b turned")
+SIDES = ("panels_a", "panels_b", "panels_b_turned")
 
 
 def _worth(tile: e.Buffer | None, kind: Scope, matrix_unit: bool) -> bool:
     if tile is None or tile.dtype not in NUMBERS:
         return False
-    return matrix_unit if tile.dtype == dtypes.bf16 else kind != "panels a"
+    return matrix_unit if tile.dtype == dtypes.bf16 else kind != "panels_a"
 
 
 def _types(copy: s.Copy, scopes: dict[str, Scope]) -> bool:
     """From the same type; rows of f32 also round to bf16 on their way into left panels."""
     source, target = copy.source.buffer, copy.target.buffer
-    if _row(copy.target) and scopes[target.name] != "panels a":
+    if _row(copy.target) and scopes[target.name] != "panels_a":
         return False
     if source.dtype == target.dtype:
         return True
     rounds = source.dtype == dtypes.f32 and target.dtype == dtypes.bf16 and source.on_chip
-    return rounds and scopes[target.name] == "panels a"
+    return rounds and scopes[target.name] == "panels_a"
 
 
 def _packs(copy: s.Copy, ranges: Ranges) -> bool:
@@ -102,7 +102,11 @@ def _whole(region: e.Region) -> bool:
 
 def _row(region: e.Region) -> bool:
     """One whole row of a matrix."""
-    return region.kept == (1,) and region.offsets[1] == e.const(0) and region.extents[1] == region.buffer.shape[1]
+    return (
+        region.kept == (1,)
+        and region.offsets[1] == e.const(0)
+        and region.extents[1] == region.buffer.shape[1]
+    )
 
 
 def _rescope(scopes: dict[str, Scope]) -> Callable[[Any], Any]:
@@ -149,8 +153,12 @@ def check(function: s.Function) -> None:
             assert not node.buffer.scope.startswith("panels"), f"{node.span}: {node.buffer.name} is packed"
         if isinstance(node, s.Reduce | s.Scan | s.Fill):
             for region in (x for x in walk(node) if isinstance(x, e.Region)):
-                assert not region.buffer.scope.startswith("panels"), f"{node.span}: {region.buffer.name} is packed"
+                assert not region.buffer.scope.startswith("panels"), (
+                    f"{node.span}: {region.buffer.name} is packed"
+                )
 
 
 def operands(matrix_unit: bool) -> Pass:
-    return Pass("operands", lambda function: pack_operands(function, matrix_unit), check, gives=frozenset({"packed"}))
+    return Pass(
+        "operands", lambda function: pack_operands(function, matrix_unit), check, gives=frozenset({"packed"})
+    )

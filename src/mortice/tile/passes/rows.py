@@ -1,8 +1,8 @@
-"""Runs neighbouring statements row by row instead of one after the other, so that a row stays in the first cache and its
-scalars in registers.
+"""Runs neighbouring statements row by row instead of one after the other, so that a row stays in the first cache and
+its scalars in registers.
 
-Gives "rows": nothing that a later pass needs; the meaning is the same. Statements join if each works row by row on tiles of the
-same number of rows, and touches what any of them writes only in the row it is at.
+Gives "rows": nothing that a later pass needs; the meaning is the same. Statements join if each works row by row on
+tiles of the same number of rows, and touches what any of them writes only in the row it is at.
 """
 
 from dataclasses import dataclass, field, replace
@@ -83,10 +83,15 @@ def _rows(x: s.Stmt) -> int | None:
     """How many rows a statement works through one by one; None if it does not."""
     match x:
         case s.Parallel(extents=(e.Const(value=rows), *_)):
-            if any(isinstance(node, s.Atomic | s.Alloc | s.Check | s.Print | s.Breakpoint) for node in walk(x.body)):
+            if any(
+                isinstance(node, s.Atomic | s.Alloc | s.Check | s.Print | s.Breakpoint)
+                for node in walk(x.body)
+            ):
                 return None
             return int(rows)
-        case s.Reduce() | s.Scan() if len(x.source.kept) > 1 and x.axis > 0 and _tile(x.source) and _tile(x.target):
+        case s.Reduce() | s.Scan() if (
+            len(x.source.kept) > 1 and x.axis > 0 and _tile(x.source) and _tile(x.target)
+        ):
             return x.source.buffer.extents[0]
         case s.Copy() if _tile(x.source) and _tile(x.target):
             return x.source.buffer.extents[0]

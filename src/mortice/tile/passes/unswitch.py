@@ -1,5 +1,5 @@
-"""Takes out of a parallel loop what is the same for all its iterations: elements of other tiles, and conditions. Masks at the
-ends of tensors and along a diagonal cost nothing where a tile lies inside.
+"""Takes out of a parallel loop what is the same for all its iterations: elements of other tiles, and conditions. Masks
+at the ends of tensors and along a diagonal cost nothing where a tile lies inside.
 
 Gives "unswitched": a loop with a mask has a twin without, and one test before both. The meaning is the same.
 """
@@ -39,7 +39,11 @@ def _loop(x: Any, taken: set[str]) -> Any:
         return (*before, x)
 
     def chosen(node: Any) -> Any:
-        return build.coerced(node.then, node.dtype) if isinstance(node, e.Select) and node.condition in decided else node
+        return (
+            build.coerced(node.then, node.dtype)
+            if isinstance(node, e.Select) and node.condition in decided
+            else node
+        )
 
     inside = replace(x, body=tuple(transform(node, chosen) for node in x.body))
     return (*before, s.If(test, (inside,), (x,), span=x.span))
@@ -55,7 +59,9 @@ def _hoisted(x: s.Parallel, taken: set[str]) -> tuple[s.Parallel, tuple[s.Stmt, 
     for node in walk(x.body):
         if isinstance(node, e.Load) and node.buffer.on_chip and node not in names:
             inside = [n for index in node.indices for n in walk(index)]
-            fixed = not any((isinstance(n, e.Var) and n.name in inner) or isinstance(n, e.Load) for n in inside)
+            fixed = not any(
+                (isinstance(n, e.Var) and n.name in inner) or isinstance(n, e.Load) for n in inside
+            )
             if fixed and node.buffer.name not in stored | made:
                 name, count = f"{node.buffer.name}_here", 0
                 while name in taken:
@@ -72,8 +78,13 @@ def _hoisted(x: s.Parallel, taken: set[str]) -> tuple[s.Parallel, tuple[s.Stmt, 
 
 
 def _with_conditions_in_place(x: s.Parallel) -> s.Parallel:
-    """Named conditions stand where they are used: a vector of bits beside a vector of numbers costs more than a comparison."""
-    named = {n.var.name: n.value for n in x.body if isinstance(n, s.Let) and n.var.dtype == boolean and not n.mutable}
+    """Named conditions stand where they are used: a vector of bits beside a vector of numbers costs more than a
+    comparison."""
+    named = {
+        n.var.name: n.value
+        for n in x.body
+        if isinstance(n, s.Let) and n.var.dtype == boolean and not n.mutable
+    }
     stored = {node.buffer.name for node in walk(x.body) if isinstance(node, s.Store | s.Atomic)}
     named = {
         name: value
@@ -140,7 +151,9 @@ def check(function: s.Function) -> None:
     for node in walk(function.body):
         if isinstance(node, s.If) and node.then and isinstance(node.then[0], s.Parallel) and node.otherwise:
             inner = {var.name for var in node.then[0].vars}
-            assert not _mentions(node.condition, inner), f"{node.span}: a test before a loop uses its variable"
+            assert not _mentions(node.condition, inner), (
+                f"{node.span}: a test before a loop uses its variable"
+            )
 
 
 UNSWITCH = Pass("unswitch", unswitch, check, gives=frozenset({"unswitched"}))
