@@ -1,0 +1,418 @@
+"""Tile IR, guarded, as one C function.
+
+Needs "guarded". A grid becomes an OpenMP loop over its blocks, tiles become arrays in a thread's memory, parallel loops
+become SIMD loops: twice where bounds cannot be proven, once for blocks that lie inside their tensors (which one test
+before the loop finds out) and once with a check an access.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mortice.tile.c import regions
+from mortice.tile.c.checks import Checks
+from mortice.tile.c.expression import Expressions
+from mortice.tile.c.names import name, storage, stored, value
+from mortice.tile.c.writer import Writer
+from mortice.tile.diagnostics import UnsupportedError
+from mortice.tile.dtypes import index
+from mortice.tile.ir import build
+from mortice.tile.ir import expr as e
+from mortice.tile.ir import stmt as s
+from mortice.tile.ir.walk import walk
+from mortice.tile.passes.ranges import affine, dimensions
+
+ALIGNMENT = 64
+SMALL = 4096  # bytes of a private array that may lie on a thread's stack
+
+
+class Emitter:
+    def __init__(self, function: s.Function) -> None:
+        self.function = function
+        self.ranges = dimensions(function)
+        self.out = Writer()
+        self.c = Expressions(self.ranges)
+        self.checks = Checks(self.c)
+        self.offsets: dict[str, int] = {}
+        self.scratch = 0
+        self.in_parallel = False
+        self.in_launch = False
+
+    def source(self) -> str:
+        """The whole file. ABI: the parameters in order; dimensions and strides; how many threads."""
+        out = self.out
+        out.line('#include "gemm.h"')
+        params = ", ".join(_parameter(param) for param in self.function.params)
+        comma = ", " if params else ""
+        out.line(f"int kernel({params}{comma}const int64_t *whole, int threads) {{", open=True)
+        for i, var in enumerate(whole_names(self.function)):
+            out.line(f"const int64_t {name(var)} = whole[{i}];")
+        for tensor in self.function.tensors:
+            self.strides(tensor.buffer)
+        out.line("int failed = 0; (void)whole; (void)threads;")
+        self.aliases()
+        self.block(self.function.body)
+        out.line("return failed;")
+        out.close()
+        return out.text()
+
+    def aliases(self) -> None:
+        """A tensor that is written overlaps no other, unless both are one view. Seen for tensors without gaps."""
+        tensors = [tensor for tensor in self.function.tensors if tensor.buffer.strides is None]
+        for i, one in enumerate(tensors):
+            for other in tensors[i + 1 :]:
+                if not one.written and not other.written:
+                    continue
+                written = one if one.written else other
+                problem = f"{written.buffer.name} is written and overlaps another argument"
+                refusal = self.checks.refusal(
+                    self.function.span, self.function.name, problem, "pass tensors that lie apart"
+                )
+                sides = ", ".join(f"{name(x.buffer.name)}, {self.bytes(x.buffer)}" for x in (one, other))
+                self.out.line(f"if (overlap({sides})) {{ {refusal} return failed; }}")
+
+    def bytes(self, buffer: e.Buffer) -> str:
+        count: e.Expr = e.const(buffer.dtype.bytes)
+        for extent in buffer.shape:
+            count = build.binary("mul", extent, count)
+        return self.c(count)
+
+    def strides(self, buffer: e.Buffer) -> None:
+        if buffer.strides is not None:
+            given = [self.c(stride) for stride in buffer.strides]
+        else:
+            shape: list[e.Expr] = []
+            factor: e.Expr = e.const(1)
+            for extent in reversed(buffer.shape):
+                shape.append(factor)
+                factor = build.binary("mul", factor, extent)
+            given = [self.c(stride) for stride in reversed(shape)]
+        for axis, text in enumerate(given):
+            self.out.line(
+                f"const int64_t {name(buffer.name)}s{axis} = {text}; (void){name(buffer.name)}s{axis};"
+            )
+
+    def block(self, block: s.Block) -> None:
+        for statement in block:
+            self.statement(statement)
+
+    def statement(self, x: s.Stmt) -> None:
+        self.out.mark(x.span)
+        tests = self.checks.boxes(x)
+        if not tests:
+            self.unchecked(x)
+            return
+        self.out.line(f"if ({' && '.join(test for test, _ in tests)}) {{", open=True)
+        self.unchecked(x)
+        self.out.close()
+        region = tests[0][1]
+        problem = f"a box lies outside {list(region.buffer.extents)}"
+        self.out.line(
+            "else " + self.checks.refusal(region.span, region.buffer.name, problem, "stay within the tile")
+        )
+
+    def unchecked(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
+        match x:
+            case s.Launch():
+                self.launch(x)
+            case s.For():
+                self.loop(x)
+            case s.Parallel():
+                self.parallel(x)
+            case s.If():
+                self.out.line(f"if ({self.c(x.condition)}) {{", open=True)
+                self.block(x.then)
+                self.out.close()
+                if x.otherwise:
+                    self.out.line("else {", open=True)
+                    self.block(x.otherwise)
+                    self.out.close()
+            case s.While():
+                self.out.line(f"while ({self.c(x.condition)}) {{", open=True)
+                self.block(x.body)
+                self.out.close()
+            case s.Let():
+                self.ranges.let(x)
+                const = "" if x.mutable else "const "
+                self.out.line(f"{const}{value(x.var.dtype)} {name(x.var.name)} = {self.c(x.value)};")
+            case s.Assign():
+                self.out.line(f"{name(x.var.name)} = {self.c(x.value)};")
+            case s.Alloc():
+                self.allocate(x)
+            case s.Store():
+                guard = self.c.guard(x.buffer, x.indices, x.guards)
+                text = self.c.store(x.buffer, x.indices, self.c(x.value))
+                self.out.line(f"if {guard} {text}" if guard else text)
+            case s.Copy() if x.target.buffer.scope.startswith("panels"):
+                regions.pack(self.out, self.c, x)
+            case s.Copy():
+                regions.copy(self.out, self.c, x)
+            case s.Fill():
+                regions.fill(self.out, self.c, x)
+            case s.Gemm():
+                self.gemm(x)
+            case s.Reduce():
+                regions.reduce(self.out, self.c, x)
+            case s.Scan():
+                regions.scan(self.out, self.c, x)
+            case s.Atomic():
+                self.atomic(x)
+            case s.Check() if self.in_launch:  # the host has checked those outside
+                refusal = self.checks.refusal(
+                    x.span, "assert", f"`{x.message}` does not hold", "mend the kernel or its arguments"
+                )
+                self.out.line(f"if (!({self.c(x.condition)})) {refusal}")
+            case s.Check():
+                pass
+            case s.Print() | s.Breakpoint():
+                word = type(x).__name__.lower()
+                problem = "compiled C cannot stop or print"
+                raise UnsupportedError(
+                    x.span, word, problem, 'run the kernel with .on("interpreter"), or take it out'
+                )
+            case _:
+                raise UnsupportedError(
+                    x.span, type(x).__name__, "the C back end has no form of it", "use tile operators"
+                )
+
+    def launch(self, x: s.Launch) -> None:
+        out = self.out
+        out.line("{", open=True)
+        for i, extent in enumerate(x.extents):
+            out.line(f"const int64_t grid{i} = MAX((int64_t)0, (int64_t)({self.c(extent)}));")
+        total = " * ".join(f"grid{i}" for i in range(len(x.extents)))
+        out.line(f"const int64_t blocks = {total};")
+        bytes_needed = self.plan(x)
+        out.line("#pragma omp parallel num_threads(threads) if (blocks > 1 && threads > 1)")
+        out.line("{", open=True)
+        out.line(f"char *const memory = thread_memory({bytes_needed});")
+        out.line("if (!memory) {", open=True)
+        out.line("#pragma omp atomic write")
+        out.line("failed = -1;")
+        out.close()
+        out.line("#pragma omp for schedule(dynamic, 1)")
+        out.line("for (int64_t block = 0; block < blocks; block++) {", open=True)
+        out.line("if (!memory) continue;")
+        self.block_indices(x)
+        self.in_launch = True
+        with self.ranges.loop(x.vars, x.extents):
+            self.block(x.body)
+        self.in_launch = False
+        out.close()
+        if any(isinstance(node, s.Gemm) for node in walk(x.body)):
+            out.line("matrix_unit_off();")
+        out.close()
+        out.close()
+
+    def block_indices(self, x: s.Launch) -> None:
+        """The first variable counts fastest; with panels, bands of rows of it."""
+        out, names = self.out, [name(var.name) for var in x.vars]
+        if x.panel and len(names) > 1:
+            out.line(
+                f"const int64_t band = block % (grid0 * grid1) / ({x.panel} * grid1), top = band * {x.panel};"
+            )
+            out.line(
+                f"const int64_t high = MIN(grid0 - top, (int64_t){x.panel}), in = block % (grid0 * grid1) - top * grid1;"
+            )
+            out.line(f"const int64_t {names[0]} = top + in % high, {names[1]} = in / high;")
+            if len(names) > 2:
+                out.line(f"const int64_t {names[2]} = block / (grid0 * grid1);")
+            return
+        step = "1"
+        for i, var in enumerate(names):
+            out.line(f"const int64_t {var} = block / ({step}) % grid{i};")
+            step = f"{step} * grid{i}"
+
+    def plan(self, x: s.Launch) -> int:
+        """Bytes of a block's tiles, and of the largest scratch any product in it needs."""
+        offset, scratch = 0, 0
+        for node in walk(x.body):
+            if isinstance(node, s.Alloc) and not private(node, x):
+                self.offsets[node.buffer.name] = offset
+                offset += -(-size(node.buffer) // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+            if isinstance(node, s.Gemm):
+                m, n, k = gemm_sizes(node)
+                m, n = (0 if form(r, False) == "PANELS" else size for r, size in ((node.a, m), (node.b, n)))
+                padded = -(-n // 32) * 32 * (-(-k // 32) * 32)
+                scratch = max(scratch, 4 * (2 * padded + 2 * m * (-(-k // 32) * 32) + 4096))
+        self.scratch = offset
+        return offset + scratch + 4096
+
+    def allocate(self, x: s.Alloc) -> None:
+        kind, buffer = storage(x.buffer.dtype), name(x.buffer.name)
+        if x.buffer.name in self.offsets:
+            offset = self.offsets[x.buffer.name]
+            self.out.line(f"{kind} *const restrict {buffer} = ({kind} *)(memory + {offset});")
+            return
+        if size(x.buffer) > SMALL:
+            problem = f"a local array of {size(x.buffer)} bytes in a parallel loop"
+            raise UnsupportedError(
+                x.span, x.buffer.name, problem, f"keep it within {SMALL} bytes, or use tile.fragment"
+            )
+        count = size(x.buffer) // x.buffer.dtype.bytes
+        self.out.line(f"{kind} {buffer}[{count}];")
+
+    def loop(self, x: s.For) -> None:
+        var, start, stop, step = name(x.var.name), self.c(x.start), self.c(x.stop), self.c(x.step)
+        forward = isinstance(x.step, e.Const)
+        if forward and isinstance(x.step, e.Const) and x.step.value > 0:
+            head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {var} < end_{var}; {var} += {step}) {{"
+        else:
+            test = f"({step} > 0 ? {var} < end_{var} : {step} < 0 && {var} > end_{var})"
+            refusal = self.checks.refusal(x.span, "range", "its step is 0", "give another step")
+            self.out.line(f"if (({step}) == 0) {refusal}")
+            head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {test}; {var} += {step}) {{"
+        self.out.line(head, open=True)
+        if forward and isinstance(x.step, e.Const) and x.step.value > 0:
+            with self.ranges.loop((x.var,), (x.stop,), x.start):
+                self.block(x.body)
+        else:
+            self.block(x.body)
+        self.out.close()
+
+    def parallel(self, x: s.Parallel) -> None:
+        conditions, proven = self.inside(x)
+        with self.ranges.loop(x.vars, x.extents):
+            if conditions:
+                self.out.line(f"if ({' && '.join(conditions)}) {{", open=True)
+                with self.trusting(proven):
+                    self.nest(x)
+                self.out.close()
+                self.out.line("else {", open=True)
+                self.nest(x)
+                self.out.close()
+            else:
+                self.nest(x)
+
+    def nest(self, x: s.Parallel) -> None:
+        vector = vectorises(x)
+        for i, (var, extent) in enumerate(zip(x.vars, x.extents, strict=True)):
+            if i == len(x.vars) - 1 and vector:
+                self.out.line("#pragma omp simd")
+            v = name(var.name)
+            self.out.line(f"for (int64_t {v} = 0; {v} < {self.c(extent)}; {v}++) {{", open=True)
+        self.in_parallel = True
+        self.block(x.body)
+        self.in_parallel = False
+        for _ in x.vars:
+            self.out.close()
+
+    def inside(self, x: s.Parallel) -> tuple[list[str], set[tuple[str, int, e.Expr]]]:
+        """Tests, before the loop, that accesses with an affine index are in bounds for all its iterations."""
+        variables = {var.name: extent for var, extent in zip(x.vars, x.extents, strict=True)}
+        inner = {node.var.name for node in walk(x.body) if isinstance(node, s.Let | s.For)}
+        conditions: dict[str, None] = {}
+        proven: set[tuple[str, int, e.Expr]] = set()
+        for node in walk(x.body):
+            if not isinstance(node, e.Load | s.Store) or node.guards is None:
+                continue
+            for axis, (at, checked) in enumerate(zip(node.indices, node.guards, strict=True)):
+                form = affine(at, variables) if checked else None
+                if form is None or any(
+                    (isinstance(part, e.Var) and part.name in inner) or isinstance(part, e.Load)
+                    for part in walk(at)
+                ):
+                    continue
+                low = high = form[1]
+                for var, factor in form[0].items():
+                    reach = build.binary(
+                        "mul", build.binary("sub", variables[var], e.const(1)), e.const(factor)
+                    )
+                    low, high = (
+                        (build.binary("add", low, reach), high)
+                        if factor < 0
+                        else (low, build.binary("add", high, reach))
+                    )
+                lower = self.ranges.of(low)[0]
+                if lower is None or lower < 0:
+                    conditions[f"({self.c(low)}) >= 0"] = None
+                conditions[f"({self.c(high)}) < {self.c(node.buffer.shape[axis])}"] = None
+                proven.add((node.buffer.name, axis, at))
+        return list(conditions), proven
+
+    @contextmanager
+    def trusting(self, proven: set[tuple[str, int, e.Expr]]) -> Iterator[None]:
+        outer = self.c.unguarded
+        self.c.unguarded = lambda buffer, axis, at: (buffer.name, axis, at) in proven
+        yield
+        self.c.unguarded = outer
+
+    def gemm(self, x: s.Gemm) -> None:
+        m, n, k = gemm_sizes(x)
+        da, db = x.a.buffer.dtype, x.b.buffer.dtype
+        kind = str(da) if da == db else f"{da}_{db}"
+        a, b, c = (f"{regions.start(self.c, r)}, {regions.pitch(r)}" for r in (x.a, x.b, x.c))
+        flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), int(x.clear)
+        scratch = f"memory + {self.scratch}"
+        self.out.line(
+            f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});"
+        )
+
+    def atomic(self, x: s.Atomic) -> None:
+        guard = self.c.guard(x.buffer, x.indices, None)
+        place, kind = self.c.element(x.buffer, x.indices), storage(x.buffer.dtype)
+        new = self.c(x.value)
+        self.out.line(f"if {guard} {{" if guard else "{", open=True)
+        plain = x.buffer.dtype.is_integer or x.buffer.dtype.bits >= 32
+        if x.op == "add" and plain:
+            self.out.line("#pragma omp atomic")
+            self.out.line(f"{place} += {stored(new, x.buffer.dtype)};")
+        else:
+            current = "from_" + str(x.buffer.dtype) + "(old)" if not plain else "old"
+            sums = {"add": f"{current} + {new}"}.get(
+                x.op, f"{x.op.upper()}({current}, ({value(x.buffer.dtype)})({new}))"
+            )
+            self.out.line(
+                f"{kind} *const at = &{place}; {kind} old, next; __atomic_load(at, &old, __ATOMIC_RELAXED);"
+            )
+            self.out.line(f"do next = {stored(sums, x.buffer.dtype)};")
+            self.out.line(
+                "while (!__atomic_compare_exchange(at, &old, &next, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));"
+            )
+        self.out.close()
+
+
+def whole_names(function: s.Function) -> list[str]:
+    """Dimensions and strides, in the order the ABI passes them."""
+    names: dict[str, None] = {}
+    for tensor in function.tensors:
+        for x in (*tensor.buffer.shape, *(tensor.buffer.strides or ())):
+            for node in walk(x):
+                if isinstance(node, e.Var) and node.dtype == index:
+                    names[node.name] = None
+    scalars = {param.var.name for param in function.params if isinstance(param, s.Scalar)}
+    return [name for name in names if name not in scalars]
+
+
+def _parameter(param: s.Param) -> str:
+    if isinstance(param, s.Scalar):
+        return f"const {'float' if param.var.dtype.is_float else 'int64_t'} {name(param.var.name)}"
+    const = "" if isinstance(param, s.Tensor) and param.written else "const "
+    return f"{const}{storage(param.buffer.dtype)} *{name(param.buffer.name)}"
+
+
+def size(buffer: e.Buffer) -> int:
+    """Bytes of a tile; panels are padded to whole ones."""
+    count = 1
+    for extent in buffer.extents:
+        count *= -(-extent // 32) * 32 if buffer.scope.startswith("panels") else extent
+    return count * buffer.dtype.bytes
+
+
+def form(operand: e.Region, turned: bool) -> str:
+    return "PANELS" if operand.buffer.scope.startswith("panels") else "TURNED" if turned else "STRAIGHT"
+
+
+def private(alloc: s.Alloc, launch: s.Launch) -> bool:
+    """Made in a parallel loop: one for each iteration."""
+    return any(isinstance(node, s.Parallel) and alloc in tuple(walk(node.body)) for node in walk(launch.body))
+
+
+def gemm_sizes(x: s.Gemm) -> tuple[int, int, int]:
+    m, n = (int(extent.value) for extent in x.c.shape if isinstance(extent, e.Const))
+    sides = [int(extent.value) for extent in x.a.shape if isinstance(extent, e.Const)]
+    return m, n, sides[0] if x.transpose_a else sides[1]
+
+
+def vectorises(x: s.Parallel) -> bool:
+    """No loops, atomics or private arrays inside: what `omp simd` may promise."""
+    return not any(isinstance(node, s.For | s.While | s.Atomic | s.Alloc | s.Check) for node in walk(x.body))

@@ -1,0 +1,144 @@
+/* What generated kernels rest on: element types, conversions, functions that vectorise, memory of a thread. */
+#pragma once
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+typedef uint16_t bf16; /* the bits */
+typedef uint8_t e4m3;
+typedef uint8_t e5m2;
+#ifdef __AVX512FP16__
+typedef _Float16 f16;
+INLINE float from_f16(f16 x) { return (float)x; }
+INLINE f16 to_f16(float x) { return (f16)x; }
+#elif defined(__F16C__)
+typedef uint16_t f16;
+INLINE float from_f16(f16 x) { return _cvtsh_ss(x); }
+INLINE f16 to_f16(float x) { return _cvtss_sh(x, 0); }
+#else
+typedef _Float16 f16;
+INLINE float from_f16(f16 x) { return (float)x; }
+INLINE f16 to_f16(float x) { return (f16)x; }
+#endif
+
+INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+INLINE float from_bf16(bf16 x) { return as_float((uint32_t)x << 16); }
+INLINE bf16 to_bf16(float x) { /* to nearest even; NaN stays NaN */
+    const uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+}
+#ifdef __AVX512BW__
+INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16; the processor's own instruction loses small numbers */
+    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+#endif
+INLINE float from_e5m2(e5m2 x) { /* the upper half of an f16 */
+    const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
+    if (rest >= 0x7c) return as_float(sign | 0x7f800000 | (rest & 3) << 21);
+    return as_float(sign | as_bits(as_float(rest << 21) * 0x1p112f));
+}
+INLINE float from_e4m3(e4m3 x) {
+    const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
+    return as_float(sign | (rest == 0x7f ? 0x7fc00000 : as_bits(as_float(rest << 20) * 0x1p120f)));
+}
+INLINE uint8_t to_fp8(float x, int mantissa, int bias, float largest, uint8_t top) {
+    const uint32_t sign = as_bits(x) >> 24 & 0x80;
+    const float size = fabsf(x);
+    if (!(size == size)) return sign | 0x7f;
+    if (size >= largest) return sign | top;
+    int exponent = (int)(as_bits(size) >> 23) - 127;
+    if (exponent < 1 - bias) exponent = 1 - bias;
+    const float unit = as_float((uint32_t)(exponent - mantissa + 127) << 23);
+    const int steps = (int)nearbyintf(size / unit); /* nearest even */
+    return sign | (((exponent + bias - 1) << mantissa) + steps);
+}
+INLINE e4m3 to_e4m3(float x) { return to_fp8(x, 3, 7, 448.0f, 0x7e); }
+INLINE e5m2 to_e5m2(float x) { return to_fp8(x, 2, 15, 57344.0f, 0x7b); }
+
+/* Rounded down. By 0 they give 0, and nothing traps. */
+INLINE int64_t floordiv(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return (int64_t)(0 - (uint64_t)a * (b == -1));
+    return a / b - ((a % b != 0) & ((a < 0) != (b < 0)));
+}
+INLINE int64_t floormod(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return 0;
+    const int64_t r = a % b;
+    return r + (r != 0 && (r < 0) != (b < 0) ? b : 0);
+}
+INLINE int overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+    const char *const x = a, *const y = b;
+    return (x != y || a_bytes != b_bytes) && x < y + b_bytes && y < x + a_bytes;
+}
+/* The first refusal of a call stands; see c/checks.py. */
+INLINE void refuse(int *failed, int site) {
+    int none = 0;
+    __atomic_compare_exchange_n(failed, &none, site, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+/* Two underscores: a kernel's own names end in one. */
+#define MIN(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ < right__ ? left__ : right__; })
+#define MAX(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ > right__ ? left__ : right__; })
+
+/* 2^x within 2 units of the last place: 2^n p(f), x = n + f, |f| <= 1/2. No branches, so that loops of it vectorise. */
+INLINE float exp2_f32(float x) {
+    const float bounded = x < -150.0f ? -150.0f : x > 128.0f ? 128.0f : x;
+    const float n = rintf(bounded), f = bounded - n;
+    float p = 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
+    const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
+    return y;
+}
+/* e^x: ln 2 taken off in two parts so that large arguments keep their last places. */
+INLINE float exp_f32(float x) {
+    const float bounded = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
+    const float n = rintf(bounded * 1.44269504f);
+    const float f = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9841270e-4f;
+    p = p * f + 1.3888889e-3f;
+    p = p * f + 8.3333333e-3f;
+    p = p * f + 4.1666667e-2f;
+    p = p * f + 1.6666667e-1f;
+    p = p * f + 0.5f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+    const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
+    const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
+    return y;
+}
+INLINE float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+INLINE float tanh_f32(float x) {
+    const float bounded = x < -10.0f ? -10.0f : x > 10.0f ? 10.0f : x, square = x * x;
+    const float e = exp_f32(2.0f * bounded), large = (e - 1.0f) / (e + 1.0f);
+    const float small = x * (1.0f - square * (0.33333333f - square * 0.13333333f));
+    return fabsf(x) < 0.05f ? small : large;
+}
+INLINE float rsqrt_f32(float x) { return 1.0f / sqrtf(x); }
+
+/* Memory of one thread, kept from call to call. NULL if there is none left. */
+INLINE char *thread_memory(size_t bytes) {
+    static _Thread_local char *memory;
+    static _Thread_local size_t size;
+    if (size < bytes) {
+        free(memory);
+        memory = NULL, size = 0;
+        if (posix_memalign((void **)&memory, 4096, bytes)) return NULL;
+        size = bytes;
+    }
+    return memory;
+}

@@ -1,0 +1,46 @@
+"""From tile IR to something that runs: the choice of a back end."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mortice.tile.c.compile import compile_function as compile_for_c
+from mortice.tile.diagnostics import UnsupportedError
+from mortice.tile.host import Bound
+from mortice.tile.interpreter import interpret
+from mortice.tile.ir.printer import text
+from mortice.tile.ir.stmt import Function
+
+
+class Executable(Protocol):
+    """source: what was compiled, as text."""
+
+    @property
+    def source(self) -> str: ...
+
+    def __call__(self, bound: Bound) -> None: ...
+
+
+@dataclass
+class Interpreted:
+    function: Function
+
+    @property
+    def source(self) -> str:
+        return text(self.function)
+
+    def __call__(self, bound: Bound) -> None:
+        interpret(self.function, bound)
+
+
+TARGETS: dict[str, Callable[[Function], Executable]] = {"interpreter": Interpreted, "c": compile_for_c}
+
+
+def prepare(function: Function, target: str) -> Executable:
+    """Raises UnsupportedError for a target that is not there or cannot run this kernel."""
+    if target not in TARGETS:
+        known = ", ".join(sorted(TARGETS))
+        raise UnsupportedError(
+            function.span, function.name, f"there is no target {target}", f"use one of {known}"
+        )
+    return TARGETS[target](function)
