@@ -89,6 +89,53 @@ INLINE void refuse(int *failed, int site) {
 #define MIN(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ < right__ ? left__ : right__; })
 #define MAX(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ > right__ ? left__ : right__; })
 
+#if defined(__AVX512F__) && defined(__linux__) && __GNUC__ >= 9 && !defined(__clang__)
+/* 2^x and e^x within 2 units of the last place: 2^n p(f), |f| <= 1/2. Loops call the vector forms, whose names are those of
+   the vector ABI for x86-64 ("e": 16 lanes, "d": 8); infinities and what is too small come out of scalef by themselves. */
+__attribute__((simd("notinbranch"), const, nothrow)) float exp2_f32(float x);
+__attribute__((simd("notinbranch"), const, nothrow)) float exp_f32(float x);
+#define HIDDEN __attribute__((used, visibility("hidden")))
+INLINE __m512 exp2_lanes(__m512 x) {
+    x = _mm512_min_ps(_mm512_set1_ps(160), _mm512_max_ps(_mm512_set1_ps(-160), x)); /* NaN stays */
+    const __m512 n = _mm512_roundscale_ps(x, 8), f = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(1.5403530e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+INLINE __m512 exp_lanes(__m512 x) { /* ln 2 taken off in two parts so that large arguments keep their last places */
+    x = _mm512_min_ps(_mm512_set1_ps(110), _mm512_max_ps(_mm512_set1_ps(-110), x));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    f = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), f);
+    __m512 p = _mm512_set1_ps(1.9841270e-4f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3888889e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.3333333e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(4.1666667e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.6666667e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+#define FORMS(name)                                                                                                    \
+    HIDDEN __m512 name##_16(__m512 x) __asm__("_ZGVeN16v_" #name "_f32");                                              \
+    HIDDEN __m512 name##_16(__m512 x) { return name##_lanes(x); }                                                      \
+    HIDDEN __m256 name##_8(__m256 x) __asm__("_ZGVdN8v_" #name "_f32");                                                \
+    HIDDEN __m256 name##_8(__m256 x) { return _mm512_castps512_ps256(name##_lanes(_mm512_castps256_ps512(x))); }       \
+    HIDDEN __m256 name##_avx(__m256 x) __asm__("_ZGVcN8v_" #name "_f32");                                              \
+    HIDDEN __m256 name##_avx(__m256 x) { return name##_8(x); }                                                         \
+    HIDDEN __m128 name##_4(__m128 x) __asm__("_ZGVbN4v_" #name "_f32");                                                \
+    HIDDEN __m128 name##_4(__m128 x) { return _mm512_castps512_ps128(name##_lanes(_mm512_castps128_ps512(x))); }       \
+    HIDDEN float name##_1(float x) __asm__(#name "_f32");                                                              \
+    HIDDEN float name##_1(float x) { return _mm512_cvtss_f32(name##_lanes(_mm512_set1_ps(x))); }
+FORMS(exp2)
+FORMS(exp)
+#else
 /* 2^x within 2 units of the last place: 2^n p(f), x = n + f, |f| <= 1/2. No branches, so that loops of it vectorise. */
 INLINE float exp2_f32(float x) {
     const float bounded = x < -150.0f ? -150.0f : x > 128.0f ? 128.0f : x;
@@ -121,6 +168,7 @@ INLINE float exp_f32(float x) {
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
     return y;
 }
+#endif
 INLINE float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 INLINE float tanh_f32(float x) {
     const float bounded = x < -10.0f ? -10.0f : x > 10.0f ? 10.0f : x, square = x * x;
