@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mortice.tile.c.compile import compile_function as compile_for_c
+from mortice.tile.cuda.compile import compile_function as compile_for_cuda
 from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.host import Bound
 from mortice.tile.interpreter import interpret
@@ -33,7 +34,7 @@ class Interpreted:
         interpret(self.function, bound)
 
 
-TARGETS: dict[str, Callable[[Function], Executable]] = {"interpreter": Interpreted, "c": compile_for_c}
+TARGETS: dict[str, Callable[[Function], Executable]] = {"interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_cuda, "sm_90a": compile_for_cuda}
 
 
 def prepare(function: Function, target: str) -> Executable:

@@ -175,7 +175,7 @@ class Emitter:
                 elif x.kind == "serial":
                     w.line("#pragma unroll 1")
                 var = ident(x.var.name)
-                sign = "<" if isinstance(x.step, e.Const) and x.step.value > 0 else ">"
+                sign = "<" if never_negative(x.step) else ">"
                 w.line(
                     f"for (i32 {var} = {self(x.start)}; {var} {sign} {self(x.stop)}; {var} += {self(x.step)}) {{",
                     open=True,
@@ -444,7 +444,7 @@ def never_negative(x: e.Expr) -> bool:
     match x:
         case e.Const():
             return bool(x.value >= 0)
-        case e.Call(name="thread" | "lane" | "warp" | "warpgroup"):
+        case e.Call(name="thread" | "lane" | "warp" | "warpgroup" | "num_blocks"):
             return True
         case e.Binary(op="add" | "mul" | "shr"):
             return never_negative(x.left) and never_negative(x.right)
