@@ -11,6 +11,7 @@ from mortice.tile.host import Bound
 from mortice.tile.interpreter import interpret
 from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
+from mortice.tile.simulator.target import compile_function as compile_for_simulator
 
 
 class Executable(Protocol):
@@ -34,7 +35,10 @@ class Interpreted:
         interpret(self.function, bound)
 
 
-TARGETS: dict[str, Callable[[Function], Executable]] = {"interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_cuda, "sm_90a": compile_for_cuda}
+TARGETS: dict[str, Callable[[Function], Executable]] = {
+    "interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_cuda, "sm_90a": compile_for_cuda,
+    "simulator": compile_for_simulator,
+}  # fmt: skip
 
 
 def prepare(function: Function, target: str) -> Executable:
