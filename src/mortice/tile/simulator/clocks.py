@@ -1,6 +1,6 @@
 """Who may have seen what: vector clocks over the bytes of a block's shared memory.
 
-An actor is a warp, or the asynchronous work it began. Each access is checked against the last writes and reads of its
+An actor is a warp, its products, its stores, or the loads that complete on one barrier. Each access is checked against the last writes and reads of its
 bytes: one that is not ordered after them is a race. A write through the ordinary path must be fenced before asynchronous
 work reads it, or overwrites it (PTX ISA, 8.6 and 9.7.9.25: proxies)."""
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from mortice.tile.diagnostics import CheckError, Span
 
+KINDS = ("warp", "a product of warp", "a store by warp")  # actors: one of each kind a warp, then loads by barrier
 GRAIN = 4  # bytes that share a record
 Known = tuple[np.ndarray, np.ndarray]  # for each actor: its latest step known here, its latest step that was fenced
 
@@ -15,7 +16,9 @@ Known = tuple[np.ndarray, np.ndarray]  # for each actor: its latest step known h
 class Clocks:
     """steps[a]: how often actor a has published; seen[a][b]: the latest step of b that a is ordered after."""
 
-    def __init__(self, actors: int, bytes: int) -> None:
+    def __init__(self, warps: int, barriers: int, bytes: int) -> None:
+        actors = len(KINDS) * warps + barriers
+        self.warps = warps
         cells = -(-bytes // GRAIN)
         self.steps = np.ones(actors, np.int64)
         self.seen = np.zeros((actors, actors), np.int64)
@@ -79,5 +82,5 @@ class Clocks:
                 raise CheckError(span, name, problem, "fence_async in each storing thread before the hand-over")
 
     def label(self, actor: int) -> str:
-        warps = len(self.steps) // 2
-        return f"warp {actor}" if actor < warps else f"asynchronous work of warp {actor - warps}"
+        kind, number = divmod(actor, self.warps)
+        return f"{KINDS[kind]} {number}" if kind < len(KINDS) else "a load"

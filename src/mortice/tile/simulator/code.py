@@ -193,7 +193,8 @@ class Code:
 
     def _op(self, x: s.Op) -> None:  # noqa: C901 - a table of all instructions
         at, span, m = dict(x.attributes), self.span(x.span), self.mask
-        o = [self.operand(operand) for operand in x.operands]
+        vectors = x.name in ("load_global", "store_global")
+        o = [] if vectors else [self.operand(operand) for operand in x.operands]
         match x.name:
             case "barrier_init":
                 region = x.operands[0]
@@ -275,7 +276,7 @@ class Code:
 
     def operand(self, x: e.Expr | e.Region) -> str:
         if not isinstance(x, e.Region):
-            return self(x) if not (isinstance(x, e.Load) and x.buffer.scope == "global") else ""
+            return self(x)
         match x.buffer.scope:
             case "map":
                 return f"R.maps[{x.buffer.name!r}]"

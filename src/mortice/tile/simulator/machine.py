@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mortice.tile.diagnostics import CheckError, Span
-from mortice.tile.simulator.clocks import Clocks, Known
+from mortice.tile.simulator.clocks import KINDS, Clocks, Known
 
 LANES = 32
 SHARED_BYTES = 232448
@@ -75,12 +75,13 @@ class Warp:
 class Block:
     """Runs the coroutines of its warps until all are done."""
 
-    def __init__(self, warps: int, shared: int, seed: int) -> None:
+    def __init__(self, warps: int, barriers: int, shared: int, seed: int) -> None:
         if shared > SHARED_BYTES:
             raise CheckError(Span("", 0), "shared", f"{shared} bytes are placed, a block has {SHARED_BYTES}", "place less")
         self.memory = np.full(max(-(-shared // 16) * 16, 16), POISON, np.uint8)
-        self.clocks = Clocks(2 * warps, self.memory.size)
+        self.clocks = Clocks(warps, barriers, self.memory.size)
         self.barriers: dict[int, Barrier] = {}
+        self.loaders: dict[int, int] = {}  # barrier -> the actor of loads that complete on it
         self.named: dict[int, Named] = {}
         self.flights: list[Flight] = []
         self.random = random.Random(seed)
@@ -174,6 +175,13 @@ class Block:
 
     # Asynchronous groups
 
+    def helper(self, warp: Warp, kind: str) -> int:
+        """The actor of a warp's products or stores."""
+        return self.count * {"wgmma": 1, "bulk": 2}[kind] + warp.number
+
+    def loader(self, barrier: int) -> int:
+        return self.loaders.setdefault(barrier, len(KINDS) * self.count + len(self.loaders))
+
     def join(self, warp: Warp, kind: str, work: Callable[[], None], arrays: tuple[int, ...] = ()) -> None:
         group = warp.open.setdefault(kind, Group())
         group.work.append(work)
@@ -184,7 +192,7 @@ class Block:
 
     def commit(self, warp: Warp, kind: str) -> None:
         group = warp.open.pop(kind, Group())
-        group.known = self.clocks.publish(self.count + warp.number)
+        group.known = self.clocks.publish(self.helper(warp, kind))
         warp.groups.setdefault(kind, []).append(group)
 
     def complete(self, warp: Warp, kind: str, pending: int) -> None:

@@ -69,8 +69,11 @@ def _launch(
         ),
         default=0,
     )
+    barriers = sum(
+        x.buffer.extents[0] for x in walk(launch.body) if isinstance(x, s.Alloc) and x.buffer.scope == "barrier"
+    )
     for number in range(total):
-        block = Block((launch.threads or 32) // 32, shared, seed * 7919 + number)
+        block = Block((launch.threads or 32) // 32, barriers, shared, seed * 7919 + number)
         coroutines = []
         for role, (first, warps, _) in enumerate(code.roles):
             for warp in range(first, first + warps):

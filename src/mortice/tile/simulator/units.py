@@ -54,7 +54,7 @@ class TensorMap:
 def tma_load(block: Block, warp: Warp, at: int, tensor: TensorMap, barrier_at: int, corner: list[int], span: Span) -> None:
     tensor.check(at, span)
     barrier: Barrier = block.barrier(barrier_at, span)
-    helper = block.count + warp.number
+    helper = block.loader(barrier_at)
     block.clocks.begin(warp.number, helper)
     places = tensor.addresses(at)
     block.inside(places, tensor.size, span, tensor.name)
@@ -77,7 +77,7 @@ def tma_load(block: Block, warp: Warp, at: int, tensor: TensorMap, barrier_at: i
 
 def tma_store(block: Block, warp: Warp, tensor: TensorMap, at: int, corner: list[int], span: Span, add: bool) -> None:
     tensor.check(at, span)
-    helper = block.count + warp.number
+    helper = block.helper(warp, "bulk")
     block.clocks.begin(warp.number, helper)
     places = tensor.addresses(at)
     block.inside(places, tensor.size, span, tensor.name)
@@ -141,7 +141,7 @@ def wgmma(
         raise CheckError(span, "wgmma", "its accumulator was written and not fenced", "wgmma_fence before the product")
     if isinstance(a, tuple) and id(a[0]) in warp.dirty:
         raise CheckError(span, "wgmma", "its registers a were written and not fenced", "wgmma_fence before the product")
-    helper = block.count + warp.number
+    helper = block.helper(warp, "wgmma")
     block.clocks.begin(warp.number, helper)
     rows = 16 * (warp.number % 4)
 

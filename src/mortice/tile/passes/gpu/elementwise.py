@@ -12,6 +12,7 @@ from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context
 from mortice.tile.passes.gpu.fragments import Layout, spread
 from mortice.tile.passes.gpu.inference import loop_layout
+from mortice.tile.passes.gpu.tiles import SharedTile
 from mortice.tile.passes.ranges import affine
 
 IDENTITY = {"sum": 0.0, "max": float("-inf"), "min": float("inf"), "absmax": 0.0}
@@ -495,19 +496,22 @@ def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e
 
 
 def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
-    tile = cx.tiles[buffer.name]
+    store_element(cx, cx.tiles[buffer.name], indices, value)
+
+
+def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
     word = cx.array("word", u32, 1)
-    if buffer.dtype.bytes == 4:
-        bits = build.bitcast(value, u32)
-    elif buffer.dtype.name in ("bf16", "f16"):
-        bits = cx.pack(buffer.dtype, value, e.Const(f32, 0.0))
+    if tile.dtype.bytes == 4:
+        bits = build.bitcast(build.cast(value, tile.dtype), u32)
+    elif tile.dtype.name in ("bf16", "f16"):
+        bits = cx.pack(tile.dtype, value, e.Const(f32, 0.0))
     else:
-        cx.refuse(value, buffer.name, f"elements of {buffer.dtype} in shared memory", "keep them in a fragment")
+        cx.refuse(value, tile.name, f"elements of {tile.dtype} stored one by one", "keep TMA's rules, or a fragment")
     cx.emit(s.Store(word, (a.const(0),), bits))
-    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=buffer.dtype.bytes)
+    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=tile.dtype.bytes)
 
 
-def _place(tile: Any, indices: tuple[e.Expr, ...]) -> e.Expr:
+def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
     if len(indices) == 1:
         return tile.address(a.const(0), indices[0])
     row = indices[0]

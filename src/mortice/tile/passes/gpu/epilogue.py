@@ -62,7 +62,8 @@ def store_boxes(cx: Context, x: s.Copy) -> None:
         with cx.unroll(boxes, "g") as g:
             turn = a.mul(a.digit(a.add(g, block * boxes), 1, BOXES), BOX_BYTES)
             with cx.when(issuer):
-                cx.op("bulk_wait", pending=BOXES - 1, read_only=True)
+                # Of an even number of boxes the one before last had this place; of an odd number the last may have.
+                cx.op("bulk_wait", pending=0 if blocks * boxes % 2 else BOXES - 1, read_only=True)
             cx.op("sync", barrier, a.const(128))
             with cx.unroll(4, "j") as j:
                 base = a.add(a.mul(g, 32), a.mul(j, 8), block * columns // 2)

@@ -14,6 +14,7 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, walk
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context, Counter, advance
+from mortice.tile.passes.gpu.elementwise import store_element
 from mortice.tile.passes.gpu.tiles import SharedTile
 
 PRODUCERS = 128  # threads of the producing warpgroup
@@ -187,14 +188,8 @@ def thread_loads(cx: Context, copy: s.Copy, tile: SharedTile, threads: int, thre
             target.append(a.add(offset, indices[dim_to]) if moved else offset)
             dim_to += moved
         value: e.Expr = build.load(from_.buffer, tuple(source))
-        _put(cx, tile, tuple(target), value)
+        store_element(cx, tile, tuple(target), value)
     cx.emit(s.For(step, thread, a.const(total), a.const(threads), tuple(body), "serial", span=copy.span))
-
-
-def _put(cx: Context, tile: SharedTile, where: tuple[e.Expr, ...], value: e.Expr) -> None:
-    from mortice.tile.passes.gpu.elementwise import store_shared
-
-    store_shared(cx, e.Buffer(tile.name, tile.dtype, (), "shared"), where, value)
 
 
 # The producer

@@ -241,6 +241,7 @@ class Workers:
 
     def _products_only(self, loop: s.For, mine: list[Ring], work: s.Block) -> None:
         cx = self.cx
+        at_once = any(ring.stages == 1 for ring in mine)  # the next slot is this one: it must be given back first
         with cx.block() as body:
             for x in loop.body:
                 if isinstance(x, s.Let):
@@ -248,11 +249,19 @@ class Workers:
             for ring in mine:
                 self.acquire(ring)
             self._products(*(x for x in work if isinstance(x, s.Gemm)))
+            if at_once:
+                cx.op("wgmma_wait", pending=0)
+                for ring in mine:
+                    self.release(ring)
+        if at_once:
+            cx.emit(replace(loop, kind="serial", body=tuple(body)))
+            return
+        with cx.block() as later:
             with cx.when(build.binary("gt", loop.var, loop.start)):
                 cx.op("wgmma_wait", pending=1)
                 for ring in mine:
                     self.release(ring)
-        cx.emit(replace(loop, kind="serial", body=tuple(body)))
+        cx.emit(replace(loop, kind="serial", body=(*body, *later)))
         cx.op("wgmma_wait", pending=0)  # in every path: what follows reads the accumulator
         with cx.when(a.less(loop.start, loop.stop)):
             for ring in mine:
