@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from mortice.tile import arguments
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import compile_text, version
 from mortice.tile.host import bind
-from mortice.tile.passes.gpu.lower import Choices
+from mortice.tile.passes.gpu.lower import DEFAULT, Choices
 
 BATCHES = 21
 COPY_BANDWIDTH = 4.29e12  # bytes read and written a second, measured on the card
@@ -33,7 +34,9 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
         try:
             rows += PARTS[part](quick)
         except Exception as error:  # one part's failure must not lose the figures of the others
-            rows.append({"name": part, "shape": "", "right": False, "problem": f"{type(error).__name__}: {error}"})
+            rows.append(
+                {"name": part, "shape": "", "right": False, "problem": f"{type(error).__name__}: {error}"}
+            )
             show(rows[-1])
     return {
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "nvrtc": ".".join(map(str, version())),
@@ -41,7 +44,9 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def prepared(kernel: Any, *args: Any, out: Any, choices: Choices = Choices(), **constants: Any) -> Callable[[], None]:
+def prepared(
+    kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any
+) -> Callable[[], None]:
     """A launch with everything bound beforehand, so that the card's time is seen and not Python's."""
     function = kernel.on("cuda").lowered(*args, **constants)
     outs = out if isinstance(out, tuple) else (out,)
@@ -104,7 +109,9 @@ def show(row: Row) -> None:
     print("  ".join(parts) + ("" if row.get("right", True) else "   WRONG"), flush=True)
 
 
-def row(name: str, shape: Any, wrong: float, limit: float, times: list[float] | None = None, flops: float = 0) -> Row:
+def row(
+    name: str, shape: Any, wrong: float, limit: float, times: list[float] | None = None, flops: float = 0
+) -> Row:
     out: Row = {"name": name, "shape": shape, "error": wrong, "right": wrong <= limit}
     if times:
         out |= {"ours_us": times[0], "theirs_us": times[1], "ratio": times[1] / times[0]}
@@ -116,14 +123,24 @@ def row(name: str, shape: Any, wrong: float, limit: float, times: list[float] | 
 
 def gemm(quick: bool) -> list[Row]:
     rows = []
-    small = [(128, 256, 64), (100, 72, 40), (1000, 1000, 1000), (4097, 520, 4104), (63, 65, 127), (7, 9, 4103), (1, 8, 8)]
+    small = [
+        (128, 256, 64),
+        (100, 72, 40),
+        (1000, 1000, 1000),
+        (4097, 520, 4104),
+        (63, 65, 127),
+        (7, 9, 4103),
+        (1, 8, 8),
+    ]
     for m, n, k in small:
         a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
         c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
         prepared(gemm_nt, a, b, out=c)()
         torch.cuda.synchronize()
         rows.append(row("gemm_nt bf16", (m, n, k), error(c, a.double() @ b.double().T), 5e-3))
-    shapes = [(4096,) * 3, (8192,) * 3] if quick else [(2048,) * 3, (4096,) * 3, (8192,) * 3, (16384,) * 3, *LLAMA]
+    shapes = (
+        [(4096,) * 3, (8192,) * 3] if quick else [(2048,) * 3, (4096,) * 3, (8192,) * 3, (16384,) * 3, *LLAMA]
+    )
     for m, n, k in shapes:
         a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
         c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
@@ -132,7 +149,7 @@ def gemm(quick: bool) -> list[Row]:
         torch.cuda.synchronize()
         wrong = error(c, (a.float() @ b.float().T) if m * n < 2**27 else torch.matmul(a, b.T))
         rows.append(row("gemm_nt bf16 / cuBLAS", (m, n, k), wrong, 5e-3,
-                        timed(call, lambda: torch.matmul(a, b.T)), 2 * m * n * k))  # fmt: skip
+                        timed(call, partial(torch.matmul, a, b.T)), 2 * m * n * k))  # fmt: skip
     return rows
 
 
@@ -161,25 +178,38 @@ def attention_forward(quick: bool) -> list[Row]:
         wrong = (lse[alive].double() - sums[alive]).abs().max().item() if not lse.isnan().any() else math.inf
         rows.append(row(f"attention causal={causal}", (b, s, t, h, g), error(o, want), 8e-3))
         rows.append(row("  its log-sum-exp", (b, h, s), wrong, 1e-3))
-    shapes = [(2, 8192, 16)] if quick else [(4, 4096, 16), (2, 8192, 16), (1, 16384, 16), (1, 512, 32), (1, 1024, 32)]
+    shapes = (
+        [(2, 8192, 16)]
+        if quick
+        else [(4, 4096, 16), (2, 8192, 16), (1, 16384, 16), (1, 512, 32), (1, 1024, 32)]
+    )
     for b, s, h in shapes:
         q, k, v = (torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkv")
         o, lse = torch.full_like(q, math.nan), torch.empty(b, h, s, device="cuda")
+        turned = [x.transpose(1, 2) for x in (q, k, v)]
         for causal in (False, True):
-            sdpa = torch.nn.functional.scaled_dot_product_attention
+            other = partial(torch.nn.functional.scaled_dot_product_attention, *turned, is_causal=causal)
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
-                call = prepared(attention, q, k, v, 128**-0.5, out=(o, lse), causal=causal)
-                other = lambda: sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal)  # noqa: E731, B023
-                call()
-                wrong = error(o, other().transpose(1, 2))
-                flops = 4 * b * h * s * s * 128 * (0.5 if causal else 1)
-                rows.append(row(f"attention causal={causal} / cuDNN", (b, s, h), wrong, 8e-3, timed(call, other), flops))
+                for persistent in (None,) if quick or causal else (None, False):
+                    choices = Choices(persistent)
+                    call = prepared(
+                        attention, q, k, v, 128**-0.5, out=(o, lse), choices=choices, causal=causal
+                    )
+                    call()
+                    wrong = error(o, other().transpose(1, 2))
+                    flops = 4 * b * h * s * s * 128 * (0.5 if causal else 1)
+                    name = f"attention causal={causal} / cuDNN" + (
+                        " one tile a block" if persistent is False else ""
+                    )
+                    rows.append(row(name, (b, s, h), wrong, 8e-3, timed(call, other), flops))
     return rows
 
 
 def mla(quick: bool) -> list[Row]:
     rows = []
-    cases = [(3, 128, [70, 1, 333], 0), (128, 128, [4096] * 128, 1)] + ([] if quick else [(64, 128, [8192] * 64, 1), (128, 16, [8192] * 128, 1)])
+    cases = [(3, 128, [70, 1, 333], 0), (128, 128, [4096] * 128, 1)] + (
+        [] if quick else [(64, 128, [8192] * 64, 1), (128, 16, [8192] * 128, 1)]
+    )
     for batch, heads, lengths, timing in cases:
         page, pages = 64, [-(-n // 64) for n in lengths]
         kv = torch.randn(sum(pages) + 1, page, 576, device="cuda", dtype=torch.bfloat16)
@@ -215,14 +245,17 @@ def mla(quick: bool) -> list[Row]:
 def norm(quick: bool) -> list[Row]:
     rows = []
     for n, d in [(100, 4096), (33, 100), (7, 65)] + ([] if quick else [(16384, 4096), (16384, 8192)]):
-        x, w = torch.randn(n, d, device="cuda", dtype=torch.bfloat16), torch.randn(d, device="cuda", dtype=torch.bfloat16)
+        x, w = (
+            torch.randn(n, d, device="cuda", dtype=torch.bfloat16),
+            torch.randn(d, device="cuda", dtype=torch.bfloat16),
+        )
         y = torch.full_like(x, math.nan)
         call = prepared(rms_norm, x, w, 1e-5, out=y)
         call()
         want = torch.nn.functional.rms_norm(x.double(), (d,), w.double(), 1e-5)
         times = None
         if n > 1000:
-            times = timed(call, lambda: torch.nn.functional.rms_norm(x, (d,), w, 1e-5))
+            times = timed(call, partial(torch.nn.functional.rms_norm, x, (d,), w, 1e-5))
         rows.append(row("rms_norm / torch", (n, d), error(y, want), 5e-3, times))
     return rows
 
@@ -239,7 +272,11 @@ def launch(quick: bool) -> list[Row]:
     x = torch.zeros(8, device="cuda")
     direct = prepared_in_place(nothing, x)
     out: Row = {"name": "launch, host us", "shape": "one store"}
-    for name, call in (("ours_us", direct), ("theirs_us", lambda: x.fill_(1.0)), ("public_us", lambda: nothing(x))):
+    for name, call in (
+        ("ours_us", direct),
+        ("theirs_us", lambda: x.fill_(1.0)),
+        ("public_us", lambda: nothing(x)),
+    ):
         for _ in range(200):
             call()
         torch.cuda.synchronize()

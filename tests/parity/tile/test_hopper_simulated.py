@@ -29,7 +29,9 @@ def error(found, expected):
 
 
 @few
-@given(sizes, sizes, st.sampled_from([0, 8, 64, 100, 127, 264]), st.sampled_from(list(LIMIT)), st.integers(0, 99))
+@given(
+    sizes, sizes, st.sampled_from([0, 8, 64, 100, 127, 264]), st.sampled_from(list(LIMIT)), st.integers(0, 99)
+)
 def test_gemm(m, n, k, dtype, seed):
     torch.manual_seed(seed)
     a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
@@ -38,7 +40,10 @@ def test_gemm(m, n, k, dtype, seed):
     assert error(out, a.double() @ b.double().T) <= (LIMIT[dtype] if k else 0)
 
 
-@pytest.mark.parametrize(("tile_m", "tile_n", "depth", "stages"), [(128, 64, 32, 3), (192, 96, 64, 2), (64, 72, 16, 4), (256, 64, 64, 1)])
+@pytest.mark.parametrize(
+    ("tile_m", "tile_n", "depth", "stages"),
+    [(128, 64, 32, 3), (192, 96, 64, 2), (64, 72, 16, 4), (256, 64, 64, 1)],
+)
 def test_gemm_tiles(tile_m, tile_n, depth, stages):
     torch.manual_seed(1)
     a, b = torch.randn(200, 96).bfloat16(), torch.randn(104, 96).bfloat16()
@@ -57,7 +62,9 @@ def test_gemm_of_rows_that_tma_cannot_walk_says_so_and_is_right():
 
 
 @few
-@given(st.sampled_from([1, 64, 70, 130]), st.sampled_from([1, 64, 100, 200]), st.booleans(), st.integers(0, 99))
+@given(
+    st.sampled_from([1, 64, 70, 130]), st.sampled_from([1, 64, 100, 200]), st.booleans(), st.integers(0, 99)
+)
 def test_attention(queries, keys, causal, seed):
     torch.manual_seed(seed)
     q = torch.randn(1, queries, 2, 64).bfloat16()
@@ -78,7 +85,9 @@ def test_mla_decode_shares_scores_between_warpgroups():
     q, kv = torch.randn(3, 5, 576).bfloat16(), torch.randn(6, 64, 576).bfloat16()
     table = torch.full((3, 2), 10**6, dtype=torch.int32)
     table[0, 0], table[0, 1], table[1, 0] = 3, 1, 5
-    parts, sums = mla_decode.on("simulator")(q, kv, table, torch.tensor(lengths, dtype=torch.int32), 0.05, splits=2)
+    parts, sums = mla_decode.on("simulator")(
+        q, kv, table, torch.tensor(lengths, dtype=torch.int32), 0.05, splits=2
+    )
     weight = (sums - sums.logsumexp(1, keepdim=True)).exp().nan_to_num(0)
     found = (parts * weight[..., None]).sum(1)
     for row, length in enumerate(lengths):

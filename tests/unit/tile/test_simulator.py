@@ -103,10 +103,15 @@ def test_each_removed_instruction_is_noticed(program, name):
 
 
 # What may go: the fence before any register was written, the second fence of two with no register written between them; whose turn it is at the matrix unit.
-HARMLESS: dict[tuple[str, str], list[int]] = {("attention", "wgmma_fence"): [0, 2], ("attention", "sync"): [1]}
+HARMLESS: dict[tuple[str, str], list[int]] = {
+    ("attention", "wgmma_fence"): [0, 2],
+    ("attention", "sync"): [1],
+}
 
 
-@pytest.mark.parametrize(("name", "word"), [("barrier_expect", "deadlock|arrivals"), ("barrier_init", "barrier")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("barrier_expect", "deadlock|arrivals"), ("barrier_init", "barrier")]
+)
 def test_wrong_counts_are_named(name, word):
     function, bound, _ = gemm_program()
     import re

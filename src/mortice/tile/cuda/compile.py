@@ -18,14 +18,14 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.evaluate import Number, evaluate
 from mortice.tile.ir.walk import transform
 from mortice.tile.passes.gpu.context import Note
-from mortice.tile.passes.gpu.lower import Choices, lower
+from mortice.tile.passes.gpu.lower import DEFAULT, Choices, lower
 
 ARCHITECTURE = "sm_90a"
 LARGEST = 2**31 - 1
-MAPS_KEPT = 64
+LAUNCHES_KEPT = 256  # of a thread, by pointers and sizes
 
 
-def compile_function(function: s.Function, choices: Choices = Choices()) -> "Compiled":
+def compile_function(function: s.Function, choices: Choices = DEFAULT) -> "Compiled":
     """Nothing is compiled yet where results need to be looked at; machine code is made on the first call."""
     return Compiled(function, choices)
 
@@ -77,30 +77,39 @@ class Compiled:
         return self.variants[aligned]
 
     def __call__(self, bound: Bound) -> None:
-        calls = self.local.__dict__.setdefault("calls", {})
-        aligned = frozenset(
-            param.buffer.name
-            for param in self.function.tensors
-            if param.result and keeps_rules(bound.tensors[param.buffer.name])
-        )
-        if aligned not in calls:
-            calls[aligned] = self._prepare(self.variant(aligned))
-        for call in calls[aligned]:
-            call(bound)
+        """A call with tensors and sizes seen before only launches."""
+        ready = self.local.__dict__.setdefault("ready", {})
+        key = (*(x.pointer for x in bound.tensors.values()), *bound.dims.values())
+        launches = ready.get(key)
+        if launches is None:
+            aligned = frozenset(
+                param.buffer.name
+                for param in self.function.tensors
+                if param.result and keeps_rules(bound.tensors[param.buffer.name])
+            )
+            if len(ready) > LAUNCHES_KEPT:
+                ready.clear()
+            launches = ready[key] = [
+                call for call in self._prepare(self.variant(aligned), bound) if call.blocks
+            ]
+        stream = driver.stream() if launches else 0
+        for launch in launches:
+            launch(stream)
 
-    def _prepare(self, variant: Variant) -> list["Call"]:
+    def _prepare(self, variant: Variant, bound: Bound) -> list["Launch"]:
         with self.lock:
             if not variant.functions:
                 architecture = driver.architecture()
                 if architecture != ARCHITECTURE:
+                    problem = f"this GPU is {architecture}"
                     raise UnsupportedError(
-                        self.function.span, self.function.name, f"this GPU is {architecture}", "run on a Hopper GPU (sm_90a)"
+                        self.function.span, self.function.name, problem, "run on a Hopper GPU (sm_90a)"
                     )
                 names = tuple(kernel.name for kernel in variant.kernels)
                 shared = tuple(kernel.shared for kernel in variant.kernels)
                 variant.functions = driver.load(variant.code(), names, shared)
         return [
-            Call(variant.lowered, kernel, function)
+            Launch(variant.lowered, kernel, function, bound)
             for kernel, function in zip(variant.kernels, variant.functions, strict=True)
         ]
 
@@ -114,85 +123,76 @@ def keeps_rules(argument: Argument) -> bool:
     )
 
 
-class Call:
-    """One kernel's argument block, filled anew for each launch; tensor maps and grids are kept by what they hang on."""
+class Launch:
+    """One kernel with the argument block of one set of tensors and sizes."""
 
-    def __init__(self, lowered: s.Function, kernel: Kernel, function: Any) -> None:
-        self.kernel, self.function, self.lowered = kernel, function, lowered
+    def __init__(self, lowered: s.Function, kernel: Kernel, function: Any, bound: Bound) -> None:
         maps = {p.buffer.name: p for p in lowered.params if isinstance(p, s.TensorMap)}
-        self.maps = [maps[name] for name in kernel.maps]
-        self.pointers = (ctypes.c_uint64 * max(len(kernel.tensors), 1))()
-        self.scalars = [
-            (ctypes.c_float if var.dtype.is_float else ctypes.c_bool if var.dtype.bits == 8 else ctypes.c_int32)()
-            for var in kernel.scalars
-        ]
-        self.blocks = (ctypes.c_void_p * max(1, len(self.maps) + len(kernel.tensors) + len(self.scalars)))()
-        for i in range(len(kernel.tensors)):
-            self.blocks[len(self.maps) + i] = ctypes.addressof(self.pointers) + 8 * i
-        for i, scalar in enumerate(self.scalars):
-            self.blocks[len(self.maps) + len(kernel.tensors) + i] = ctypes.addressof(scalar)
-        self.encoded: dict[Any, tuple[Any, int]] = {}
-        self.grids: dict[Any, int] = {}
-        count = driver.attribute(driver.MULTIPROCESSORS, driver.device())
-        self.extents = tuple(_with_multiprocessors(extent, count) for extent in kernel.extents)
-
-    def __call__(self, bound: Bound) -> None:
-        kernel = self.kernel
-        for i, var in enumerate(kernel.scalars):
-            value = bound.dims[var.name]
-            if not var.dtype.is_float and abs(value) > LARGEST:
-                raise ArgumentError(
-                    self.lowered.span, self.lowered.name, f"{var.name} is {value}", "sizes and strides stay below 2**31"
-                )
-            self.scalars[i].value = value
-        for i, name in enumerate(kernel.tensors):
-            self.pointers[i] = bound.tensors[name].pointer
-        blocks = self._grid(bound)
-        if blocks == 0:
-            return
-        for i, tensor_map in enumerate(self.maps):
-            self.blocks[i] = self._map(tensor_map, bound.tensors[tensor_map.tensor.name])
-        driver.check(
-            driver.driver().cuLaunchKernel(
-                self.function, blocks, 1, 1, kernel.threads, 1, 1, kernel.shared, driver.stream(), self.blocks, None
+        for var in kernel.scalars:
+            if not var.dtype.is_float and abs(bound.dims[var.name]) > LARGEST:
+                problem = f"{var.name} is {bound.dims[var.name]}"
+                raise ArgumentError(lowered.span, lowered.name, problem, "sizes and strides stay below 2**31")
+        self.blocks = _blocks(lowered, kernel, bound)
+        self.memory: list[Any] = []  # what the block points to
+        places = []
+        if self.blocks:
+            for name in kernel.maps:
+                memory, place = _encoded(maps[name], bound.tensors[maps[name].tensor.name])
+                self.memory.append(memory)
+                places.append(place)
+        values: list[Any] = [ctypes.c_uint64(bound.tensors[name].pointer) for name in kernel.tensors]
+        for var in kernel.scalars:
+            kind = (
+                ctypes.c_float
+                if var.dtype.is_float
+                else ctypes.c_bool
+                if var.dtype.bits == 8
+                else ctypes.c_int32
             )
+            values.append(kind(bound.dims[var.name]))
+        self.memory += values
+        places += [ctypes.addressof(value) for value in values]
+        self.arguments = (ctypes.c_void_p * max(1, len(places)))(*places)
+        self.function, self.threads, self.shared = function, kernel.threads, kernel.shared
+        self.launch = driver.driver().cuLaunchKernel
+
+    def __call__(self, stream: int) -> None:
+        status = self.launch(
+            self.function, self.blocks, 1, 1, self.threads, 1, 1, self.shared, stream, self.arguments, None
         )
+        if status:
+            driver.check(status)
 
-    def _grid(self, bound: Bound) -> int:
-        key = tuple(scalar.value for scalar in self.scalars)
-        if key not in self.grids:
-            names: dict[str, Number] = dict(bound.dims)
-            for node in self.lowered.body:
-                if isinstance(node, s.Let):
-                    names[node.var.name] = evaluate(node.value, names)
-            blocks = math.prod(int(evaluate(extent, names)) for extent in self.extents)
-            if blocks > LARGEST:
-                problem = f"the grid has {blocks} blocks"
-                raise ArgumentError(self.lowered.span, self.lowered.name, problem, "a launch has fewer than 2**31")
-            if len(self.grids) > MAPS_KEPT:
-                self.grids.clear()
-            self.grids[key] = blocks
-        return self.grids[key]
 
-    def _map(self, tensor_map: s.TensorMap, argument: Argument) -> int:
-        """Address of the encoded map of this tensor."""
-        key = (tensor_map.buffer.name, argument.pointer, argument.shape, argument.strides)
-        found = self.encoded.get(key)
-        if found is None:
-            if len(self.encoded) > MAPS_KEPT:
-                self.encoded.clear()
-            memory = (ctypes.c_uint8 * (driver.MAP_BYTES + 64))()
-            place = (ctypes.addressof(memory) + 63) & ~63
-            width = argument.dtype.bits // 8
-            dims = [max(argument.shape[dim], 1) for dim in tensor_map.dims]
-            strides = [argument.strides[dim] * width for dim in tensor_map.dims[1:]]
-            # A dimension of one element may have any stride; the map wants a multiple of 16 that is not 0.
-            strides = [16 if extent == 1 and (step % 16 or step <= 0) else step for step, extent in zip(strides, dims[1:], strict=True)]
-            driver.encode_map(
-                place, argument.dtype.name, argument.pointer, dims, strides, tensor_map.box, tensor_map.swizzle
-            )
-            found = self.encoded[key] = (memory, place)
-        return found[1]
+def _blocks(lowered: s.Function, kernel: Kernel, bound: Bound) -> int:
+    names: dict[str, Number] = dict(bound.dims)
+    for node in lowered.body:
+        if isinstance(node, s.Let):
+            names[node.var.name] = evaluate(node.value, names)
+    count = driver.attribute(driver.MULTIPROCESSORS, driver.device())
+    blocks = math.prod(int(evaluate(_with_multiprocessors(x, count), names)) for x in kernel.extents)
+    if blocks > LARGEST:
+        problem = f"the grid has {blocks} blocks"
+        raise ArgumentError(lowered.span, lowered.name, problem, "a launch has fewer than 2**31")
+    return blocks
+
+
+def _encoded(tensor_map: s.TensorMap, argument: Argument) -> tuple[Any, int]:
+    """The map's memory and the address of its 128 bytes in it."""
+    memory = (ctypes.c_uint8 * (driver.MAP_BYTES + 64))()
+    place = (ctypes.addressof(memory) + 63) & ~63
+    width = argument.dtype.bits // 8
+    dims = [max(argument.shape[dim], 1) for dim in tensor_map.dims]
+    # A dimension of one element may have any stride; the map wants a multiple of 16 that is not 0.
+    strides = [
+        16
+        if extent == 1 and (argument.strides[dim] * width % 16 or argument.strides[dim] <= 0)
+        else argument.strides[dim] * width
+        for dim, extent in zip(tensor_map.dims[1:], dims[1:], strict=True)
+    ]
+    kind, pointer = argument.dtype.name, argument.pointer
+    driver.encode_map(place, kind, pointer, dims, strides, tensor_map.box, tensor_map.swizzle)
+    return memory, place
 
 
 def _with_multiprocessors(x: e.Expr, count: int) -> e.Expr:
@@ -201,4 +201,5 @@ def _with_multiprocessors(x: e.Expr, count: int) -> e.Expr:
             return e.Const(i32, count)
         return node
 
-    return transform(x, change)
+    changed: e.Expr = transform(x, change)
+    return changed

@@ -23,9 +23,17 @@ def driver() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise UnsupportedError(NOWHERE, "CUDA back end", "there is no CUDA driver", "run on a machine with a GPU") from None
+        raise UnsupportedError(
+            NOWHERE, "CUDA back end", "there is no CUDA driver", "run on a machine with a GPU"
+        ) from None
     lib.cuGetErrorString.argtypes = (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
-    lib.cuLaunchKernel.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    lib.cuLaunchKernel.argtypes = (
+        ctypes.c_void_p,
+        *(ctypes.c_uint,) * 7,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    )
     check(lib.cuInit(0))
     return lib
 
@@ -84,11 +92,19 @@ def load(code: bytes, names: tuple[str, ...], shared: tuple[int, ...]) -> list[c
 def stream() -> int:
     """torch's current stream if torch is loaded, else the default one."""
     torch: Any = sys.modules.get("torch")
-    return int(torch.cuda.current_stream().cuda_stream) if torch is not None and torch.cuda.is_available() else 0
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice()))
 
 
 def encode_map(
-    into: int, kind: str, pointer: int, dims: list[int], strides: list[int], box: tuple[int, ...], swizzle: int
+    into: int,
+    kind: str,
+    pointer: int,
+    dims: list[int],
+    strides: list[int],
+    box: tuple[int, ...],
+    swizzle: int,
 ) -> None:
     """into: address of 128 bytes, 64-byte aligned. dims, box: fastest first; strides: bytes of all but the fastest."""
     rank = len(dims)

@@ -56,7 +56,9 @@ class Kernel:
 def emit(function: s.Function) -> tuple[str, tuple[Kernel, ...]]:
     """The text, and what the host must know of each kernel in it."""
     emitter = Emitter(function)
-    kernels = [emitter.kernel(i, x) for i, x in enumerate(x for x in function.body if isinstance(x, s.Launch))]
+    kernels = [
+        emitter.kernel(i, x) for i, x in enumerate(x for x in function.body if isinstance(x, s.Launch))
+    ]
     parts = [PRELUDE, *emitter.helpers.values(), *(text for text, _ in kernels)]
     return "\n".join(parts), tuple(kernel for _, kernel in kernels)
 
@@ -92,10 +94,15 @@ class Emitter:
         params = [f"const __grid_constant__ CUtensorMap {ident(m)}" for m in self.maps]
         params += [f"{types[t]}* __restrict__ {ident(t)}" for t in tensors]
         params += [f"{value_type(v.dtype)} {ident(v.name)}" for v in scalars]
-        w.line(f'extern "C" __global__ void __launch_bounds__({threads}, 1) {name}({", ".join(params)}) {{', open=True)
+        w.line(
+            f'extern "C" __global__ void __launch_bounds__({threads}, 1) {name}({", ".join(params)}) {{',
+            open=True,
+        )
         w.line("extern __shared__ __align__(1024) u8 sharedMemory[];")
         w.line("const u32 sharedBase = address(sharedMemory);")
-        w.line("i32 warpIndex = __shfl_sync(0xffffffffu, (i32)threadIdx.x / 32, 0), threadNumber = (i32)threadIdx.x;")
+        w.line(
+            "i32 warpIndex = __shfl_sync(0xffffffffu, (i32)threadIdx.x / 32, 0), threadNumber = (i32)threadIdx.x;"
+        )
         w.line("i32 blockNumber = (i32)blockIdx.x;")
         extents = launch.extents
         left = "blockNumber"
@@ -145,7 +152,9 @@ class Emitter:
             case s.Alloc():
                 self.allocs[x.buffer.name] = x
                 if x.buffer.scope == "local":
-                    w.line(f"{value_type(x.buffer.dtype)} {ident(x.buffer.name)}[{math.prod(x.buffer.extents)}];")
+                    w.line(
+                        f"{value_type(x.buffer.dtype)} {ident(x.buffer.name)}[{math.prod(x.buffer.extents)}];"
+                    )
             case s.Let():
                 prefix = "" if x.mutable else "const "
                 w.line(f"{prefix}{value_type(x.var.dtype)} {ident(x.var.name)} = {self(x.value)};")
@@ -207,7 +216,13 @@ class Emitter:
         for i, role in enumerate(roles.roles):
             end += role.warps
             last = i == len(roles.roles) - 1
-            head = "else {" if last and i else f"if (warpIndex < {end}) {{" if not i else f"else if (warpIndex < {end}) {{"
+            head = (
+                "else {"
+                if last and i
+                else f"if (warpIndex < {end}) {{"
+                if not i
+                else f"else if (warpIndex < {end}) {{"
+            )
             self.writer.line(head, open=True)
             self.writer.line(f"// role {role.name}")
             if first:
@@ -241,7 +256,9 @@ class Emitter:
             case "wgmma" | "wgmma_registers":
                 return self._wgmma(x, texts, at)
             case "ldmatrix" | "stmatrix":
-                return f"{x.name}_{at['count']}{'_transposed' if at['transpose'] else ''}({', '.join(texts)});"
+                return (
+                    f"{x.name}_{at['count']}{'_transposed' if at['transpose'] else ''}({', '.join(texts)});"
+                )
             case "load_shared" | "store_shared" | "load_global" | "store_global" | "reduce_add_global":
                 return f"{x.name}_{at['bytes']}({', '.join(texts)});"
             case "set_registers":
@@ -305,8 +322,12 @@ class Emitter:
             outs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
             a = "{" + ", ".join(f"%{count + i}" for i in range(4)) + "}" if held else f"%{count}"
             after = count + (4 if held else 1)
-            flags = "1, 1" if narrow else f"1, 1, {int(at['b_major'] == 'mn')}" if held else (
-                f"1, 1, {a_flag}, {int(at['b_major'] == 'mn')}"
+            flags = (
+                "1, 1"
+                if narrow
+                else f"1, 1, {int(at['b_major'] == 'mn')}"
+                if held
+                else (f"1, 1, {a_flag}, {int(at['b_major'] == 'mn')}")
             )
             ins = ", ".join(f'"r"(a[{i}])' for i in range(4)) if held else '"l"(a)'
             shape = f"m64n{n}k{32 if narrow else 16}.f32.{at['a_type']}.{at['b_type']}"
@@ -316,7 +337,7 @@ class Emitter:
                 f'wgmma.mma_async.sync.aligned.{shape} {{{d}}}, {a}, %{after}, p, {flags}; }}"\n'
                 f'    : {outs} : {ins}, "l"(b), "r"(keep));\n}}'
             )
-        d, a_operand, b_operand, keep = x.operands
+        _, a_operand, b_operand, _ = x.operands
         a_text = texts[1] if held else self.descriptor(a_operand, at, "a")
         return f"{name}({texts[0]}, {a_text}, {self.descriptor(b_operand, at, 'b')}, {texts[3]});"
 

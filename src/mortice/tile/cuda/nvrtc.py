@@ -45,7 +45,11 @@ def compile_text(source: str, architecture: str) -> tuple[bytes, str]:
         options = [f"--gpu-architecture={architecture}", *OPTIONS]
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         status = lib.nvrtcCompileProgram(program, len(options), array)
-        log = _read(lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog, program).decode(errors="replace").strip("\0\n")
+        log = (
+            _read(lib.nvrtcGetProgramLogSize, lib.nvrtcGetProgramLog, program)
+            .decode(errors="replace")
+            .strip("\0\n")
+        )
         if status:
             errors = [line for line in log.splitlines() if "error" in line]
             raise RuntimeError(f"the generated CUDA does not compile: {errors[0] if errors else log[:300]}")

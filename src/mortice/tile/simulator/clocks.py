@@ -1,16 +1,23 @@
 """Who may have seen what: vector clocks over the bytes of a block's shared memory.
 
-An actor is a warp, its products, its stores, or the loads that complete on one barrier. Each access is checked against the last writes and reads of its
-bytes: one that is not ordered after them is a race. A write through the ordinary path must be fenced before asynchronous
-work reads it, or overwrites it (PTX ISA, 8.6 and 9.7.9.25: proxies)."""
+An actor is a warp, its products, its stores, or the loads that complete on one barrier. Each access is checked against
+the last writes and reads of its bytes: one that is not ordered after them is a race. A write through the ordinary path
+must be fenced before asynchronous work reads it, or overwrites it (PTX ISA, 8.6 and 9.7.9.25: proxies).
+"""
 
 import numpy as np
 
 from mortice.tile.diagnostics import CheckError, Span
 
-KINDS = ("warp", "a product of warp", "a store by warp")  # actors: one of each kind a warp, then loads by barrier
+KINDS = (
+    "warp",
+    "a product of warp",
+    "a store by warp",
+)  # actors: one of each kind a warp, then loads by barrier
 GRAIN = 4  # bytes that share a record
-Known = tuple[np.ndarray, np.ndarray]  # for each actor: its latest step known here, its latest step that was fenced
+Known = tuple[
+    np.ndarray, np.ndarray
+]  # for each actor: its latest step known here, its latest step that was fenced
 
 
 class Clocks:
@@ -49,12 +56,16 @@ class Clocks:
         known = self.publish(issuer)
         self.learn(actor, known)
 
-    def read(self, actor: int, addresses: np.ndarray, span: Span, name: str, asynchronous: bool = False) -> None:
+    def read(
+        self, actor: int, addresses: np.ndarray, span: Span, name: str, asynchronous: bool = False
+    ) -> None:
         cells = np.unique(addresses // GRAIN)
         self._ordered(actor, cells, span, name, "reads", asynchronous)
         self.readers[actor, cells] = self.steps[actor]
 
-    def write(self, actor: int, addresses: np.ndarray, span: Span, name: str, asynchronous: bool = False) -> None:
+    def write(
+        self, actor: int, addresses: np.ndarray, span: Span, name: str, asynchronous: bool = False
+    ) -> None:
         cells = np.unique(addresses // GRAIN)
         self._ordered(actor, cells, span, name, "writes", asynchronous)
         late = self.readers[:, cells] > self.seen[actor][:, None]
@@ -63,23 +74,35 @@ class Clocks:
             other = int(np.argmax(late.any(1)))
             problem = f"{name} writes shared memory that {self.label(other)} may still be reading"
             raise CheckError(span, name, problem, "wait until it is done (an empty barrier, or a sync)")
-        self.writer[cells], self.written[cells], self.direct[cells] = actor, self.steps[actor], not asynchronous
+        self.writer[cells], self.written[cells], self.direct[cells] = (
+            actor,
+            self.steps[actor],
+            not asynchronous,
+        )
 
-    def _ordered(self, actor: int, cells: np.ndarray, span: Span, name: str, verb: str, asynchronous: bool) -> None:
+    def _ordered(
+        self, actor: int, cells: np.ndarray, span: Span, name: str, verb: str, asynchronous: bool
+    ) -> None:
         writers, steps = self.writer[cells], self.written[cells]
         foreign = (writers >= 0) & (writers != actor)
         known = self.seen[actor][np.maximum(writers, 0)]
         if (foreign & (steps > known)).any():
             other = int(writers[np.argmax(foreign & (steps > known))])
-            problem = f"{name} {verb} shared memory that {self.label(other)} is writing, with no order between them"
+            problem = (
+                f"{name} {verb} shared memory that {self.label(other)} is writing, with no order between them"
+            )
             raise CheckError(span, name, problem, "wait for it (a full barrier, or a sync)")
         if asynchronous:
             fenced = self.fenced[actor][np.maximum(writers, 0)]
             bare = foreign & self.direct[cells] & (steps > fenced)
             if bare.any():
                 other = int(writers[np.argmax(bare)])
-                problem = f"{name} {verb} asynchronously what {self.label(other)} stored, and no fence is between"
-                raise CheckError(span, name, problem, "fence_async in each storing thread before the hand-over")
+                problem = (
+                    f"{name} {verb} asynchronously what {self.label(other)} stored, and no fence is between"
+                )
+                raise CheckError(
+                    span, name, problem, "fence_async in each storing thread before the hand-over"
+                )
 
     def label(self, actor: int) -> str:
         kind, number = divmod(actor, self.warps)

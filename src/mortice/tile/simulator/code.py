@@ -33,11 +33,11 @@ class Code:
         self.spans: list[Span] = []
         self.allocs = {x.buffer.name: x for x in walk(launch.body) if isinstance(x, s.Alloc)}
         self.products = {
-            x.operands[i].buffer.name
+            operand.buffer.name
             for x in walk(launch.body)
             if isinstance(x, s.Op) and x.name in ("wgmma", "wgmma_registers")
-            for i in (0, 1)
-            if isinstance(x.operands[i], e.Region) and x.operands[i].buffer.scope == "local"  # type: ignore[union-attr]
+            for operand in x.operands[:2]
+            if isinstance(operand, e.Region) and operand.buffer.scope == "local"
         }
         self.count = 0
         self.now = NOWHERE
@@ -125,7 +125,9 @@ class Code:
                 self.block(x.body)
                 self.line("W.base = 0")
             case s.Alloc() if x.buffer.scope == "local":
-                kind = "np.bool_" if x.buffer.dtype == boolean else f"NATIVE[{widened(x.buffer.dtype).name!r}]"
+                kind = (
+                    "np.bool_" if x.buffer.dtype == boolean else f"NATIVE[{widened(x.buffer.dtype).name!r}]"
+                )
                 self.line(f"{ident(x.buffer.name)} = np.zeros(({math.prod(x.buffer.extents)}, 32), {kind})")
             case s.Alloc() | s.Check():
                 pass
@@ -169,7 +171,9 @@ class Code:
             case s.Op():
                 self._op(x)
             case _:
-                raise UnsupportedError(x.span, type(x).__name__.lower(), "the simulator has no form of it", "lower it")
+                raise UnsupportedError(
+                    x.span, type(x).__name__.lower(), "the simulator has no form of it", "lower it"
+                )
 
     def _for(self, x: s.For) -> None:
         var = ident(x.var.name)
@@ -182,7 +186,7 @@ class Code:
         stop, step = f"stop{self.count}", f"step{self.count}"
         self.line(f"{var}, {stop}, {step} = {self(x.start)}, {self(x.stop)}, {self(x.step)}")
         again = f"again{self.count}"
-        self.line(f"while True:")
+        self.line("while True:")
         with self.indent():
             self.line(f"{again} = False")
             with self.under(f"R.goes_on({var}, {stop}, {step})"):
@@ -201,14 +205,23 @@ class Code:
                 assert isinstance(region, e.Region)
                 count = self.allocs[region.buffer.name].count
                 self.line(f"B.barriers[scalar({o[0]}, {m}, {span}, 'barrier')] = Barrier({count}, {count})")
-            case "barrier_init_fence" | "tma_prefetch" | "sync_warp" | "launch_dependents" | "wait_dependencies":
+            case (
+                "barrier_init_fence"
+                | "tma_prefetch"
+                | "sync_warp"
+                | "launch_dependents"
+                | "wait_dependencies"
+            ):
                 pass
             case "barrier_expect":
                 self.line(f"arrive(B, W, {o[0]}, {m}, {span}, scalar({o[1]}, {m}, {span}, 'bytes'))")
             case "barrier_arrive":
                 self.line(f"arrive(B, W, {o[0]}, {m}, {span})")
             case "barrier_wait":
-                at_, parity = f"scalar({o[0]}, {m}, {span}, 'barrier')", f"scalar({o[1]}, {m}, {span}, 'parity')"
+                at_, parity = (
+                    f"scalar({o[0]}, {m}, {span}, 'barrier')",
+                    f"scalar({o[1]}, {m}, {span}, 'parity')",
+                )
                 self.line(f"yield from B.wait(W, {at_}, {parity}, {span})")
             case "tma_load":
                 corner = ", ".join(f"scalar({c}, {m}, {span}, 'coordinate')" for c in o[3:])
@@ -250,15 +263,21 @@ class Code:
             case "stmatrix":
                 r = x.operands[1]
                 assert isinstance(r, e.Region)
-                self.line(f"stmatrix(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {span})")
+                self.line(
+                    f"stmatrix(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {span})"
+                )
             case "load_shared":
                 r = x.operands[0]
                 assert isinstance(r, e.Region)
-                self.line(f"load_shared(B, W, {ident(r.buffer.name)}, {self(r.offsets[0])}, {o[1]}, {at}, {m}, {span})")
+                self.line(
+                    f"load_shared(B, W, {ident(r.buffer.name)}, {self(r.offsets[0])}, {o[1]}, {at}, {m}, {span})"
+                )
             case "store_shared":
                 r = x.operands[1]
                 assert isinstance(r, e.Region)
-                self.line(f"store_shared(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {m}, {span})")
+                self.line(
+                    f"store_shared(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {m}, {span})"
+                )
             case "load_global" | "store_global":
                 tensor, r = x.operands[:: -1 if x.name == "load_global" else 1]
                 assert isinstance(tensor, e.Load) and isinstance(r, e.Region)
@@ -272,7 +291,9 @@ class Code:
                 number, threads = (f"scalar({v}, {m}, {span}, 'sync')" for v in o)
                 self.line(f"yield from B.sync(W, {number}, {threads}, {span}, {x.name == 'sync'})")
             case _:
-                raise UnsupportedError(x.span, x.name, "the simulator does not know this instruction", "run it on a GPU")
+                raise UnsupportedError(
+                    x.span, x.name, "the simulator does not know this instruction", "run it on a GPU"
+                )
 
     def operand(self, x: e.Expr | e.Region) -> str:
         if not isinstance(x, e.Region):

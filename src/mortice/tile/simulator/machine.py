@@ -63,7 +63,9 @@ class Warp:
     registers: int = 0
     open: dict[str, Group] = field(default_factory=dict)
     groups: dict[str, list[Group]] = field(default_factory=dict)
-    busy: dict[int, int] = field(default_factory=dict)  # id of a register array -> groups in flight that use it
+    busy: dict[int, int] = field(
+        default_factory=dict
+    )  # id of a register array -> groups in flight that use it
     dirty: set[int] = field(default_factory=set)  # register arrays written since the last wgmma_fence
     waiting: str = ""
 
@@ -77,7 +79,9 @@ class Block:
 
     def __init__(self, warps: int, barriers: int, shared: int, seed: int) -> None:
         if shared > SHARED_BYTES:
-            raise CheckError(Span("", 0), "shared", f"{shared} bytes are placed, a block has {SHARED_BYTES}", "place less")
+            raise CheckError(
+                Span("", 0), "shared", f"{shared} bytes are placed, a block has {SHARED_BYTES}", "place less"
+            )
         self.memory = np.full(max(-(-shared // 16) * 16, 16), POISON, np.uint8)
         self.clocks = Clocks(warps, barriers, self.memory.size)
         self.barriers: dict[int, Barrier] = {}
@@ -92,13 +96,20 @@ class Block:
 
     def run(self, coroutines: list[Generator[Callable[[], bool] | None, None, None]]) -> None:
         """Raises CheckError where nothing can go on and something is not done."""
-        alive: dict[int, tuple[Any, Callable[[], bool] | None]] = {i: (c, None) for i, c in enumerate(coroutines)}
+        alive: dict[int, tuple[Any, Callable[[], bool] | None]] = {
+            i: (c, None) for i, c in enumerate(coroutines)
+        }
         while alive:
             ready = [i for i, (_, condition) in alive.items() if condition is None or condition()]
             choices = len(ready) + len(self.flights)
             if not choices:
                 held = "; ".join(f"warp {i} {self.warps[i].waiting}" for i in alive)
-                raise CheckError(Span("", 0), "block", f"deadlock: {held}", "look for an arrive, expect or copy that is missing")
+                raise CheckError(
+                    Span("", 0),
+                    "block",
+                    f"deadlock: {held}",
+                    "look for an arrive, expect or copy that is missing",
+                )
             pick = self.random.randrange(choices)
             if pick >= len(ready):
                 self.flights.pop(pick - len(ready)).land()
@@ -117,20 +128,32 @@ class Block:
 
     def _done(self, warp: Warp) -> None:
         if any(group.work for group in (*warp.groups.get("wgmma", []), warp.open.get("wgmma", Group()))):
-            raise CheckError(Span("", 0), "wgmma", f"warp {warp.number} ends with products in flight", "wgmma_wait at the end")
+            raise CheckError(
+                Span("", 0),
+                "wgmma",
+                f"warp {warp.number} ends with products in flight",
+                "wgmma_wait at the end",
+            )
         bulk = warp.groups.get("bulk", [])
         if any(group.work for group in bulk):
             raise CheckError(
-                Span("", 0), "tma_store", f"warp {warp.number} ends while stores read its shared memory", "bulk_wait at the end"
+                Span("", 0),
+                "tma_store",
+                f"warp {warp.number} ends while stores read its shared memory",
+                "bulk_wait at the end",
             )
         if warp.open.get("bulk", Group()).work:
-            raise CheckError(Span("", 0), "tma_store", f"warp {warp.number} never commits a store", "bulk_commit after it")
+            raise CheckError(
+                Span("", 0), "tma_store", f"warp {warp.number} never commits a store", "bulk_commit after it"
+            )
 
     # Barriers
 
     def barrier(self, address: int, span: Span) -> Barrier:
         if address not in self.barriers:
-            raise CheckError(span, "barrier", f"no barrier at byte {address} was initialised", "barrier_init by one thread")
+            raise CheckError(
+                span, "barrier", f"no barrier at byte {address} was initialised", "barrier_init by one thread"
+            )
         return self.barriers[address]
 
     def arrive(self, address: int, arrivals: int, known: Known, span: Span) -> None:
@@ -148,7 +171,9 @@ class Block:
             barrier.pending = barrier.count
             barrier.last, barrier.arriving = barrier.arriving, []
 
-    def wait(self, warp: Warp, address: int, parity: int, span: Span) -> Generator[Callable[[], bool], None, None]:
+    def wait(
+        self, warp: Warp, address: int, parity: int, span: Span
+    ) -> Generator[Callable[[], bool], None, None]:
         barrier = self.barrier(address, span)
         warp.waiting = f"waits at {span} for parity {parity} of the barrier at byte {address}, {barrier.pending} arrivals due"
         if barrier.phase % 2 == parity:
@@ -156,18 +181,27 @@ class Block:
         for known in barrier.last:
             self.clocks.learn(warp.number, known)
 
-    def sync(self, warp: Warp, number: int, threads: int, span: Span, wait: bool) -> Generator[Callable[[], bool], None, None]:
+    def sync(
+        self, warp: Warp, number: int, threads: int, span: Span, wait: bool
+    ) -> Generator[Callable[[], bool], None, None]:
         named = self.named.setdefault(number, Named())
         named.arriving.append(self.clocks.publish(warp.number))
         named.threads += LANES
         here = named.round
         if named.threads > threads:
-            raise CheckError(span, "sync", f"{named.threads} threads come to barrier {number} of {threads}", "let all say one count")
+            raise CheckError(
+                span,
+                "sync",
+                f"{named.threads} threads come to barrier {number} of {threads}",
+                "let all say one count",
+            )
         if named.threads == threads:
             named.threads, named.round = 0, named.round + 1
             named.last, named.arriving = named.arriving, []
         if wait:
-            warp.waiting = f"waits at {span} at named barrier {number}, {named.threads} of {threads} threads there"
+            warp.waiting = (
+                f"waits at {span} at named barrier {number}, {named.threads} of {threads} threads there"
+            )
             if named.round == here:
                 yield lambda: named.round != here
             for known in named.last:
@@ -209,7 +243,9 @@ class Block:
     def touch(self, warp: Warp, array: np.ndarray, span: Span, name: str, writes: bool) -> None:
         """Ordinary use of registers that products use."""
         if warp.busy.get(id(array)):
-            raise CheckError(span, name, f"{name} is touched while a product that uses it is in flight", "wgmma_wait first")
+            raise CheckError(
+                span, name, f"{name} is touched while a product that uses it is in flight", "wgmma_wait first"
+            )
         if writes:
             warp.dirty.add(id(array))
 
@@ -217,7 +253,12 @@ class Block:
 
     def inside(self, addresses: np.ndarray, bytes: int, span: Span, name: str) -> None:
         if addresses.size and (addresses.min() < 0 or addresses.max() + bytes > self.memory.size):
-            raise CheckError(span, name, f"byte {int(addresses.max())} is outside the block's shared memory", "mend the address")
+            raise CheckError(
+                span,
+                name,
+                f"byte {int(addresses.max())} is outside the block's shared memory",
+                "mend the address",
+            )
         if (addresses % min(bytes, 16)).any():
             raise CheckError(span, name, f"an address is no multiple of {bytes}", "align it")
 

@@ -30,7 +30,9 @@ class Report:
     conflicts: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
-def simulate(function: s.Function, bound: Bound, seed: int = 0, multiprocessors: int = MULTIPROCESSORS) -> Report:
+def simulate(
+    function: s.Function, bound: Bound, seed: int = 0, multiprocessors: int = MULTIPROCESSORS
+) -> Report:
     """function: of the thread level. Raises CheckError for a deadlock, a race, a missing fence, a wrong count, an access
     out of bounds; the message says where."""
     report = Report()
@@ -70,7 +72,9 @@ def _launch(
         default=0,
     )
     barriers = sum(
-        x.buffer.extents[0] for x in walk(launch.body) if isinstance(x, s.Alloc) and x.buffer.scope == "barrier"
+        x.buffer.extents[0]
+        for x in walk(launch.body)
+        if isinstance(x, s.Alloc) and x.buffer.scope == "barrier"
     )
     for number in range(total):
         block = Block((launch.threads or 32) // 32, barriers, shared, seed * 7919 + number)
@@ -165,7 +169,9 @@ class Runtime:
     @staticmethod
     def divide(left: Any, right: Any) -> Any:
         with np.errstate(all="ignore"):
-            return np.float32(left) / np.float32(right) if np.ndim(left) == np.ndim(right) == 0 else left / right
+            return (
+                np.float32(left) / np.float32(right) if np.ndim(left) == np.ndim(right) == 0 else left / right
+            )
 
     @staticmethod
     def math(name: str, value: Any) -> Any:
@@ -217,7 +223,9 @@ class Runtime:
     @staticmethod
     def _pack(low: Any, high: Any, name: str) -> np.ndarray:
         dtype = BY_NAME[name]
-        words = [encode(np.broadcast_to(np.float32(x), (LANES,)), dtype).astype(np.uint32) for x in (low, high)]
+        words = [
+            encode(np.broadcast_to(np.float32(x), (LANES,)), dtype).astype(np.uint32) for x in (low, high)
+        ]
         packed: np.ndarray = words[0] | words[1] << 16
         return packed
 
@@ -273,23 +281,36 @@ class Runtime:
             return int(value) if not dtype.is_float else value
         return out
 
-    def store(self, name: str, indices: tuple[Any, ...], value: Any, guards: Any, mask: Mask, span: Span) -> None:
+    def store(
+        self, name: str, indices: tuple[Any, ...], value: Any, guards: Any, mask: Mask, span: Span
+    ) -> None:
         where, taken = self._places(name, indices, guards, mask, span)
         words = encode(np.broadcast_to(np.asarray(value), (LANES,)).copy(), self.buffers[name].dtype)
         self.raw[name][tuple(i[taken] for i in where)] = words[taken]
 
-    def atomic(self, op: str, name: str, indices: tuple[Any, ...], value: Any, mask: Mask, span: Span) -> None:
+    def atomic(
+        self, op: str, name: str, indices: tuple[Any, ...], value: Any, mask: Mask, span: Span
+    ) -> None:
         where, taken = self._places(name, indices, None, mask, span)
         dtype = self.buffers[name].dtype
         values = np.broadcast_to(np.asarray(value), (LANES,))
         for lane in np.flatnonzero(taken):
             place = tuple(i[lane] for i in where)
             old = decode(self.raw[name][place][None], dtype)[0]
-            new = {"add": old + values[lane], "max": max(old, values[lane]), "min": min(old, values[lane])}[op]
+            new = {"add": old + values[lane], "max": max(old, values[lane]), "min": min(old, values[lane])}[
+                op
+            ]
             self.raw[name][place] = encode(np.asarray([new]), dtype)[0]
 
     def load_global(
-        self, name: str, indices: tuple[Any, ...], words: np.ndarray, first: int, bytes: int, mask: Mask, span: Span
+        self,
+        name: str,
+        indices: tuple[Any, ...],
+        words: np.ndarray,
+        first: int,
+        bytes: int,
+        mask: Mask,
+        span: Span,
     ) -> None:
         size = self.buffers[name].dtype.bytes
         for w in range(bytes // 4):
@@ -299,11 +320,20 @@ class Runtime:
                 where, taken = self._places(
                     name, (*indices[:-1], np.asarray(indices[-1]) + step), (False,) * len(indices), mask, span
                 )
-                total[taken] |= self.raw[name][tuple(i[taken] for i in where)].astype(np.uint32) << (8 * size * part)
+                total[taken] |= self.raw[name][tuple(i[taken] for i in where)].astype(np.uint32) << (
+                    8 * size * part
+                )
             words[first + w] = np.where(taken, total, words[first + w])
 
     def store_global(
-        self, name: str, indices: tuple[Any, ...], words: np.ndarray, first: int, bytes: int, mask: Mask, span: Span
+        self,
+        name: str,
+        indices: tuple[Any, ...],
+        words: np.ndarray,
+        first: int,
+        bytes: int,
+        mask: Mask,
+        span: Span,
     ) -> None:
         size = self.buffers[name].dtype.bytes
         for step in range(bytes // size):

@@ -26,11 +26,15 @@ def swizzled(address: np.ndarray, width: int) -> np.ndarray:
 class TensorMap:
     """raw: words of the tensor in its own dimension order."""
 
-    def __init__(self, raw: np.ndarray, dims: tuple[int, ...], box: tuple[int, ...], swizzle: int, name: str) -> None:
+    def __init__(
+        self, raw: np.ndarray, dims: tuple[int, ...], box: tuple[int, ...], swizzle: int, name: str
+    ) -> None:
         self.raw = raw.transpose(dims)  # fastest dimension first
         self.box, self.swizzle, self.name = box, swizzle, name
         self.size = raw.dtype.itemsize
-        grid = np.indices(box[::-1]).reshape(len(box), -1)[::-1]  # coordinates, fastest first, in order of memory
+        grid = np.indices(box[::-1]).reshape(len(box), -1)[
+            ::-1
+        ]  # coordinates, fastest first, in order of memory
         self.cells = grid
         self.bytes = int(np.prod(box)) * self.size
 
@@ -48,10 +52,14 @@ class TensorMap:
     def check(self, base: int, span: Span) -> None:
         need = 8 * self.swizzle if self.swizzle else 128
         if base % need:
-            raise CheckError(span, self.name, f"a box begins at byte {base}, no multiple of {need}", "align the tile")
+            raise CheckError(
+                span, self.name, f"a box begins at byte {base}, no multiple of {need}", "align the tile"
+            )
 
 
-def tma_load(block: Block, warp: Warp, at: int, tensor: TensorMap, barrier_at: int, corner: list[int], span: Span) -> None:
+def tma_load(
+    block: Block, warp: Warp, at: int, tensor: TensorMap, barrier_at: int, corner: list[int], span: Span
+) -> None:
     tensor.check(at, span)
     barrier: Barrier = block.barrier(barrier_at, span)
     helper = block.loader(barrier_at)
@@ -75,7 +83,9 @@ def tma_load(block: Block, warp: Warp, at: int, tensor: TensorMap, barrier_at: i
     block.flights.append(Flight(land))
 
 
-def tma_store(block: Block, warp: Warp, tensor: TensorMap, at: int, corner: list[int], span: Span, add: bool) -> None:
+def tma_store(
+    block: Block, warp: Warp, tensor: TensorMap, at: int, corner: list[int], span: Span, add: bool
+) -> None:
     tensor.check(at, span)
     helper = block.helper(warp, "bulk")
     block.clocks.begin(warp.number, helper)
@@ -112,12 +122,27 @@ def _offsets(
 
 
 def _matrix(
-    block: Block, helper: int, start: int, first: int, rows: int, k: int, side: str, at: Attributes, span: Span
+    block: Block,
+    helper: int,
+    start: int,
+    first: int,
+    rows: int,
+    k: int,
+    side: str,
+    at: Attributes,
+    span: Span,
 ) -> np.ndarray:
     dtype = BY_NAME[str(at[f"{side}_type"])]
     width = int(at[f"{side}_swizzle"])
     offsets = _offsets(
-        first, rows, k, str(at[f"{side}_major"]), width, int(at[f"{side}_leading"]), int(at[f"{side}_stride"]), dtype.bytes
+        first,
+        rows,
+        k,
+        str(at[f"{side}_major"]),
+        width,
+        int(at[f"{side}_leading"]),
+        int(at[f"{side}_stride"]),
+        dtype.bytes,
     )
     places = swizzled(start + offsets, width)
     block.inside(places, dtype.bytes, span, "wgmma")
@@ -138,9 +163,13 @@ def wgmma(
     k = 32 if narrow else 16
     own = id(d)
     if own in warp.dirty:
-        raise CheckError(span, "wgmma", "its accumulator was written and not fenced", "wgmma_fence before the product")
+        raise CheckError(
+            span, "wgmma", "its accumulator was written and not fenced", "wgmma_fence before the product"
+        )
     if isinstance(a, tuple) and id(a[0]) in warp.dirty:
-        raise CheckError(span, "wgmma", "its registers a were written and not fenced", "wgmma_fence before the product")
+        raise CheckError(
+            span, "wgmma", "its registers a were written and not fenced", "wgmma_fence before the product"
+        )
     helper = block.helper(warp, "wgmma")
     block.clocks.begin(warp.number, helper)
     rows = 16 * (warp.number % 4)
@@ -173,7 +202,9 @@ def wgmma(
 # Matrices and vectors
 
 
-def stmatrix(block: Block, warp: Warp, addresses: Any, words: np.ndarray, first: int, at: Attributes, span: Span) -> None:
+def stmatrix(
+    block: Block, warp: Warp, addresses: Any, words: np.ndarray, first: int, at: Attributes, span: Span
+) -> None:
     count, places = int(at["count"]), lanes(addresses)
     used = places[: 8 * count]
     block.inside(used, 16, span, "stmatrix")
@@ -191,7 +222,14 @@ def stmatrix(block: Block, warp: Warp, addresses: Any, words: np.ndarray, first:
 
 
 def load_shared(
-    block: Block, warp: Warp, words: np.ndarray, first: int, addresses: Any, at: Attributes, mask: Any, span: Span
+    block: Block,
+    warp: Warp,
+    words: np.ndarray,
+    first: int,
+    addresses: Any,
+    at: Attributes,
+    mask: Any,
+    span: Span,
 ) -> None:
     bytes_, places = int(at["bytes"]), lanes(addresses)
     chosen = np.ones(LANES, bool) if mask is None else mask
@@ -206,7 +244,14 @@ def load_shared(
 
 
 def store_shared(
-    block: Block, warp: Warp, addresses: Any, words: np.ndarray, first: int, at: Attributes, mask: Any, span: Span
+    block: Block,
+    warp: Warp,
+    addresses: Any,
+    words: np.ndarray,
+    first: int,
+    at: Attributes,
+    mask: Any,
+    span: Span,
 ) -> None:
     bytes_, places = int(at["bytes"]), lanes(addresses)
     chosen = np.ones(LANES, bool) if mask is None else mask
@@ -216,14 +261,18 @@ def store_shared(
     block.clocks.write(warp.number, spots, span, "store_shared")
     for w in range(max(1, bytes_ // 4)):
         size = min(bytes_, 4)
-        block.memory.view(f"u{size}")[(places[chosen] + 4 * w) // size] = words[first + w][chosen].astype(f"u{size}")
+        block.memory.view(f"u{size}")[(places[chosen] + 4 * w) // size] = words[first + w][chosen].astype(
+            f"u{size}"
+        )
 
 
 def set_registers(block: Block, warp: Warp, count: int) -> None:
     """All warps of a block share the card's registers; the sum over those that said a number must fit."""
     block.released[warp.number] = count
     if len(block.released) == block.count and sum(32 * n for n in block.released.values()) > 65536:
-        raise CheckError(Span("", 0), "roles", "the roles' registers are more than a card has", "ask for fewer")
+        raise CheckError(
+            Span("", 0), "roles", "the roles' registers are more than a card has", "ask for fewer"
+        )
 
 
 def arrive(block: Block, warp: Warp, address: Any, mask: Any, span: Span, bytes: int = 0) -> None:

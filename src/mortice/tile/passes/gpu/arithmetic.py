@@ -5,15 +5,19 @@ from mortice.tile.dtypes import boolean
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
-from mortice.tile.ir.expr import const
 
 Number = e.Expr | int
+
+
+def const(value: int) -> e.Expr:
+    return e.const(value)
+
 
 __all__ = ["add", "box", "call", "const", "digit", "equal", "every", "less", "mod", "mul", "op", "sub"]
 
 
 def _x(value: Number) -> e.Expr:
-    return const(value) if isinstance(value, int) else value
+    return e.const(value) if isinstance(value, int) else value
 
 
 def add(*terms: Number) -> e.Expr:

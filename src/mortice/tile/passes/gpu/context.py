@@ -62,7 +62,9 @@ class Context:
     def emit(self, *statements: s.Stmt) -> None:
         self.blocks[-1].extend(statements)
 
-    def op(self, name: str, *operands: e.Expr | e.Region, span: Span = NOWHERE, **attributes: int | str | bool) -> None:
+    def op(
+        self, name: str, *operands: e.Expr | e.Region, span: Span = NOWHERE, **attributes: int | str | bool
+    ) -> None:
         self.emit(a.op(name, *operands, span=span, **attributes))
 
     @contextmanager
@@ -154,4 +156,6 @@ def advance(cx: Context, at: Counter, stages: int) -> None:
         return
     cx.emit(s.Assign(at.slot, a.add(at.slot, 1)))
     with cx.when(a.equal(at.slot, stages)):
-        cx.emit(s.Assign(at.slot, a.const(0)), s.Assign(at.parity, build.binary("xor", at.parity, a.const(1))))
+        cx.emit(
+            s.Assign(at.slot, a.const(0)), s.Assign(at.parity, build.binary("xor", at.parity, a.const(1)))
+        )

@@ -57,7 +57,7 @@ def _iterate(cx: Context, loop: s.Parallel, layout: Layout) -> None:
                 _element(cx, statement, loop, layout, i, renamed)
 
 
-def _element(
+def _element(  # noqa: C901 - a table of all statements
     cx: Context, x: s.Stmt, loop: s.Parallel, layout: Layout, i: e.Expr, renamed: dict[str, e.Var]
 ) -> None:
     def value(node: Any) -> Any:
@@ -80,10 +80,17 @@ def _element(
             cx.emit(s.Assign(renamed.get(x.var.name, x.var), value(x.value)))
         case s.Store() if x.buffer.scope == "fragment":
             if x.buffer.name in cx.packed:
-                cx.refuse(x, "store", f"{x.buffer.name} is packed for the matrix unit", "copy a f32 fragment to it")
+                cx.refuse(
+                    x, "store", f"{x.buffer.name} is packed for the matrix unit", "copy a f32 fragment to it"
+                )
             register = register_of(cx, x.buffer, x.indices, x, loop, layout, i, renamed, write=True)
             cx.emit(
-                s.Store(cx.registers[x.buffer.name], (register,), cx.rounded(value(x.value), x.buffer.dtype), span=x.span)
+                s.Store(
+                    cx.registers[x.buffer.name],
+                    (register,),
+                    cx.rounded(value(x.value), x.buffer.dtype),
+                    span=x.span,
+                )
             )
         case s.Store() if x.buffer.scope == "shared":
             store_shared(cx, x.buffer, tuple(value(j) for j in x.indices), value(x.value))
@@ -105,7 +112,15 @@ def _element(
                     _element(cx, inner, loop, layout, i, renamed)
             kind = "serial" if x.kind == "pipelined" else x.kind
             cx.emit(
-                s.For(renamed[x.var.name], value(x.start), value(x.stop), value(x.step), tuple(body), kind, span=x.span)
+                s.For(
+                    renamed[x.var.name],
+                    value(x.start),
+                    value(x.stop),
+                    value(x.step),
+                    tuple(body),
+                    kind,
+                    span=x.span,
+                )
             )
         case _:
             cx.refuse(x, type(x).__name__.lower(), "it stands in a parallel loop", "move it out of the loop")
@@ -156,13 +171,19 @@ def register_of(
                 f"element {buffer.name}[...] of this iteration lies in another thread",
                 "index fragments by the loop's variables, or go through a shared tile",
             )
-    if write and len(used) < len(loop.vars) and any(
-        d.place == "thread" and d.size > 1
-        for dim in range(len(loop.vars))
-        if dim not in used
-        for d in layout.dims[dim]
+    if (
+        write
+        and len(used) < len(loop.vars)
+        and any(
+            d.place == "thread" and d.size > 1
+            for dim in range(len(loop.vars))
+            if dim not in used
+            for d in layout.dims[dim]
+        )
     ):
-        cx.refuse(node, buffer.name, "several iterations write one element", "reduce, or drop a loop variable")
+        cx.refuse(
+            node, buffer.name, "several iterations write one element", "reduce, or drop a loop variable"
+        )
     return total
 
 
@@ -249,7 +270,12 @@ def move(cx: Context, x: s.Copy) -> None:
     """Fragment to fragment of the same layout."""
     source, target = x.source.buffer, x.target.buffer
     if cx.layouts[source.name] != cx.layouts[target.name]:
-        cx.refuse(x, "copy", f"{source.name} and {target.name} lie differently in registers", "go through shared memory")
+        cx.refuse(
+            x,
+            "copy",
+            f"{source.name} and {target.name} lie differently in registers",
+            "go through shared memory",
+        )
     there = cx.registers[target.name]
     slots = cx.layouts[target.name].slots
     if target.name in cx.packed and source.name not in cx.packed:
@@ -278,7 +304,9 @@ def reduce(cx: Context, x: s.Reduce) -> None:
     layout, out = cx.layouts[source.name], cx.layouts[target.name]
     kept = [i for i in range(len(layout.shape)) if i != x.axis]
     if layout.project(kept) != out:
-        cx.refuse(x, "reduce", f"{target.name} lies differently in registers", "reduce to a fragment of its own")
+        cx.refuse(
+            x, "reduce", f"{target.name} lies differently in registers", "reduce to a fragment of its own"
+        )
     there = cx.registers[target.name]
     dtype = there.dtype
     whole = not dtype.is_float
@@ -342,7 +370,12 @@ def _across_warps(cx: Context, op: str, total: e.Var, far: list[int]) -> None:
     for distance in far:
         places += [place + distance for place in places]
     for number, place in enumerate(sorted(places)):
-        cx.op("load_shared", a.box(word, 0, 1), cx.address(a.add(a.mul(a.add(first, place), 4), cx.scratch)), bytes=4)
+        cx.op(
+            "load_shared",
+            a.box(word, 0, 1),
+            cx.address(a.add(a.mul(a.add(first, place), 4), cx.scratch)),
+            bytes=4,
+        )
         value = build.bitcast(build.load(word, (a.const(0),)), total.dtype)
         cx.emit(s.Assign(total, value if number == 0 else build.binary(FOLD[op], total, value)))
 
@@ -448,7 +481,12 @@ def _vector(cx: Context, region: e.Region, layout: Layout, tensor: e.Buffer) -> 
         return 1
     aligned = tensor.align == 16 or tensor.name in cx.aligned
     unit = tensor.strides is None or tensor.strides[-1] == a.const(1)
-    if tensor.dtype.bytes not in (2, 4) or not aligned or not unit or tensor.dtype.name not in ("bf16", "f16", "f32"):
+    if (
+        tensor.dtype.bytes not in (2, 4)
+        or not aligned
+        or not unit
+        or tensor.dtype.name not in ("bf16", "f16", "f32")
+    ):
         return 1
     vector = min(first.size, 16 // tensor.dtype.bytes)
     while vector > 1 and not (
@@ -492,7 +530,9 @@ def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e
         return build.bitcast(value, buffer.dtype)
     if buffer.dtype.name in ("bf16", "f16"):
         return a.call(f"low_{buffer.dtype}", value)
-    cx.refuse(buffer.shape[0], buffer.name, f"elements of {buffer.dtype} in shared memory", "copy to a fragment")
+    cx.refuse(
+        buffer.shape[0], buffer.name, f"elements of {buffer.dtype} in shared memory", "copy to a fragment"
+    )
 
 
 def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
@@ -506,7 +546,9 @@ def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], va
     elif tile.dtype.name in ("bf16", "f16"):
         bits = cx.pack(tile.dtype, value, e.Const(f32, 0.0))
     else:
-        cx.refuse(value, tile.name, f"elements of {tile.dtype} stored one by one", "keep TMA's rules, or a fragment")
+        cx.refuse(
+            value, tile.name, f"elements of {tile.dtype} stored one by one", "keep TMA's rules, or a fragment"
+        )
     cx.emit(s.Store(word, (a.const(0),), bits))
     cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=tile.dtype.bytes)
 
@@ -523,4 +565,6 @@ def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
 def _fixed(cx: Context, node: s.Stmt, extent: e.Expr) -> int:
     if isinstance(extent, e.Const):
         return int(extent.value)
-    cx.refuse(node, "parallel", "its extent is known only at run time", "loop over a constant and test inside")
+    cx.refuse(
+        node, "parallel", "its extent is known only at run time", "loop over a constant and test inside"
+    )

@@ -51,7 +51,10 @@ def store_boxes(cx: Context, x: s.Copy) -> None:
     group = a.call("warpgroup")
     in_group = cx.let("in_group", a.digit(cx.thread, 1, 128))
     lane = cx.let("lane_", a.digit(cx.thread, 1, 32))
-    row = cx.let("row_", a.add(a.mul(a.digit(cx.thread, 32, 4), 16), a.digit(lane, 1, 8), a.mul(a.digit(lane, 8, 2), 8)))
+    row = cx.let(
+        "row_",
+        a.add(a.mul(a.digit(cx.thread, 32, 4), 16), a.digit(lane, 1, 8), a.mul(a.digit(lane, 8, 2), 8)),
+    )
     half, phase = cx.let("half_", a.digit(lane, 16, 2)), cx.let("phase_", a.digit(lane, 1, 8))
     first = cx.let("staging_", a.add(a.mul(group, BOXES * BOX_BYTES), a.mul(row, 128), cx.staging))
     barrier = a.add(group, FIRST_BARRIER)
@@ -83,7 +86,14 @@ def store_boxes(cx: Context, x: s.Copy) -> None:
             where[left] = a.add(where[left], a.mul(g, 64), a.mul(group, columns) if side else a.const(0))
             with cx.when(issuer):
                 at = a.add(a.mul(group, BOXES * BOX_BYTES), turn, cx.staging)
-                cx.op("tma_store", a.box(tensor_map.buffer, 0), cx.address(at), *reversed(where), span=x.span, hint="")
+                cx.op(
+                    "tma_store",
+                    a.box(tensor_map.buffer, 0),
+                    cx.address(at),
+                    *reversed(where),
+                    span=x.span,
+                    hint="",
+                )
                 cx.op("bulk_commit")
 
 
@@ -122,4 +132,3 @@ def fragment_to_shared(cx: Context, x: s.Copy, fragment: e.Buffer) -> None:
             cx.op("stmatrix", cx.address(place), a.box(words, 0, 4), span=x.span, count=4, transpose=False)
     cx.op("fence_async")
     cx.sync()
-

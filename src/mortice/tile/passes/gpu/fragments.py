@@ -85,7 +85,9 @@ class Layout:
 
     def covers(self, dim: int, other: "Layout", other_dim: int) -> bool:
         """Do both spread this dimension over threads and registers in the same steps?"""
-        mine = [(d.size, d.place, d.stride if d.place == "thread" else 0) for d in self.dims[dim] if d.size > 1]
+        mine = [
+            (d.size, d.place, d.stride if d.place == "thread" else 0) for d in self.dims[dim] if d.size > 1
+        ]
         theirs = [
             (d.size, d.place, d.stride if d.place == "thread" else 0)
             for d in other.dims[other_dim]

@@ -12,7 +12,9 @@ VECTOR_BYTES = 16
 def infer(launch: s.Launch, threads: int, groups: int, side_by_side: bool) -> dict[str, Layout]:
     """groups: warpgroups that compute, 0 where no statement needs the matrix unit."""
     fragments = {
-        x.buffer.name: x.buffer for x in walk(launch) if isinstance(x, s.Alloc) and x.buffer.scope == "fragment"
+        x.buffer.name: x.buffer
+        for x in walk(launch)
+        if isinstance(x, s.Alloc) and x.buffer.scope == "fragment"
     }
     layouts: dict[str, Layout] = {}
     for node in walk(launch):
@@ -82,7 +84,11 @@ def _parallel(loop: s.Parallel, layouts: dict[str, Layout]) -> None:
 def loop_layout(loop: s.Parallel, layouts: dict[str, Layout]) -> Layout | None:
     """That of a fragment which all the loop's variables index."""
     for buffer, axes in accesses(loop):
-        if buffer.name in layouts and None not in axes and sorted(map(_number, axes)) == list(range(len(loop.vars))):
+        if (
+            buffer.name in layouts
+            and None not in axes
+            and sorted(map(_number, axes)) == list(range(len(loop.vars)))
+        ):
             order = [axes.index(i) for i in range(len(loop.vars))]
             found = layouts[buffer.name].project(order)
             if order == sorted(order):

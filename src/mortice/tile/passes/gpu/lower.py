@@ -6,20 +6,19 @@ or three computing warpgroups around rings of shared tiles; one without becomes 
 
 from dataclasses import dataclass, replace
 
-from mortice.tile.dtypes import index, u8
+from mortice.tile.dtypes import u8
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
-from mortice.tile.passes import run
-from mortice.tile.passes import thread_level
+from mortice.tile.passes import run, thread_level
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu import epilogue
 from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
 from mortice.tile.passes.gpu.matrix import why_no_wgmma
 from mortice.tile.passes.gpu.rings import Producer, Ring, find_rings, why_no_tma, with_stages
-from mortice.tile.passes.gpu.tiles import ALIGNMENT, SharedTile, swizzle_for
+from mortice.tile.passes.gpu.tiles import SharedTile, swizzle_for
 from mortice.tile.passes.gpu.workers import Workers
 from mortice.tile.passes.guards import GUARDS
 from mortice.tile.passes.pipeline import Pass
@@ -38,7 +37,10 @@ class Choices:
     aligned: frozenset[str] = frozenset()
 
 
-def lower(function: s.Function, choices: Choices = Choices()) -> tuple[s.Function, tuple[Note, ...]]:
+DEFAULT = Choices()
+
+
+def lower(function: s.Function, choices: Choices = DEFAULT) -> tuple[s.Function, tuple[Note, ...]]:
     """Raises UnsupportedError with the line that has no form on this card. choices.aligned: results whose base and
     strides are multiples of 16 bytes."""
     notes: list[Note] = []
@@ -74,9 +76,7 @@ class _Lowering:
         self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
-        self.cx.packed = frozenset(
-            x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment"
-        )
+        self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         for gemm in gemms:
             reason = why_no_wgmma(gemm)
             if reason is not None:
@@ -113,9 +113,15 @@ class _Lowering:
         for node in walk(cx.launch):
             if isinstance(node, s.Alloc) and node.buffer.scope == "shared":
                 extents = node.buffer.extents
-                rows, columns = (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
-                width = swizzle_for(columns, rows, node.buffer.dtype) if self.groups and len(extents) == 2 else 0
-                cx.tiles[node.buffer.name] = SharedTile(node.buffer.name, rows, columns, node.buffer.dtype, width)
+                rows, columns = (
+                    (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
+                )
+                width = (
+                    swizzle_for(columns, rows, node.buffer.dtype) if self.groups and len(extents) == 2 else 0
+                )
+                cx.tiles[node.buffer.name] = SharedTile(
+                    node.buffer.name, rows, columns, node.buffer.dtype, width
+                )
         wanted = [ring.stages for ring in self.rings]
         while (used := self._plan()) > SHARED_BYTES:
             big = max((r for r in self.rings if r.stages > 1), key=self._ring_bytes, default=None)
@@ -150,8 +156,7 @@ class _Lowering:
             cx.staging = at
             at += self.groups * epilogue.BOXES * epilogue.BOX_BYTES
         if any(
-            isinstance(x, s.Reduce)
-            and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+            isinstance(x, s.Reduce) and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
             for x in walk(cx.launch)
         ):
             cx.scratch = at
@@ -209,7 +214,10 @@ class _Lowering:
                 workers.body(cx.launch.body)
             if cx.staging:
                 epilogue.finish(cx)
-        roles = (s.Role("load", 4, few, tuple(load)), s.Role("compute", 4 * self.groups, many, tuple(compute)))
+        roles = (
+            s.Role("load", 4, few, tuple(load)),
+            s.Role("compute", 4 * self.groups, many, tuple(compute)),
+        )
         return [s.Roles(roles)]
 
     def _barriers(self, threads: int) -> list[s.Stmt]:
@@ -238,7 +246,7 @@ class _Lowering:
         names = {var.name for var in self.cx.launch.vars}
         hanging = _depending(self.cx.launch.body, names)
         return all(
-            not any(isinstance(v, e.Var) and v.name in hanging or isinstance(v, e.Load) for v in walk(x))
+            not any((isinstance(v, e.Var) and v.name in hanging) or isinstance(v, e.Load) for v in walk(x))
             for ring in self.rings
             if ring.loop is not None
             for x in (ring.loop.start, ring.loop.stop)

@@ -35,7 +35,9 @@ def why_no_wgmma(x: s.Gemm) -> str | None:
     return None
 
 
-def issue(cx: Context, x: s.Gemm, tiles: dict[str, SharedTile], side_by_side: bool, clear: e.Expr | None = None) -> None:
+def issue(
+    cx: Context, x: s.Gemm, tiles: dict[str, SharedTile], side_by_side: bool, clear: e.Expr | None = None
+) -> None:
     """The chain for the running warpgroup; the caller fences, commits and waits. clear: true where the first step
     replaces the accumulator (default: what the statement says)."""
     layout = cx.layouts[x.c.buffer.name]
@@ -65,7 +67,11 @@ def issue(cx: Context, x: s.Gemm, tiles: dict[str, SharedTile], side_by_side: bo
                 b, b_fields = _operand(
                     cx, x.b, tiles, a.add(first_column, part * width), k, step, k_last=x.transpose_b, side="b"
                 )
-                common = {"n": width, "a_type": x.a.buffer.dtype.name, "b_type": x.b.buffer.dtype.name}
+                common: dict[str, int | str | bool] = {
+                    "n": width,
+                    "a_type": x.a.buffer.dtype.name,
+                    "b_type": x.b.buffer.dtype.name,
+                }
                 out = a.box(d, register, width // 2)
                 if x.a.buffer.scope == "fragment":
                     held = cx.registers[x.a.buffer.name]
@@ -76,7 +82,9 @@ def issue(cx: Context, x: s.Gemm, tiles: dict[str, SharedTile], side_by_side: bo
                     )  # fmt: skip
                     continue
                 row = a.add(first_row, block * 64)
-                a_operand, a_fields = _operand(cx, x.a, tiles, row, k, step, k_last=not x.transpose_a, side="a")
+                a_operand, a_fields = _operand(
+                    cx, x.a, tiles, row, k, step, k_last=not x.transpose_a, side="a"
+                )
                 cx.op(
                     "wgmma", out, a_operand, b, keep, span=x.span,
                     **_ordered(common | a_fields | b_fields, (
@@ -100,20 +108,28 @@ def _operand(
     if not tile.width:
         cx.refuse(region, "gemm", f"rows of {tile.name} are no multiple of 32 bytes", "make the tile wider")
     top, left = region.offsets[-2], region.offsets[-1]
-    size, per_panel = tile.dtype.bytes, tile.panel_columns
+    per_panel = tile.panel_columns
     if not isinstance(left, e.Const) or int(left.value) % per_panel:
-        cx.refuse(region, "gemm", f"the box of {tile.name} does not begin with a panel", "begin at a constant panel")
+        cx.refuse(
+            region, "gemm", f"the box of {tile.name} does not begin with a panel", "begin at a constant panel"
+        )
     panel0 = int(left.value) // per_panel
     fields: dict[str, int | str | bool]
     if k_last:
         # Rows are the outer index, K runs along them: 32 bytes a step, then the next panel.
         steps = per_panel // step
         within = a.mul(a.digit(k, 1, steps), 32) if tile.panels > 1 or steps > 1 else a.const(0)
-        panel = build.binary("floordiv", k, a.const(steps)) if steps & (steps - 1) else (
-            build.binary("shr", k, a.const(steps.bit_length() - 1)) if steps > 1 else k
+        panel = (
+            build.binary("floordiv", k, a.const(steps))
+            if steps & (steps - 1)
+            else (build.binary("shr", k, a.const(steps.bit_length() - 1)) if steps > 1 else k)
         )
         offset = a.add(
-            tile.origin, a.mul(a.add(top, first), tile.width), within, a.mul(panel, tile.panel_bytes), panel0 * tile.panel_bytes
+            tile.origin,
+            a.mul(a.add(top, first), tile.width),
+            within,
+            a.mul(panel, tile.panel_bytes),
+            panel0 * tile.panel_bytes,
         )
         fields = {"major": "k", "swizzle": tile.width, "leading": 16, "stride": 8 * tile.width}
     else:
@@ -122,7 +138,10 @@ def _operand(
             cx.refuse(region, "gemm", f"{tile.name} of {tile.dtype} has K in its rows", "store it transposed")
         panel = a.digit(first, per_panel, 1 << 20)
         offset = a.add(
-            tile.origin, a.mul(a.add(top, a.mul(k, step)), tile.width), a.mul(panel, tile.panel_bytes), panel0 * tile.panel_bytes
+            tile.origin,
+            a.mul(a.add(top, a.mul(k, step)), tile.width),
+            a.mul(panel, tile.panel_bytes),
+            panel0 * tile.panel_bytes,
         )
         fields = {"major": "mn", "swizzle": tile.width, "leading": tile.panel_bytes, "stride": 8 * tile.width}
     return cx.address(offset), {f"{side}_{key}": value for key, value in fields.items()}

@@ -70,10 +70,10 @@ def find_rings(body: s.Block, loop: s.For | None = None) -> list[Ring]:
         tiles = tuple(dict.fromkeys(copy.target.buffer.name for copy in copies))
         name = f"ring_{tiles[0]}"
         stages = max(1, loop.stages) if loop is not None and loop.kind == "pipelined" else 1
-        barrier = [
+        full, empty = (
             e.Buffer(f"{kind}_{tiles[0]}", index, (a.const(stages),), "barrier") for kind in ("full", "empty")
-        ]
-        own.append(Ring(name, tiles, tuple(copies), stages, loop, *barrier))
+        )
+        own.append(Ring(name, tiles, tuple(copies), stages, loop, full, empty))
     return own + rings
 
 
@@ -111,7 +111,9 @@ def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:
     columns, rows = target.extents[-1], target.extents[0]
     if not all(isinstance(x, e.Const) for x in (columns, rows, target.offsets[-1])):
         return "the box has an extent known only at run time"
-    assert isinstance(columns, e.Const) and isinstance(rows, e.Const) and isinstance(target.offsets[-1], e.Const)
+    assert (
+        isinstance(columns, e.Const) and isinstance(rows, e.Const) and isinstance(target.offsets[-1], e.Const)
+    )
     if int(columns.value) % tile.panel_columns or int(target.offsets[-1].value) % tile.panel_columns:
         return f"the box is no whole panels of {tile.name}"
     if int(rows.value) % 8:
@@ -131,7 +133,14 @@ def engine_loads(cx: Context, copy: s.Copy, tile: SharedTile, full: e.Region) ->
     for panel in range(columns // tile.panel_columns):
         for top in range(0, rows, high):
             where = [
-                a.add(offset, top if axis == region.kept[0] else panel * tile.panel_columns if axis == region.kept[1] else 0)
+                a.add(
+                    offset,
+                    top
+                    if axis == region.kept[0]
+                    else panel * tile.panel_columns
+                    if axis == region.kept[1]
+                    else 0,
+                )
                 for axis, offset in enumerate(region.offsets)
             ]
             row = a.add(target.offsets[0], top)
@@ -202,7 +211,8 @@ class Producer:
         self.cx, self.rings, self.one, self.thread = cx, rings, one, thread
         self.at = {
             ring.name: Counter(
-                cx.let(f"{ring.name}_in", a.const(0), mutable=True), cx.let(f"{ring.name}_turn", a.const(1), mutable=True)
+                cx.let(f"{ring.name}_in", a.const(0), mutable=True),
+                cx.let(f"{ring.name}_turn", a.const(1), mutable=True),
             )
             for ring in rings
         }

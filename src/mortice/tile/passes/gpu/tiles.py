@@ -64,7 +64,11 @@ class SharedTile:
         chunk = build.binary("xor", chunk, phase)
         within = a.digit(inner, 1, chunk_size)
         return a.add(
-            a.mul(panel, self.panel_bytes), a.mul(row, self.width), a.mul(chunk, 16), a.mul(within, size), self.origin
+            a.mul(panel, self.panel_bytes),
+            a.mul(row, self.width),
+            a.mul(chunk, 16),
+            a.mul(within, size),
+            self.origin,
         )
 
 

@@ -134,7 +134,11 @@ class Workers:
                     self.body(x.then)
                 with cx.block() as otherwise:
                     self.body(x.otherwise)
-                cx.emit(replace(x, condition=self._value(x.condition), then=tuple(then), otherwise=tuple(otherwise)))
+                cx.emit(
+                    replace(
+                        x, condition=self._value(x.condition), then=tuple(then), otherwise=tuple(otherwise)
+                    )
+                )
             case s.While():
                 with cx.block() as body:
                     self.body(x.body)
@@ -145,7 +149,12 @@ class Workers:
             case s.Check():
                 pass
             case _:
-                cx.refuse(x, type(x).__name__.lower(), "there is no form of it for the GPU yet", "use another target")
+                cx.refuse(
+                    x,
+                    type(x).__name__.lower(),
+                    "there is no form of it for the GPU yet",
+                    "use another target",
+                )
 
     def _value(self, x: e.Expr) -> e.Expr:
         for node in walk(x):
@@ -241,7 +250,9 @@ class Workers:
 
     def _products_only(self, loop: s.For, mine: list[Ring], work: s.Block) -> None:
         cx = self.cx
-        at_once = any(ring.stages == 1 for ring in mine)  # the next slot is this one: it must be given back first
+        at_once = any(
+            ring.stages == 1 for ring in mine
+        )  # the next slot is this one: it must be given back first
         with cx.block() as body:
             for x in loop.body:
                 if isinstance(x, s.Let):
@@ -256,11 +267,10 @@ class Workers:
         if at_once:
             cx.emit(replace(loop, kind="serial", body=tuple(body)))
             return
-        with cx.block() as later:
-            with cx.when(build.binary("gt", loop.var, loop.start)):
-                cx.op("wgmma_wait", pending=1)
-                for ring in mine:
-                    self.release(ring)
+        with cx.block() as later, cx.when(build.binary("gt", loop.var, loop.start)):
+            cx.op("wgmma_wait", pending=1)
+            for ring in mine:
+                self.release(ring)
         cx.emit(replace(loop, kind="serial", body=(*body, *later)))
         cx.op("wgmma_wait", pending=0)  # in every path: what follows reads the accumulator
         with cx.when(a.less(loop.start, loop.stop)):
@@ -281,7 +291,9 @@ class Workers:
         if any(b.name in ring_of for x in middle for b in buffers(x)):
             return None
         in_flight = {second.a.buffer.name, second.c.buffer.name}
-        split = next((i for i, x in enumerate(middle) if in_flight & {b.name for b in buffers(x)}), len(middle))
+        split = next(
+            (i for i, x in enumerate(middle) if in_flight & {b.name for b in buffers(x)}), len(middle)
+        )
         if any(isinstance(v, e.Var) and v.name == loop.var.name for v in walk(second.b)):
             return None
         return Overlapped(first, middle[:split], middle[split:], second)
