@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def parts() -> tuple[str, ...]:
-    return ("gemm", "attention", "mla", "norm", "launch", "compile")
+    return ("gemm", "fp8", "thin", "attention", "mla", "norm", "launch", "compile")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ PLAIN_THREADS = 128
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What may be decided otherwise. persistent: blocks walk over several tiles (None: where all tiles cost the same)."""
+    """What may be decided otherwise. persistent: blocks walk over several tiles (None: where that pays)."""
 
     persistent: bool | None = None
     aligned: frozenset[str] = frozenset()
@@ -241,8 +241,12 @@ class _Lowering:
     # Tiles of the grid
 
     def _persistent(self) -> bool:
+        """Blocks walk over tiles where each costs the same and the producer can run ahead into the next; a tile that
+        is loaded once for all of a loop (the queries) would have to be given back first."""
         if self.choices.persistent is not None:
             return self.choices.persistent
+        if any(ring.loop is None for ring in self.rings):
+            return False
         names = {var.name for var in self.cx.launch.vars}
         hanging = _depending(self.cx.launch.body, names)
         return all(
