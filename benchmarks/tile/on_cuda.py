@@ -209,7 +209,9 @@ def attention_forward(quick: bool) -> list[Row]:
 def fp8(quick: bool) -> list[Row]:
     """Tensor scales; theirs is torch._scaled_mm (cuBLASLt)."""
     rows = []
-    for m, n, k in [(100, 80, 144), (1000, 1000, 1040), (8192,) * 3] + ([] if quick else [(4096,) * 3, (4096, 8192, 8192)]):
+    for m, n, k in [(100, 80, 144), (1000, 1000, 1040), (8192,) * 3] + (
+        [] if quick else [(4096,) * 3, (4096, 8192, 8192)]
+    ):
         a, b = (torch.randn(x, k, device="cuda").to(torch.float8_e4m3fn) for x in (m, n))
         c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
         call = prepared(gemm_fp8_nt, a, b, 0.5, out=c)
@@ -225,18 +227,26 @@ def fp8(quick: bool) -> list[Row]:
 def thin(quick: bool) -> list[Row]:
     """Few rows: theirs is the better of cuBLAS and the time to copy the operands at the card's measured bandwidth."""
     rows = []
-    for n, k in [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]:
+    for n, k in (
+        [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]
+    ):
         for m in (1, 16, 64, 128):
-            sets = [[torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)] for _ in range(4)]
+            sets = [
+                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)] for _ in range(4)
+            ]
             outs = [torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in sets]
             best: tuple[float, float, Any] = (math.inf, math.inf, None)
             wrong = 0.0
             for bm, bn, bk, stages in THIN[128 if m > 64 else 64]:
                 constants = {"BM": bm, "BN": bn, "BK": bk, "stages": stages}
-                calls = [prepared(gemm_nt, a, b, out=c, **constants) for (a, b), c in zip(sets, outs, strict=True)]
+                calls = [
+                    prepared(gemm_nt, a, b, out=c, **constants) for (a, b), c in zip(sets, outs, strict=True)
+                ]
                 others = [partial(torch.matmul, a, b.T) for a, b in sets]
                 times = timed(partial(each, calls), partial(each, others))
-                wrong = max(wrong, *(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True)))
+                wrong = max(
+                    wrong, *(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+                )
                 if times[0] < best[0]:
                     best = (times[0], times[1], (bm, bn, bk, stages))
             bound = 2 * (m * k + n * k + m * n) / COPY_BANDWIDTH * 1e6
@@ -247,8 +257,22 @@ def thin(quick: bool) -> list[Row]:
 
 
 THIN = {
-    64: [(64, 64, 64, 12), (64, 64, 128, 6), (64, 32, 128, 8), (64, 96, 64, 8), (64, 176, 64, 6), (64, 256, 64, 5)],
-    128: [(128, 64, 64, 8), (128, 96, 64, 7), (128, 128, 64, 6), (128, 176, 64, 5), (64, 64, 64, 12), (64, 128, 64, 8)],
+    64: [
+        (64, 64, 64, 12),
+        (64, 64, 128, 6),
+        (64, 32, 128, 8),
+        (64, 96, 64, 8),
+        (64, 176, 64, 6),
+        (64, 256, 64, 5),
+    ],
+    128: [
+        (128, 64, 64, 8),
+        (128, 96, 64, 7),
+        (128, 128, 64, 6),
+        (128, 176, 64, 5),
+        (64, 64, 64, 12),
+        (64, 128, 64, 8),
+    ],
 }
 
 
@@ -377,5 +401,6 @@ def compiling(quick: bool) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "norm": norm, "launch": launch, "compile": compiling,
+    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "norm": norm,
+    "launch": launch, "compile": compiling,
 }  # fmt: skip

@@ -7,7 +7,14 @@ from mortice import tile
 
 @tile.kernel
 def gemm_fp8_nt(
-    A: tile.Tensor, B: tile.Tensor, scale: float, *, BM: int = 128, BN: int = 256, BK: int = 128, stages: int = 4
+    A: tile.Tensor,
+    B: tile.Tensor,
+    scale: float,
+    *,
+    BM: int = 128,
+    BN: int = 256,
+    BK: int = 128,
+    stages: int = 4,
 ) -> Any:
     """C [M, N] bf16 = scale * A [M, K] @ B [N, K]^T of e4m3 or e5m2; scale: the product of both tensors' scales."""
     M, K = A.shape

@@ -149,7 +149,8 @@ class Launch:
                 if var.dtype.bits == 8
                 else ctypes.c_int32
             )
-            values.append(kind(bound.dims[var.name]))
+            value: Any = bound.dims[var.name]
+            values.append(kind(value))
         self.memory += values
         places += [ctypes.addressof(value) for value in values]
         self.arguments = (ctypes.c_void_p * max(1, len(places)))(*places)

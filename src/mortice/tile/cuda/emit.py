@@ -130,7 +130,8 @@ class Emitter:
                 known |= {v.name: v for v in walk(x) if isinstance(v, e.Var)}
             strides[param.buffer.name] = [*param.buffer.shape, *(param.buffer.strides or ())]
         used: dict[str, e.Var] = {}
-        for node in walk((*body, *launch.extents)):
+        everywhere = [*walk(body), *(node for extent in launch.extents for node in walk(extent))]
+        for node in everywhere:
             found = [node] if isinstance(node, e.Var) else []
             if isinstance(node, e.Load | s.Store | s.Atomic) and node.buffer.scope == "global":
                 found = [v for x in strides[node.buffer.name] for v in walk(x) if isinstance(v, e.Var)]
@@ -352,8 +353,10 @@ class Emitter:
         offset, fixed = region.offsets[0], 0
         if isinstance(offset, e.Const):
             offset, fixed = e.const(0), int(offset.value)
-        elif isinstance(offset, e.Binary) and offset.op == "add" and isinstance(offset.right, e.Const):
-            offset, fixed = offset.left, int(offset.right.value)
+        else:
+            match offset:
+                case e.Binary(op="add", left=varying, right=e.Const(value=distance)):
+                    offset, fixed = varying, int(distance)
         base = self.allocs[region.buffer.name].at or 0
         return f"(descriptor(sharedBase + {base} + (u32)({self(offset)}), {fields}ull) + {fixed >> 4})"
 
@@ -363,9 +366,9 @@ class Emitter:
         self.helpers.setdefault(
             name,
             f"INLINE void {name}(float* d, const u32* a, const u32* b) {{\n"
-            f'  asm volatile("mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{b}.f32 {{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, '
-            '{%0,%1,%2,%3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), '
-            '"r"(b[0]), "r"(b[1]));\n}',
+            f'  asm volatile("mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{b}.f32 '
+            '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) '
+            ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));\n}',
         )
         return f"{name}({', '.join(texts)});"
 

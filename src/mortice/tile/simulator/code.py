@@ -227,7 +227,8 @@ class Code:
                 corner = ", ".join(f"scalar({c}, {m}, {span}, 'coordinate')" for c in o[3:])
                 self.line(f"R.alone({m}, {span}, 'tma_load')")
                 self.line(
-                    f"tma_load(B, W, scalar({o[0]}, {m}, {span}, 'address'), {o[1]}, scalar({o[2]}, {m}, {span}, 'barrier'), "
+                    f"tma_load(B, W, scalar({o[0]}, {m}, {span}, 'address'), {o[1]}, "
+                    f"scalar({o[2]}, {m}, {span}, 'barrier'), "
                     f"[{corner}], {span})"
                 )
             case "tma_store" | "tma_reduce_add":
@@ -243,7 +244,8 @@ class Code:
                 self.line(f"B.complete(W, 'bulk', {at['pending']})")
             case "wgmma" | "wgmma_registers":
                 d, a, b = x.operands[0], x.operands[1], o[2]
-                assert isinstance(d, e.Region) and isinstance(a, e.Region)
+                assert isinstance(d, e.Region)
+                assert isinstance(a, e.Region)
                 left = (
                     f"scalar({o[1]}, {m}, {span}, 'address')"
                     if x.name == "wgmma"
@@ -280,7 +282,8 @@ class Code:
                 )
             case "load_global" | "store_global":
                 tensor, r = x.operands[:: -1 if x.name == "load_global" else 1]
-                assert isinstance(tensor, e.Load) and isinstance(r, e.Region)
+                assert isinstance(tensor, e.Load)
+                assert isinstance(r, e.Region)
                 self.line(
                     f"R.{x.name}({tensor.buffer.name!r}, ({self.list(tensor.indices)}), {ident(r.buffer.name)}, "
                     f"{self(r.offsets[0])}, {at['bytes']}, {m}, {span})"
@@ -318,7 +321,7 @@ class Code:
                 if x.dtype == boolean:
                     return str(bool(x.value))
                 if x.dtype.is_float:
-                    return f"np.float32({'np.inf' if x.value == math.inf else '-np.inf' if x.value == -math.inf else repr(float(x.value))})"
+                    return f"np.float32('{float(x.value)}')"
                 return str(x.value)
             case e.Var():
                 return ident(x.name)

@@ -175,7 +175,8 @@ class Block:
         self, warp: Warp, address: int, parity: int, span: Span
     ) -> Generator[Callable[[], bool], None, None]:
         barrier = self.barrier(address, span)
-        warp.waiting = f"waits at {span} for parity {parity} of the barrier at byte {address}, {barrier.pending} arrivals due"
+        due = f"{barrier.pending} arrivals and {barrier.bytes} bytes due"
+        warp.waiting = f"waits at {span} for parity {parity} of the barrier at byte {address}, {due}"
         if barrier.phase % 2 == parity:
             yield lambda: barrier.phase % 2 != parity
         for known in barrier.last:

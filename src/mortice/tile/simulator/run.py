@@ -273,7 +273,7 @@ class Runtime:
         single = all(np.ndim(i) == 0 for i in indices)
         where, taken = self._places(name, indices, guards, mask, span)
         dtype = self.buffers[name].dtype
-        out = np.zeros(LANES, arithmetic(dtype))
+        out: np.ndarray = np.zeros(LANES, arithmetic(dtype))
         out[taken] = decode(self.raw[name][tuple(i[taken] for i in where)], dtype)
         if single:
             first = int(np.argmax(taken)) if taken.any() else 0

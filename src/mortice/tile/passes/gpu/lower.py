@@ -89,7 +89,7 @@ class _Lowering:
         cx = self.cx
         self._place_tiles()
         launch = cx.launch
-        total = e.const(1)
+        total: e.Expr = e.const(1)
         for extent in launch.extents:
             total = a.mul(total, extent)
         block = cx.var("block")
@@ -98,7 +98,7 @@ class _Lowering:
                 body = self._plain(block)
             else:
                 body = self._roles(block, total)
-        extents = (total,)
+        extents: tuple[e.Expr, ...] = (total,)
         if self.persistent:
             extents = (build.binary("min", total, a.call("num_multiprocessors")),)
         threads = cx.threads + (128 if self.groups else 0)

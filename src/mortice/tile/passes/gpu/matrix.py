@@ -4,6 +4,7 @@ from mortice.tile import dtypes
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
+from mortice.tile.ir.thread import OPS
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context
 from mortice.tile.passes.gpu.tiles import SharedTile
@@ -78,7 +79,7 @@ def issue(
                     place = a.add(a.mul(k, 4), block * inner // 4)
                     cx.op(
                         "wgmma_registers", out, a.box(held, place, 4), b, keep, span=x.span,
-                        **_ordered(common | b_fields, ("n", "a_type", "b_type", "b_major", "b_swizzle", "b_leading", "b_stride")),
+                        **_ordered(common | b_fields, OPS["wgmma_registers"].attributes),
                     )  # fmt: skip
                     continue
                 row = a.add(first_row, block * 64)
@@ -87,9 +88,7 @@ def issue(
                 )
                 cx.op(
                     "wgmma", out, a_operand, b, keep, span=x.span,
-                    **_ordered(common | a_fields | b_fields, (
-                        "n", "a_type", "b_type", "a_major", "b_major", "a_swizzle", "b_swizzle", "a_leading", "b_leading",
-                        "a_stride", "b_stride")),
+                    **_ordered(common | a_fields | b_fields, OPS["wgmma"].attributes),
                 )  # fmt: skip
 
 

@@ -111,9 +111,9 @@ def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:
     columns, rows = target.extents[-1], target.extents[0]
     if not all(isinstance(x, e.Const) for x in (columns, rows, target.offsets[-1])):
         return "the box has an extent known only at run time"
-    assert (
-        isinstance(columns, e.Const) and isinstance(rows, e.Const) and isinstance(target.offsets[-1], e.Const)
-    )
+    assert isinstance(columns, e.Const)
+    assert isinstance(rows, e.Const)
+    assert isinstance(target.offsets[-1], e.Const)
     if int(columns.value) % tile.panel_columns or int(target.offsets[-1].value) % tile.panel_columns:
         return f"the box is no whole panels of {tile.name}"
     if int(rows.value) % 8:
