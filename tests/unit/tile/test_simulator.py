@@ -16,7 +16,7 @@ from mortice.tile.ir.walk import transform_block, walk
 from mortice.tile.passes.gpu.lower import Choices, lower
 from mortice.tile.simulator import simulate
 
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 def gemm_program():
@@ -34,14 +34,15 @@ def gemm_program():
 
 def attention_program():
     rng = np.random.default_rng(0)
-    data = {name: rng.standard_normal((1, 257, 1, 64)).astype(np.float16) for name in "QKV"}
-    spec = tile.Spec((1, 257, 1, 64), tile.f16)
-    function = attention.on("sm_90a").lowered(spec, spec, spec, 0.1, BN=64)
+    lengths = {"Q": 129, "K": 193, "V": 193}
+    data = {name: rng.standard_normal((1, n, 1, 64)).astype(np.float16) for name, n in lengths.items()}
+    specs = (tile.Spec((1, n, 1, 64), tile.f16) for n in lengths.values())
+    function = attention.on("sm_90a").lowered(*specs, 0.1, BN=64)
     results = [p.buffer.name for p in function.tensors if p.result]
-    data[results[0]] = np.full((1, 257, 1, 64), np.nan, np.float16)
-    data[results[1]] = np.full((1, 1, 257), np.nan, np.float32)
+    data[results[0]] = np.full((1, 129, 1, 64), np.nan, np.float16)
+    data[results[1]] = np.full((1, 1, 129), np.nan, np.float32)
     bound = bind(function, {name: arguments.view(x) for name, x in data.items()}, {"scale": 0.1})
-    lowered, _ = lower(function, Choices(aligned=frozenset(results)))
+    lowered, _ = lower(function, Choices(persistent=True, aligned=frozenset(results)))
     return lowered, bound, data
 
 
@@ -68,14 +69,16 @@ def mutated(function, name, number, change):
     return replace(function, body=body)
 
 
-def objects(function, bound):
-    """How many of some schedules are refused, and what is said."""
+def objects(function, bound, first=False):
+    """What is said of those schedules that are refused, or of the first one."""
     said = []
     for seed in SEEDS:
         try:
             simulate(function, bound, seed, multiprocessors=1)
         except tile.CheckError as problem:
             said.append(str(problem))
+            if first:
+                break
     return said
 
 
@@ -95,13 +98,13 @@ def test_the_whole_program_is_right_in_any_order(program):
         assert np.linalg.norm(data["C"] - expected) <= 2e-3 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", ["gemm", pytest.param("attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ORDERING)
 def test_each_removed_instruction_is_noticed(program, name):
     function, bound, _ = PROGRAMS[program]()
     unseen = []
     for number in range(count(function, name)):
-        if not objects(mutated(function, name, number, lambda node: ()), bound):
+        if not objects(mutated(function, name, number, lambda node: ()), bound, first=True):
             unseen.append(number)
     assert unseen == HARMLESS.get((program, name), []), f"{name}: removing {unseen} goes unnoticed"
 
