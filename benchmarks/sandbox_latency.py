@@ -63,14 +63,14 @@ async def measure(boxes: Sandboxes, backend: str, rounds: int, table: Table, uni
         table.add(f"{backend}: {name}", (time.perf_counter() - began) * 1e3)
         await box.destroy()
 
-    await first_answer(lambda: boxes.create(spec), "cold")
+    await first_answer(lambda: boxes.create_box(spec), "cold")
     table.times.clear() if len(table.times) == 1 else table.times.pop(
         f"{backend}: cold"
     )  # the sink starts with the first
     for _ in range(rounds):
         units.append(bare_python())
-        await first_answer(lambda: boxes.create(spec), "cold")
-    box = await boxes.create(spec)
+        await first_answer(lambda: boxes.create_box(spec), "cold")
+    box = await boxes.create_box(spec)
     print(
         f"{backend}: a fresh sandbox with a Python interpreter holds {(box.machine.memory_bytes() or 0) / 2**20:.1f} MiB"
     )
@@ -83,7 +83,7 @@ async def measure(boxes: Sandboxes, backend: str, rounds: int, table: Table, uni
         for _ in range(rounds):
             units.append(bare_python())
             table.add(f"{backend}: checkpoint, published", await timed(box.snapshot))
-        template = await (await boxes.create(spec)).snapshot()
+        template = await (await boxes.create_box(spec)).snapshot()
         for _ in range(rounds):
             units.append(bare_python())
             await first_answer(lambda: boxes.restore(template), "restore from template")
@@ -111,7 +111,14 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         async with Sandboxes(Path(home)) as boxes:
             for probe in await boxes.probe():
-                if probe.works:
+                if probe.works and probe.backend == "wasm":
+                    pure = await boxes.create(SandboxSpec(backend="wasm"))
+                    for n in range(arguments.rounds):
+                        table.add(
+                            "wasm: cell",
+                            await timed(lambda n=n, pure=pure: pure.run_cell("1 + 1", cell_id=str(n))),
+                        )  # type: ignore[misc]
+                elif probe.works:
                     await measure(boxes, probe.backend, arguments.rounds, table, units)
     unit = statistics.median(units)
     print(

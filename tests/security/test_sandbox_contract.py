@@ -226,3 +226,19 @@ async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
     with pytest.raises(NotSupported, match="gvisor"):
         await box.fork(2)
     assert (await box.run_cell("1 + 1", cell_id="a")).value == "2"
+
+
+@only_gvisor
+async def test_an_idle_machine_is_parked_and_never_in_the_middle_of_something(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mortice.sandbox.box.PARK_AFTER_S", 0.01)
+    box = await make()
+    for n in range(8):
+        assert (await box.run_cell(f"{n}", cell_id=f"a{n}")).value == str(n)
+        await box.snapshot()
+    await asyncio.sleep(0.3)
+    assert await box.park_if_quiet()
+    assert (await box.run_cell("'awake'", cell_id="b")).value == "'awake'"
+    await box.exec(["sh", "-c", "sleep 30 >/dev/null 2>&1 &"], cell_id="c")
+    assert not await box.park_if_quiet(), "something inside still runs"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -94,3 +95,10 @@ def test_of_several_processes_one_goes(tmp_path):
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     actions = sorted(worker.communicate(timeout=60)[0].strip() for worker in workers)
     assert actions == ["ask", "ask", "go"]
+
+
+def test_of_several_threads_one_goes(ledger):
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(20):
+            actions = sorted(pool.map(lambda _, turn=turn: begin(ledger, turn=turn).action, range(8)))
+            assert actions == ["ask"] * 7 + ["go"]

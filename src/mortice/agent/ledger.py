@@ -87,7 +87,7 @@ class Ledger:
             self._engine = sqlite_engine(url)
         else:
             self._engine = sa.create_engine(url, pool_size=4)
-        with _alone(url), self._engine.begin() as connection:
+        with _opened_alone(url), self._engine.begin() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.text("select pg_advisory_xact_lock(6106)"))
             _meta.create_all(connection)
@@ -115,7 +115,7 @@ class Ledger:
         """Write the intent down, unless it or its like is there. `approved`: a human said yes to this very call."""
         key = key_of(run, turn, call)
         digest = digest_of(tool, arguments)
-        with self._engine.begin() as connection:
+        with self._alone(run) as connection:
             own = connection.execute(sa.select(_effects).where(_effects.c.key == key)).one_or_none()
             if own is not None:
                 return _found(own._mapping, digest, idempotent=idempotent, approved=approved)
@@ -137,6 +137,19 @@ class Ledger:
                 connection.execute(_tokens.insert().values(digest=token, key=key))
             connection.execute(_row(key, run, turn, call, tool, digest, arguments, None, None))
         return Begun(action="go", key=key)
+
+    @contextmanager
+    def _alone(self, run: str) -> Iterator[sa.Connection]:
+        """A transaction in which nobody else begins an effect of the run between the look and the write. SQLite's driver
+        would open one only at the write.
+        """
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "sqlite":
+                connection.execute(sa.text("BEGIN IMMEDIATE"))
+            else:
+                number = int(key_of(run, 0, 0)[:15], 16)
+                connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": number})
+            yield connection
 
     def finish(self, key: str, result: Any) -> None:
         text = canonical(result).decode()
@@ -184,7 +197,7 @@ class Ledger:
 
 
 @contextmanager
-def _alone(url: str) -> Iterator[None]:
+def _opened_alone(url: str) -> Iterator[None]:
     """Two processes that turn one fresh SQLite file to WAL at once find it locked, whatever the busy timeout."""
     path = sa.make_url(url).database if url.startswith("sqlite") else None
     if not path:

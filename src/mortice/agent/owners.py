@@ -7,6 +7,7 @@ process holds for as long as it lives.
 import fcntl
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -93,9 +94,17 @@ class AdvisoryOwners:
 
     @contextmanager
     def takeover(self) -> Iterator[None]:
-        with self._engine.begin() as connection:
-            connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": _key("takeover")})
-            yield
+        """Asked for again and again, outside any transaction: indexes that DBOS makes concurrently wait for every open
+        one, that of a process waiting for this lock too.
+        """
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            key = {"key": _key("takeover")}
+            while not connection.execute(sa.text("select pg_try_advisory_lock(:key)"), key).scalar_one():
+                time.sleep(0.02)
+            try:
+                yield
+            finally:
+                connection.execute(sa.text("select pg_advisory_unlock(:key)"), key)
 
     def close(self) -> None:
         if self._held is not None:

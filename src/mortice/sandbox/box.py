@@ -8,7 +8,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ class Box:
         self._lost: SandboxLost | None = None
         self.changed = True  # since the last snapshot; set by every run and write
         self._parked = False
+        self._num_holds = 0
         self._park_timer: asyncio.TimerHandle | None = None
         self._parking: asyncio.Task[None] | None = None
         self.gate: Any = None  # the egress proxy's end, where there is one
@@ -470,9 +472,10 @@ class Box:
     async def pause(self) -> None:
         """Stop every process inside; time in it stands still for deadlines."""
         await self._recorded("pause")
-        await self.quiesce()
-        await self.machine.pause()
-        self.record.state = "paused"
+        with self.held():
+            await self.quiesce()
+            await self.machine.pause()
+            self.record.state = "paused"
         self.save()
 
     async def resume(self) -> None:
@@ -501,14 +504,29 @@ class Box:
     async def park_if_quiet(self) -> bool:
         """Stop the machine if nothing in it could go on by itself: no command, no child, no thread, no connection. It
         wakes with the next request. (An idle gVisor kernel spends 2 % of a core on its own clocks.)"""
-        if self._parked or self.record.state != "ready" or (self._channel and self._channel.num_waiting):
+        if self._parked or not self._may_park():
             return self._parked
         answer = await self._ask({"op": "status"}, timeout_s=10.0)
-        if answer.get("quiet") and self._channel is not None and not self._channel.num_waiting:
+        if answer.get("quiet") and self._may_park():
             self._cancel_park()
             self.machine.park()
             self._parked = True
         return self._parked
+
+    def _may_park(self) -> bool:
+        return self.record.state == "ready" and self._num_holds == 0 and self.num_running == 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Awake until the end of the block: whoever works on the machine from outside must not find it stopped."""
+        self._num_holds += 1
+        self.unpark()
+        try:
+            yield
+        finally:
+            self._num_holds -= 1
+            if self._num_holds == 0 and self.record.state == "ready" and self._lost is None:
+                self._park_later()
 
     def unpark(self) -> None:
         if self._parked:

@@ -1,6 +1,7 @@
 """Creates, finds, saves and forks sandboxes; keeps their books in a home folder that several processes may share."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -376,24 +377,27 @@ class Sandboxes:
         intent = self.audit.append(
             "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
         )
-        await box.quiesce()
-        snapshot_id, folder = self.snapshots.begin()
-        try:
-            started = time.monotonic()
-            await box.machine.checkpoint(folder / "machine")
-            saved_s = time.monotonic() - started
-            await box.unquiesce()
-            seq, head = await asyncio.wrap_future(intent)
-            box.check_lease()
-            manifest = await asyncio.to_thread(
-                self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
-                parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
-                backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
-                spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
-            )  # fmt: skip
-        except BaseException:
-            self.snapshots.abandon(snapshot_id)
-            raise
+        with box.held():
+            await box.quiesce()
+            snapshot_id, folder = self.snapshots.begin()
+            try:
+                started = time.monotonic()
+                await box.machine.checkpoint(folder / "machine")
+                saved_s = time.monotonic() - started
+                await box.unquiesce()
+                seq, head = await asyncio.wrap_future(intent)
+                box.check_lease()
+                manifest = await asyncio.to_thread(
+                    self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
+                    parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
+                    backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
+                    spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
+                )  # fmt: skip
+            except BaseException:
+                self.snapshots.abandon(snapshot_id)
+                with contextlib.suppress(MorticeError):
+                    await box.unquiesce()  # the machine lives: a failed save costs its commands no time
+                raise
         box.record.last_snapshot = snapshot_id
         box.changed = box.num_running > 0
         self._book(box.record, box.place)

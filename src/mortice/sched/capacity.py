@@ -26,7 +26,6 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     decode: WorkerTimes
     slo: SLO
     token_budget: int = 2048  # of a step of an undivided worker
-    transfer_s: float = 0.0
 
     @property
     def ttft_s(self) -> float:
@@ -107,7 +106,14 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         step = t.decode_base_s / (free - mine * tokens * each)
         batch = mine * tokens * step
         full = batch + SPREAD * math.sqrt(batch / n)
-        if (t.decode_base_s + full * each) / free > self.tpot_s or full * context > t.kv_tokens:
+        # A short answer meets more, or fewer, prompts than the mean: the share of its time that they take varies.
+        share = 1.0 - free
+        share += SPREAD * math.sqrt(max(0.0, share * free) / max(1.0, tokens / 2))
+        if (
+            share >= 1
+            or (t.decode_base_s + full * each) / (1 - share) > self.tpot_s
+            or full * context > t.kv_tokens
+        ):
             return False
         room = max(1.0, self.token_budget - batch)
         chunks = max(1.0, d.uncached_mean / room)

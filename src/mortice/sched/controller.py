@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mortice.sched.actions import Action, Bounds, Flip, Standing, Start, Stop, reshape
+from mortice.sched.actions import Action, Bounds, Flip, Standing, reshape
 from mortice.sched.fleet import ROLES, Role
 from mortice.sched.forecast import Constant, ForecastName, Trusted, forecaster
 from mortice.sched.observation import Demand, Observation, Target
@@ -166,6 +166,3 @@ class Controller:
         return Decision(
             at_s=seen.at_s, seen=seen, demand=demand, target=now, other=now, actions=[], reason=reason
         )
-
-
-__all__ = ["Controller", "Decision", "Flip", "Pace", "Start", "Stop"]

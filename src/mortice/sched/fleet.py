@@ -20,7 +20,7 @@ class Worker:
 
     __slots__ = (
         "accepts", "context_tokens", "convertible", "debt", "debt_at_s", "foreign", "free_blocks", "heap_key",
-        "num_blocks", "num_decoding", "num_prefilling", "order", "own_when_reported", "prefill_work", "reported_at_s",
+        "num_blocks", "num_decoding", "num_prefilling", "order", "prefill_work", "reported_at_s",
         "role", "slowdown", "worker_id",
     )  # fmt: skip
 
@@ -39,7 +39,6 @@ class Worker:
         self.context_tokens = 0.0
         self.free_blocks = num_blocks
         self.reported_at_s = float("-inf")
-        self.own_when_reported = 0
         self.foreign = 0  # requests of other routers, by its last report
         self.slowdown = 1.0  # its measured step over the expected one
         self.debt = 0.0  # seconds of prefill that its decode batch still has to make up for

@@ -1,7 +1,6 @@
 """What the control loop sees of one interval, and the tally that it is taken from."""
 
 import math
-from typing import Literal
 
 import msgspec
 
@@ -153,6 +152,3 @@ class Target(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         return f"{self.prefill}P{self.decode}D" + (f"{self.mixed}M" if self.mixed else "")
-
-
-Outcome = Literal["finished", "rejected", "failed", "cancelled"]

@@ -81,7 +81,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bounds: Bounds = Bounds(can_scale=False)
     pace: Pace = Pace()
     admit: Admit = Admit()
-    transfer_s: float = 0.0
     router: int = 0  # which of several routers this is
 
 
@@ -252,6 +251,7 @@ class ControlPlane:
         else:
             self.tally.ended(output_len, ttft_s, tpot_s)
             self._expected_output += 0.02 * (output_len - self._expected_output)
+            self.router.expected_output = self._expected_output
 
     def _prefill_over(self, flight: _Flight) -> None:
         worker = flight.on_prefill
@@ -331,6 +331,5 @@ def _controller(setup: Setup) -> Controller:
         decode=times,
         slo=setup.slo,
         token_budget=setup.token_budget,
-        transfer_s=setup.transfer_s,
     )
     return Controller(policy(setup.policy, capacity), setup.bounds, setup.pace)

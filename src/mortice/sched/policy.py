@@ -71,7 +71,7 @@ class Reactive:
 
 class Dopd:
     """n_D = ceil(N_D / cc_d) with N_D the predicted requests in decode, n_P = ceil(ratio n_D) (DOPD, section on the P/D
-    ratio, as pd summaries give it)."""
+    ratio; the algebra follows its released code)."""
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity

@@ -62,6 +62,9 @@ class Router:
         self.times = times
         self.decode_times = decode_times or times
         self.slo = slo
+        self.expected_output = (
+            100.0  # tokens of an answer; who prefills beside it must leave it its share. Set by the plane
+        )
         self._ttft_s = slo.ttft_ms / 1e3 if slo and slo.ttft_ms else None
         self._tpot_s = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
 
@@ -180,7 +183,7 @@ class Router:
         step = times.decode_s(decode.num_decoding + 1, decode.context_tokens) * decode.slowdown
         slack = 1.0 - step / self._tpot_s
         debt = max(0.0, decode.debt - max(0.0, slack) * (now_s - decode.debt_at_s))
-        return slack > 0 and debt + own <= slack * 50 * self._tpot_s
+        return slack > 0 and debt + own <= slack * min(50.0, self.expected_output / 2) * self._tpot_s
 
     def owe(self, worker: Worker, work: float, now_s: float) -> None:
         """Prefill work was given to a worker that decodes: its batch has that much to make up for."""

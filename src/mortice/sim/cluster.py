@@ -131,6 +131,11 @@ class Cluster:
             self.clock.at(fault.at_s, self._break, fault)
 
     @property
+    def num_arrived(self) -> int:
+        """Requests that have arrived so far."""
+        return self._next
+
+    @property
     def plane(self) -> ControlPlane:
         return self._planes[0]
 

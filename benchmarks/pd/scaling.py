@@ -1,0 +1,97 @@
+"""Accelerator hours on a day of real rates: a fixed fleet sized for the peak against ours, which starts and stops workers.
+
+    .venv/bin/python benchmarks/pd/scaling.py [--mean 4] [--hours 24] [--out build/pd-scaling.json]
+
+Rates are the 10-minute windows of ServeGen's language/m-small, scaled to a mean; Poisson within a window; lengths are Azure
+conv's. A start takes 45 s and counts from its order; a stopped worker counts until its last request is over. The fixed fleet
+is the smallest undivided one that keeps 90 % within the SLO over the whole day.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import traffic
+from policies import TIMES, USUAL
+
+from mortice.sched.actions import Bounds
+from mortice.sched.controller import Pace
+from mortice.sim.cluster import Cluster, Plan
+from mortice.sim.report import attainment
+from mortice.sim.request import SimRequest
+from mortice.sim.scenario import arrivals, pools
+
+
+def day(mean: float, hours: float, seed: int = 0) -> list[SimRequest]:
+    rng = np.random.default_rng(seed)
+    with gzip.open(traffic.SHARED / "servegen_rate_windows.csv.gz", "rt") as file:
+        rates = [
+            float(row["rate_rps"]) for row in csv.DictReader(file) if row["category"] == "language/m-small"
+        ]
+    rates = rates[: round(hours * 6)]
+    scale = mean / (sum(rates) / len(rates))
+    at: list[float] = []
+    for i, rate in enumerate(rates):
+        count = rng.poisson(rate * scale * 600)
+        at += sorted((i * 600 + rng.uniform(0, 600, count)).tolist())
+    rows = traffic.azure("conv").requests
+    picked = rng.integers(0, len(rows), len(at))
+    return arrivals(at, [rows[i].prompt_len for i in picked], [rows[i].output_len for i in picked])
+
+
+def fixed(workers: int) -> Plan:
+    return pools(TIMES, 0, 0, workers, slo=USUAL, token_budget=512)
+
+
+def ours(most: int) -> Plan:
+    return pools(
+        TIMES, 0, 0, 2, slo=USUAL, policy="mortice", token_budget=512, convertible=True,
+        bounds=Bounds(max_gpus=most * TIMES.gpus, prefill_gpus=TIMES.gpus, decode_gpus=TIMES.gpus),
+        pace=Pace(period_s=10.0, start_s=45.0, patience=12),
+    )  # fmt: skip
+
+
+def measure(plan: Plan, mean: float, hours: float) -> dict:
+    requests = day(mean, hours)
+    began = time.process_time()
+    cluster = Cluster(plan, requests)
+    cluster.run()
+    actions = [type(a).__name__ for d in cluster.decisions for a in d.actions]
+    return {
+        "requests": len(requests),
+        "attainment": attainment(requests, USUAL),
+        "gpu_hours": cluster.gpu_s / 3600,
+        "max_gpus": cluster.max_gpus,
+        "starts": actions.count("Start"),
+        "flips": actions.count("Flip"),
+        "cpu_s": time.process_time() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mean", type=float, default=4.0)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--out", type=Path, default=Path("build/pd-scaling.json"))
+    options = parser.parse_args()
+    workers, found = 2, {}
+    while True:
+        found = measure(fixed(workers), options.mean, options.hours)
+        print(workers, found, flush=True)
+        if found["attainment"] >= USUAL.target:
+            break
+        workers += 1
+    scaled = measure(ours(2 * workers), options.mean, options.hours)
+    saved = 1 - scaled["gpu_hours"] / found["gpu_hours"]
+    result = {"workers": workers, "fixed": found, "ours": scaled, "saved": saved}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

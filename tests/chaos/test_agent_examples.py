@@ -1,0 +1,127 @@
+"""The examples of agents, each in a process of its own, as a reader would run them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+EXAMPLES = ROOT / "examples" / "agent"
+MCP_PACKAGES = ROOT / "tests" / "protocol" / "mcp"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORTICE_AGENT_HOME", str(tmp_path / "agents"))
+    monkeypatch.setenv("SHOP", str(tmp_path / "shop.log"))
+    return tmp_path
+
+
+def mortice(*args: str, code: int = 0, cwd: Path = ROOT, timeout: float = 100) -> dict | list:
+    """The JSON that a command prints."""
+    command = [sys.executable, "-m", "mortice", *args, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout) if done.stdout.strip() else {}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mortice", "sandbox", "doctor", "--json"],
+        capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    if done.returncode != 0 or not json.loads(done.stdout).get("chosen"):
+        pytest.skip("no sandbox works here")
+
+
+def test_data_analysis(home, sandbox):
+    result = mortice(
+        "agent", "run", "--script", str(EXAMPLES / "data_analysis.yaml"), "--out", str(home / "out")
+    )
+    assert result["state"] == "done"
+    assert "162 %" in result["output"]
+    assert "<polyline" in (home / "out" / "revenue.svg").read_text()
+    shown = mortice("agent", "show", result["id"])
+    calls = [call for turn in shown["turns"] for call in turn["calls"]]
+    assert all(call["strength"] in ("gvisor", "microvm") for call in calls)
+    assert "revenue.svg" in {name for call in calls for name in call["changed"]}
+    names = {box["name"] for box in mortice("sandbox", "ls")}
+    assert f"agent-{result['id']}" not in names
+
+
+def test_crash_and_resume(home, sandbox):
+    environment = os.environ | {"MORTICE": str(Path(sys.executable).parent / "mortice")}
+    done = subprocess.run(
+        ["bash", str(EXAMPLES / "crash_and_resume.sh")],
+        capture_output=True, text=True, check=False, timeout=100, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    killed, result = done.stdout.splitlines()
+    assert killed.startswith("killed process")
+    assert json.loads(result)["output"] == "Counted to three, each number once."
+
+
+def test_refund_with_consent(home):
+    flow = "agent", "workflow"
+    program = f"{EXAMPLES / 'refund.py'}:refund"
+    given = json.dumps({"order": "A-7", "amount": 20})
+    waiting = mortice(*flow, "run", program, "--input", given, "--id", "r1", "--stop-on-ask")
+    assert (waiting["state"], waiting["ask"]["tool"]) == ("waiting", "pay the refund")
+    assert mortice(*flow, "ls")[0]["state"] == "waiting"
+    mortice(*flow, "approve", "r1")
+    assert mortice(*flow, "resume", "r1")["output"] == {"receipt": "receipt-reservation-A-7"}
+    lines = (home / "shop.log").read_text().splitlines()
+    assert lines == ["looked up A-7"] * 2 + ["reserved 20 for A-7", "paid 20 from reservation-A-7"]
+
+
+def test_refund_that_fails_is_undone(home):
+    program = f"{EXAMPLES / 'refund.py'}:refund"
+    given = json.dumps({"order": "A-8", "amount": 45})
+    flow = "agent", "workflow"
+    mortice(*flow, "run", program, "--input", given, "--id", "r2", "--stop-on-ask")
+    mortice(*flow, "approve", "r2")
+    result = mortice(*flow, "resume", "r2", code=1)
+    assert "no more than 40" in result["reason"]
+    assert (home / "shop.log").read_text().splitlines()[-1] == "released 45 of reservation-A-8"
+
+
+def test_two_servers(home, tmp_path):
+    if not shutil.which("npm") or not shutil.which("node") or not shutil.which("git"):
+        pytest.skip("needs npm, node and git")
+    try:
+        import_module("mcp_server_git")
+    except ImportError:
+        pytest.skip("needs mcp-server-git")
+    work = tmp_path / "work"
+    (work / "notes").mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(MCP_PACKAGES / name, work)
+    done = subprocess.run(
+        ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=work, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip(f"the packages could not be had: {done.stderr.strip().splitlines()[-1]}")
+    git = ["git", "-C", str(work / "repository")]
+    subprocess.run(["git", "init", "-q", str(work / "repository")], check=True)
+    author = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    subprocess.run([*git, *author, "commit", "-q", "--allow-empty", "-m", "the last commit"], check=True)
+    document = (EXAMPLES / "two_servers.yaml").read_text()
+    document = document.replace("command: npx", "command: node").replace(
+        '["-y", "@modelcontextprotocol/server-filesystem", ',
+        '["./node_modules/@modelcontextprotocol/server-filesystem/dist/index.js", ',
+    )
+    document = document.replace(
+        "command: mcp-server-git", f"command: {Path(sys.executable).parent / 'mcp-server-git'}"
+    )
+    (work / "agent.yaml").write_text(document)
+    result = mortice("agent", "run", "--script", str(work / "agent.yaml"), cwd=tmp_path)
+    assert result["state"] == "done"
+    assert (work / "notes" / "last.txt").read_text() == "last commit: Ada"
+    assert result["tainted"] is True

@@ -1,0 +1,121 @@
+"""An OpenAI-compatible endpoint as an agent's model: what is sent, what is retried, what weak models write."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mortice.agent.endpoint import EndpointModel, read_reply
+from mortice.agent.model import EndpointSpec, ModelError
+
+TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
+ASK = [{"role": "user", "content": "hi"}]
+
+
+class Server:
+    """Gives the prepared answers in order and keeps what it was asked."""
+
+    def __init__(self, *answers, owned_by: str = "someone") -> None:
+        self.answers, self.asked, self.owned_by = list(answers), [], owned_by
+
+    async def models(self, request):
+        return JSONResponse({"data": [{"id": "m1", "owned_by": self.owned_by}]})
+
+    async def chat(self, request):
+        self.asked.append(json.loads(await request.body()))
+        answer = self.answers.pop(0)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+
+def says(text=None, calls=()):
+    made = [{"id": i, "type": "function", "function": {"name": n, "arguments": a}} for i, n, a in calls]
+    message = {"role": "assistant", "content": text} | ({"tool_calls": made} if made else {})
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    return {"model": "m1-0", "choices": [{"message": message}], "usage": usage}
+
+
+@asynccontextmanager
+async def served(server: Server, **fields):
+    app = Starlette(
+        routes=[
+            Route("/v1/models", server.models),
+            Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        ]
+    )
+    runner = uvicorn.Server(config := uvicorn.Config(app, port=0, log_level="error"))
+    listener = config.bind_socket()
+    task = asyncio.create_task(runner.serve(sockets=[listener]))
+    model = EndpointModel(EndpointSpec(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", **fields))
+    try:
+        yield model
+    finally:
+        await model.close()
+        runner.should_exit = True
+        await task
+
+
+async def test_plain_answers_and_calls():
+    server = Server(
+        says(None, [("c1", "add", '{"a": 1}'), ("", "add", ""), ("c1", "add", "{}")]), says("done")
+    )
+    async with served(server, seed=5) as model:
+        reply = await model.reply(ASK, [TOOL], turn=2, timeout_s=20)
+        assert [(c.id, c.arguments) for c in reply.calls] == [
+            ("c1", {"a": 1}),
+            ("call_2_1", {}),
+            ("call_2_2", {}),
+        ]
+        assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.model) == (7, 3, "m1-0")
+        assert (await model.reply(ASK, [], turn=3, timeout_s=20)).text == "done"
+    first, second = server.asked
+    assert (first["model"], first["tool_choice"], first["seed"]) == ("m1", "auto", 5)
+    assert "tools" not in second
+
+
+async def test_a_server_that_holds_its_model_to_calls_is_asked_to():
+    answers = says(None, [("c1", "add", "{}")]), says("", [("c2", "final_answer", '{"answer": "42"}')])
+    server = Server(*answers, owned_by="mortice")
+    async with served(server) as model:
+        reply = await model.reply(ASK, [TOOL], turn=0, timeout_s=20)
+        assert [c.tool for c in reply.calls] == ["add"]
+        final = await model.reply(ASK, [TOOL], turn=1, timeout_s=20)
+        assert (final.text, final.calls) == ("42", ())
+    assert server.asked[0]["tool_choice"] == "required"
+    assert [t["function"]["name"] for t in server.asked[0]["tools"]] == ["add", "final_answer"]
+
+
+async def test_overload_passes_and_refusals_do_not():
+    busy = JSONResponse({"error": {"message": "busy"}}, status_code=503)
+    async with served(Server(busy, busy, says("at last"))) as model:
+        assert (await model.reply(ASK, [], turn=0, timeout_s=30)).text == "at last"
+    wrong = JSONResponse({"error": {"message": "no such field"}}, status_code=400)
+    server = Server(wrong, says("never"))
+    async with served(server) as model:
+        with pytest.raises(ModelError, match="no such field"):
+            await model.reply(ASK, [], turn=0, timeout_s=30)
+    assert len(server.asked) == 1
+
+
+async def test_nobody_there():
+    model = EndpointModel(EndpointSpec(base_url="http://127.0.0.1:1/v1", attempts=2))
+    with pytest.raises(ModelError, match="Connect"):
+        await model.reply(ASK, [], turn=0, timeout_s=20)
+    await model.close()
+
+
+@pytest.mark.parametrize("arguments", ["{broken", "[1]", '"text"', "[" * 100_000])
+def test_arguments_that_are_none_are_told_to_the_model(arguments):
+    (call,) = read_reply(says("", [("c", "add", arguments)]), 0).calls
+    assert call.arguments == {}
+    assert call.malformed.startswith("the arguments are no JSON")
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{"message": None}]}, [], "text"])
+def test_what_is_no_completion(answer):
+    with pytest.raises(ModelError):
+        read_reply(answer, 0)
