@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mortice.tile.c.compile import compile_function as compile_for_c
+from mortice.tile.cuda.compile import compile_function as compile_for_cuda
 from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.host import Bound
 from mortice.tile.interpreter import interpret
 from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
+from mortice.tile.simulator.target import compile_function as compile_for_simulator
 
 
 class Executable(Protocol):
@@ -33,7 +35,10 @@ class Interpreted:
         interpret(self.function, bound)
 
 
-TARGETS: dict[str, Callable[[Function], Executable]] = {"interpreter": Interpreted, "c": compile_for_c}
+TARGETS: dict[str, Callable[[Function], Executable]] = {
+    "interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_cuda, "sm_90a": compile_for_cuda,
+    "simulator": compile_for_simulator,
+}  # fmt: skip
 
 
 def prepare(function: Function, target: str) -> Executable:

@@ -27,6 +27,7 @@ def attention(
     B, T, G, D = V.shape
     assert H % G == 0, "H % G == 0"
     assert window == 0 or causal, "a window is causal"
+    assert scale > 0, "scale > 0"
     Y, L = tile.empty((B, S, H, D), Q.dtype), tile.empty((B, H, S), tile.f32)
     for bm, h, b in tile.grid(tile.ceildiv(S, BM), H, B):
         q, k, v = tile.shared((BM, D), Q.dtype), tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
@@ -44,11 +45,11 @@ def attention(
             for x, y in tile.parallel(BM, BN):
                 seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
                 near = window == 0 or j * BN + y > bm * BM + x + T - S - window
-                s[x, y] = s[x, y] * (scale * LOG2E) if seen and near else -tile.inf
-            online_softmax(s, m, shrink, total, o)
+                s[x, y] = s[x, y] if seen and near else -tile.inf
+            online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, v, o)
-        finish(o, m, total)
+        finish(o, scale * LOG2E, m, total)
         tile.copy(o, Y[b, bm * BM :, h, :])
         tile.copy(m, L[b, h, bm * BM :])
     return Y, L

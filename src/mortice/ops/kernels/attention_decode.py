@@ -29,6 +29,7 @@ def paged_decode(
     B, _ = table.shape
     (B,) = lengths.shape
     assert H % G == 0, "H % G == 0"
+    assert scale > 0, "scale > 0"
     assert BN % page == 0, "BN % page == 0"
     R = H // G
     Y, L = tile.empty((B, splits, H, D), tile.f32), tile.empty((B, splits, H), tile.f32)
@@ -47,14 +48,14 @@ def paged_decode(
                 tile.copy(V[at, :, g, :], v[x * page : (x + 1) * page, :])
             tile.gemm(q, k.T, s, clear=True)
             for x, y in tile.parallel(R, BN):
-                s[x, y] = s[x, y] * (scale * LOG2E) if j * BN + y < lengths[b] else -tile.inf
-            online_softmax(s, m, shrink, total, o)
+                s[x, y] = s[x, y] if j * BN + y < lengths[b] else -tile.inf
+            online_softmax(s, scale * LOG2E, m, shrink, total, o)
             for y, d in tile.parallel(BN, D):
                 if j * BN + y >= lengths[b]:
                     v[y, d] = 0.0
             tile.copy(s, p)
             tile.gemm(p, v, o)
-        finish(o, m, total)
+        finish(o, scale * LOG2E, m, total)
         tile.copy(o, Y[b, part, g * R : (g + 1) * R, :])
         tile.copy(m, L[b, part, g * R : (g + 1) * R])
     return Y, L

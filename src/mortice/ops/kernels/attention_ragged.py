@@ -30,6 +30,7 @@ def attention_ragged(
     (B1,) = queries.shape
     (B1,) = keys.shape
     assert H % G == 0, "H % G == 0"
+    assert scale > 0, "scale > 0"
     Y = tile.empty((N, H, D), Q.dtype)
     for bm, h, b in tile.grid(tile.ceildiv(longest, BM), H, B1 - 1):
         q, k, v = tile.shared((BM, D), Q.dtype), tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
@@ -47,11 +48,11 @@ def attention_ragged(
                 tile.gemm(q, k.T, s, clear=True)
                 for x, y in tile.parallel(BM, BN):
                     seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
-                    s[x, y] = s[x, y] * (scale * LOG2E) if seen else -tile.inf
-                online_softmax(s, m, shrink, total, o)
+                    s[x, y] = s[x, y] if seen else -tile.inf
+                online_softmax(s, scale * LOG2E, m, shrink, total, o)
                 tile.copy(s, p)
                 tile.gemm(p, v, o)
-            finish(o, m, total)
+            finish(o, scale * LOG2E, m, total)
             for x, d in tile.parallel(BM, D):
                 if bm * BM + x < S:
                     Y[first + bm * BM + x, h, d] = o[x, d]
@@ -83,6 +84,7 @@ def attention_paged(
     (_,) = queries.shape
     (B,) = lengths.shape
     assert H % G == 0, "H % G == 0"
+    assert scale > 0, "scale > 0"
     assert BN % page == 0, "BN % page == 0"
     Y = tile.empty((N, H, D), Q.dtype)
     for bm, h, b in tile.grid(tile.ceildiv(longest, BM), H, B):
@@ -102,14 +104,14 @@ def attention_paged(
                 tile.gemm(q, k.T, s, clear=True)
                 for x, y in tile.parallel(BM, BN):
                     seen = j * BN + y < T and j * BN + y <= bm * BM + x + T - S
-                    s[x, y] = s[x, y] * (scale * LOG2E) if seen else -tile.inf
-                online_softmax(s, m, shrink, total, o)
+                    s[x, y] = s[x, y] if seen else -tile.inf
+                online_softmax(s, scale * LOG2E, m, shrink, total, o)
                 for y, d in tile.parallel(BN, D):
                     if j * BN + y >= T:
                         v[y, d] = 0.0
                 tile.copy(s, p)
                 tile.gemm(p, v, o)
-            finish(o, m, total)
+            finish(o, scale * LOG2E, m, total)
             for x, d in tile.parallel(BM, D):
                 if bm * BM + x < S:
                     Y[first + bm * BM + x, h, d] = o[x, d]

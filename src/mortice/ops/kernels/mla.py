@@ -29,6 +29,7 @@ def mla_decode(
     (B,) = lengths.shape
     assert DV <= D, "DV <= D"
     assert BN % page == 0, "BN % page == 0"
+    assert scale > 0, "scale > 0"
     Y, L = tile.empty((B, splits, H, DV), tile.f32), tile.empty((B, splits, H), tile.f32)
     for h, part, b in tile.grid(tile.ceildiv(H, BH), splits, B):
         q, kv = tile.shared((BH, D), Q.dtype), tile.shared((BN, D), KV.dtype)
@@ -43,11 +44,11 @@ def mla_decode(
                 tile.copy(KV[table[b, j * (BN // page) + x], :, :], kv[x * page : (x + 1) * page, :])
             tile.gemm(q, kv.T, s, clear=True)
             for x, y in tile.parallel(BH, BN):
-                s[x, y] = s[x, y] * (scale * LOG2E) if j * BN + y < lengths[b] else -tile.inf
-            online_softmax(s, m, shrink, total, o)
+                s[x, y] = s[x, y] if j * BN + y < lengths[b] else -tile.inf
+            online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, kv[:, :DV], o)
-        finish(o, m, total)
+        finish(o, scale * LOG2E, m, total)
         tile.copy(o, Y[b, part, h * BH :, :])
         tile.copy(m, L[b, part, h * BH :])
     return Y, L

@@ -27,6 +27,7 @@ FUNCTIONS: dict[str, Function] = {
     "warpgroup": Function(i32, 0),
     "cluster_rank": Function(i32, 0),
     "num_multiprocessors": Function(i32, 0),  # host: in the extents of a launch
+    "num_blocks": Function(i32, 0),  # of the grid
     "elected": Function(boolean, 0, "warp"),  # true in one lane
     # Lanes exchange.
     "shuffle_xor": Function(None, 2, "warp"),
@@ -37,6 +38,8 @@ FUNCTIONS: dict[str, Function] = {
     "pack_f16x2": Function(u32, 2),
     "low_bf16": Function(f32, 1),
     "high_bf16": Function(f32, 1),
+    "low_f16": Function(f32, 1),
+    "high_f16": Function(f32, 1),
     # Fast math of f32: ex2.approx.ftz, and a * b + c in one rounding.
     "exp2_fast": Function(f32, 1),
     "fma": Function(f32, 3),
@@ -128,6 +131,7 @@ OPS: dict[str, Instruction] = {
     "fence_async": Instruction((), fence="generic to async, shared memory"),
     "sync": Instruction(("value", "value"), together="thread"),  # named barrier: id, threads; 0 is the block's own
     "arrive": Instruction(("value", "value"), together="thread"),
+    "sync_warp": Instruction((), together="warp"),
     "cluster_sync": Instruction((), together="cluster"),
     "set_registers": Instruction((), ("count", "grow"), "warpgroup"),
     "launch_dependents": Instruction(()),

@@ -1,0 +1,406 @@
+"""Parts of the CUDA benchmark. A row holds a name, a shape, whether the result is right with its error, the median time
+in microseconds of ours and theirs, and the ratio theirs / ours (above 1: ours is faster)."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from mortice import tile
+from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.gemm import gemm_nt
+from mortice.ops.kernels.gemm_fp8 import gemm_fp8_nt
+from mortice.ops.kernels.mla import mla_decode
+from mortice.ops.kernels.norm import rms_norm
+from mortice.tile import arguments
+from mortice.tile.cuda.compile import compile_function
+from mortice.tile.cuda.nvrtc import compile_text, version
+from mortice.tile.host import bind
+from mortice.tile.passes.gpu.lower import DEFAULT, Choices
+
+BATCHES = 21
+COPY_BANDWIDTH = 4.29e12  # bytes read and written a second, measured on the card
+Row = dict[str, Any]
+LLAMA = [(4096, 1024, 8192), (4096, 8192, 8192), (4096, 28672, 8192), (4096, 8192, 28672), (8192, 1024, 8192),
+         (8192, 8192, 8192), (8192, 28672, 8192), (8192, 8192, 28672)]  # fmt: skip
+
+
+def run(parts: list[str], quick: bool) -> dict[str, Any]:
+    rows: list[Row] = []
+    for part in parts:
+        try:
+            rows += PARTS[part](quick)
+        except Exception as error:  # one part's failure must not lose the figures of the others
+            rows.append(
+                {"name": part, "shape": "", "right": False, "problem": f"{type(error).__name__}: {error}"}
+            )
+            show(rows[-1])
+    return {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "nvrtc": ".".join(map(str, version())),
+        "date": time.strftime("%Y-%m-%d"), "rows": rows,
+    }  # fmt: skip
+
+
+def prepared(
+    kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any
+) -> Callable[[], None]:
+    """A launch with everything bound beforehand, so that the card's time is seen and not Python's."""
+    function = kernel.on("cuda").lowered(*args, **constants)
+    outs = out if isinstance(out, tuple) else (out,)
+    names = [name for name, p in kernel.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    views, scalars = {}, {}
+    for name, value in zip(names, args, strict=True):
+        if isinstance(value, torch.Tensor):
+            views[name] = arguments.view(value)
+        elif value is not None:
+            scalars[name] = value
+    results = [p.buffer.name for p in function.tensors if p.result]
+    views |= {name: arguments.view(x) for name, x in zip(results, outs, strict=True)}
+    bound = bind(function, views, scalars)
+    compiled = compile_function(function, choices)
+    return lambda: compiled(bound)
+
+
+def timed(*candidates: Callable[[], Any]) -> list[float]:
+    """Median microseconds of each, batches interleaved; through graphs, so that launches cost nothing."""
+    graphs = []
+    for call in candidates:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        each = time.perf_counter() - start
+        repeats = max(1, min(20, int(1e-3 / max(each, 1e-6))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(repeats):
+                call()
+        graphs.append((graph, repeats))
+    times: list[list[float]] = [[] for _ in candidates]
+    for batch in range(BATCHES + 2):
+        for i, (graph, repeats) in enumerate(graphs):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if batch >= 2:
+                times[i].append(begin.elapsed_time(end) * 1e3 / repeats)
+    return [statistics.median(x) for x in times]
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    if found.isnan().any():
+        return math.inf
+    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
+
+
+def show(row: Row) -> None:
+    parts = [f"{row['name']:34} {row['shape']!s:28}"]
+    for key, form in (("error", "err {:.1e}"), ("ours_us", "ours {:9.1f} us"), ("theirs_us", "theirs {:9.1f} us"),
+                      ("tflops", "{:6.1f} TFLOP/s"), ("ratio", "ratio {:.3f}"), ("problem", "{}")):  # fmt: skip
+        if key in row:
+            parts.append(form.format(row[key]))
+    print("  ".join(parts) + ("" if row.get("right", True) else "   WRONG"), flush=True)
+
+
+def row(
+    name: str, shape: Any, wrong: float, limit: float, times: list[float] | None = None, flops: float = 0
+) -> Row:
+    out: Row = {"name": name, "shape": shape, "error": wrong, "right": wrong <= limit}
+    if times:
+        out |= {"ours_us": times[0], "theirs_us": times[1], "ratio": times[1] / times[0]}
+        if flops:
+            out["tflops"] = flops / times[0] / 1e6
+    show(out)
+    return out
+
+
+def gemm(quick: bool) -> list[Row]:
+    rows = []
+    small = [
+        (128, 256, 64),
+        (100, 72, 40),
+        (1000, 1000, 1000),
+        (4097, 520, 4104),
+        (63, 65, 127),
+        (7, 9, 4103),
+        (1, 8, 8),
+    ]
+    for m, n, k in small:
+        a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
+        c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        prepared(gemm_nt, a, b, out=c)()
+        torch.cuda.synchronize()
+        rows.append(row("gemm_nt bf16", (m, n, k), error(c, a.double() @ b.double().T), 5e-3))
+    shapes = (
+        [(4096,) * 3, (8192,) * 3] if quick else [(2048,) * 3, (4096,) * 3, (8192,) * 3, (16384,) * 3, *LLAMA]
+    )
+    for m, n, k in shapes:
+        a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
+        c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        call = prepared(gemm_nt, a, b, out=c)
+        call()
+        torch.cuda.synchronize()
+        wrong = error(c, (a.float() @ b.float().T) if m * n < 2**27 else torch.matmul(a, b.T))
+        rows.append(row("gemm_nt bf16 / cuBLAS", (m, n, k), wrong, 5e-3,
+                        timed(call, partial(torch.matmul, a, b.T)), 2 * m * n * k))  # fmt: skip
+    return rows
+
+
+def reference_attention(q: Any, k: Any, v: Any, scale: float, causal: bool) -> tuple[Any, Any]:
+    s, t = q.shape[1], k.shape[1]
+    wide = [x.double().repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v)]
+    scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), wide[0]) * scale
+    if causal:
+        late = torch.ones(s, t, device=q.device, dtype=torch.bool).triu(1 + t - s)
+        scores = scores.masked_fill(late, -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1).nan_to_num(0), wide[1]), scores.logsumexp(-1)
+
+
+def attention_forward(quick: bool) -> list[Row]:
+    rows = []
+    for b, s, t, h, g, causal in [(1, 128, 128, 1, 1, False), (2, 200, 333, 4, 2, False), (2, 333, 333, 4, 1, True),
+                                  (1, 100, 300, 2, 2, True), (1, 300, 100, 2, 2, True)]:  # fmt: skip
+        q = torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(b, t, g, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
+        o = torch.full_like(q, math.nan)
+        lse = torch.full((b, h, s), math.nan, device="cuda")
+        prepared(attention, q, k, v, 128**-0.5, out=(o, lse), causal=causal)()
+        torch.cuda.synchronize()
+        want, sums = reference_attention(q, k, v, 128**-0.5, causal)
+        alive = sums > -math.inf
+        wrong = (lse[alive].double() - sums[alive]).abs().max().item() if not lse.isnan().any() else math.inf
+        rows.append(row(f"attention causal={causal}", (b, s, t, h, g), error(o, want), 8e-3))
+        rows.append(row("  its log-sum-exp", (b, h, s), wrong, 1e-3))
+    shapes = (
+        [(2, 8192, 16)]
+        if quick
+        else [(4, 4096, 16), (2, 8192, 16), (1, 16384, 16), (1, 512, 32), (1, 1024, 32)]
+    )
+    for b, s, h in shapes:
+        q, k, v = (torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkv")
+        o, lse = torch.full_like(q, math.nan), torch.empty(b, h, s, device="cuda")
+        turned = [x.transpose(1, 2) for x in (q, k, v)]
+        for causal in (False, True):
+            other = partial(torch.nn.functional.scaled_dot_product_attention, *turned, is_causal=causal)
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
+                for persistent in (None,) if quick or causal else (None, False):
+                    choices = Choices(persistent)
+                    call = prepared(
+                        attention, q, k, v, 128**-0.5, out=(o, lse), choices=choices, causal=causal
+                    )
+                    call()
+                    wrong = error(o, other().transpose(1, 2))
+                    flops = 4 * b * h * s * s * 128 * (0.5 if causal else 1)
+                    name = f"attention causal={causal} / cuDNN" + (
+                        " one tile a block" if persistent is False else ""
+                    )
+                    rows.append(row(name, (b, s, h), wrong, 8e-3, timed(call, other), flops))
+    return rows
+
+
+def fp8(quick: bool) -> list[Row]:
+    """Tensor scales; theirs is torch._scaled_mm (cuBLASLt)."""
+    rows = []
+    for m, n, k in [(100, 80, 144), (1000, 1000, 1040), (8192,) * 3] + (
+        [] if quick else [(4096,) * 3, (4096, 8192, 8192)]
+    ):
+        a, b = (torch.randn(x, k, device="cuda").to(torch.float8_e4m3fn) for x in (m, n))
+        c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        call = prepared(gemm_fp8_nt, a, b, 0.5, out=c)
+        call()
+        one, half = torch.ones((), device="cuda"), torch.full((), 0.5, device="cuda")
+        other = partial(torch._scaled_mm, a, b.T, scale_a=half, scale_b=one, out_dtype=torch.bfloat16)
+        wrong = error(c, a.float() @ b.float().T * 0.5)
+        times = timed(call, other) if m >= 4096 else None
+        rows.append(row("gemm_fp8_nt / cuBLASLt", (m, n, k), wrong, 1e-2, times, 2 * m * n * k))
+    return rows
+
+
+def thin(quick: bool) -> list[Row]:
+    """Few rows: theirs is the better of cuBLAS and the time to copy the operands at the card's measured bandwidth."""
+    rows = []
+    for n, k in (
+        [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]
+    ):
+        for m in (1, 16, 64, 128):
+            sets = [
+                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)] for _ in range(4)
+            ]
+            outs = [torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in sets]
+            best: tuple[float, float, Any] = (math.inf, math.inf, None)
+            wrong = 0.0
+            for bm, bn, bk, stages in THIN[128 if m > 64 else 64]:
+                constants = {"BM": bm, "BN": bn, "BK": bk, "stages": stages}
+                calls = [
+                    prepared(gemm_nt, a, b, out=c, **constants) for (a, b), c in zip(sets, outs, strict=True)
+                ]
+                others = [partial(torch.matmul, a, b.T) for a, b in sets]
+                times = timed(partial(each, calls), partial(each, others))
+                wrong = max(
+                    wrong, *(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+                )
+                if times[0] < best[0]:
+                    best = (times[0], times[1], (bm, bn, bk, stages))
+            bound = 2 * (m * k + n * k + m * n) / COPY_BANDWIDTH * 1e6
+            times = [best[0] / 4, min(best[1] / 4, 1e9)]
+            made = row(f"gemm_nt thin {best[2]}", (m, n, k), wrong, 5e-3, times, 2 * m * n * k)
+            rows.append(made | {"copy_bound_us": bound})
+    return rows
+
+
+THIN = {
+    64: [
+        (64, 64, 64, 12),
+        (64, 64, 128, 6),
+        (64, 32, 128, 8),
+        (64, 96, 64, 8),
+        (64, 176, 64, 6),
+        (64, 256, 64, 5),
+    ],
+    128: [
+        (128, 64, 64, 8),
+        (128, 96, 64, 7),
+        (128, 128, 64, 6),
+        (128, 176, 64, 5),
+        (64, 64, 64, 12),
+        (64, 128, 64, 8),
+    ],
+}
+
+
+def each(calls: list[Callable[[], Any]]) -> None:
+    """One after the other on operands of their own, so that none finds its own in the cache."""
+    for call in calls:
+        call()
+
+
+def mla(quick: bool) -> list[Row]:
+    rows = []
+    cases = [(3, 128, [70, 1, 333], 0), (128, 128, [4096] * 128, 1)] + (
+        [] if quick else [(64, 128, [8192] * 64, 1), (128, 16, [8192] * 128, 1)]
+    )
+    for batch, heads, lengths, timing in cases:
+        page, pages = 64, [-(-n // 64) for n in lengths]
+        kv = torch.randn(sum(pages) + 1, page, 576, device="cuda", dtype=torch.bfloat16)
+        q = torch.randn(batch, heads, 576, device="cuda", dtype=torch.bfloat16)
+        table = torch.full((batch, max(pages)), 10**6, dtype=torch.int32)
+        order, at = torch.randperm(sum(pages)).int(), 0
+        for i, count in enumerate(pages):
+            table[i, :count] = order[at : at + count]
+            at += count
+        table, counts = table.cuda(), torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        splits = 8 if not timing else max(1, 264 // (batch * -(-heads // 64)))
+        parts = torch.full((batch, splits, heads, 512), math.nan, device="cuda")
+        sums = torch.full((batch, splits, heads), math.nan, device="cuda")
+        call = prepared(mla_decode, q, kv, table, counts, 0.06, out=(parts, sums), splits=splits)
+        call()
+        torch.cuda.synchronize()
+        weight = (sums - sums.logsumexp(1, keepdim=True)).exp().nan_to_num(0)
+        found = (parts * weight[..., None]).sum(1)
+        wrong = 0.0
+        for i in range(min(batch, 4)):
+            keys = kv[table[i, : pages[i]].long()].reshape(-1, 576)[: lengths[i]].double()
+            want = (q[i].double() @ keys.T * 0.06).softmax(-1) @ keys[:, :512]
+            wrong = max(wrong, error(found[i], want))
+        times, flops = None, 2 * heads * sum(lengths) * (576 + 512)
+        if timing:
+            bytes_ = sum(lengths) * 576 * 2 + q.numel() * 2 + parts.numel() * 4
+            bound = max(bytes_ / COPY_BANDWIDTH, flops / 780e12) * 1e6
+            times = [*timed(call), bound]
+        rows.append(row("mla_decode / bound", (batch, heads, lengths[0], splits), wrong, 8e-3, times, flops))
+    return rows
+
+
+def norm(quick: bool) -> list[Row]:
+    rows = []
+    for n, d in [(100, 4096), (33, 100), (7, 65)] + ([] if quick else [(16384, 4096), (16384, 8192)]):
+        x, w = (
+            torch.randn(n, d, device="cuda", dtype=torch.bfloat16),
+            torch.randn(d, device="cuda", dtype=torch.bfloat16),
+        )
+        y = torch.full_like(x, math.nan)
+        call = prepared(rms_norm, x, w, 1e-5, out=y)
+        call()
+        want = torch.nn.functional.rms_norm(x.double(), (d,), w.double(), 1e-5)
+        times = None
+        if n > 1000:
+            times = timed(call, partial(torch.nn.functional.rms_norm, x, (d,), w, 1e-5))
+        rows.append(row("rms_norm / torch", (n, d), error(y, want), 5e-3, times))
+    return rows
+
+
+@tile.kernel
+def nothing(X: tile.Tensor) -> Any:
+    """Writes one number."""
+    for _ in tile.grid(1, threads=32):
+        X[0] = 1.0
+
+
+def launch(quick: bool) -> list[Row]:
+    """Host time of a bound launch, and of a call through the public door."""
+    x = torch.zeros(8, device="cuda")
+    direct = prepared_in_place(nothing, x)
+    out: Row = {"name": "launch, host us", "shape": "one store"}
+    for name, call in (
+        ("ours_us", direct),
+        ("theirs_us", lambda: x.fill_(1.0)),
+        ("public_us", lambda: nothing(x)),
+    ):
+        for _ in range(200):
+            call()
+        torch.cuda.synchronize()
+        laps = []
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(100):
+                call()
+            laps.append((time.perf_counter() - start) * 1e4)
+            torch.cuda.synchronize()
+        out[name] = statistics.median(laps)
+    out["problem"] = f"through Kernel.__call__ {out['public_us']:.1f} us"
+    show(out)
+    return [out]
+
+
+def prepared_in_place(kernel: Any, *args: Any) -> Callable[[], None]:
+    return prepared(kernel, *args, out=())
+
+
+def compiling(quick: bool) -> list[Row]:
+    """Cold: from Python source to machine code, no cache."""
+    spec, rows = tile.Spec, []
+    b = tile.bf16
+    heads = spec((2, 4096, 16, 128), b)
+    cases: list[tuple[str, Any]] = [
+        ("gemm", lambda: gemm_nt.on("sm_90a").lowered(spec((4096, 4096), b), spec((4096, 4096), b))),
+        ("attention", lambda: attention.on("sm_90a").lowered(heads, heads, heads, 0.1, causal=True)),
+    ]
+    for name, make in cases:
+        start = time.perf_counter()
+        function = make()
+        source = compile_function(function).source
+        # NVRTC keeps what it compiled: another name makes it work again.
+        source = source.replace(f"{function.name}_0", f"{function.name}_{time.time_ns()}")
+        middle = time.perf_counter()
+        _, log = compile_text(source, "sm_90a")
+        end = time.perf_counter()
+        spills = [line.strip() for line in log.splitlines() if "spill" in line or "(C7" in line]
+        out: Row = {"name": f"cold compile of {name}", "shape": "", "ours_us": (end - start) * 1e6}
+        out["problem"] = f"of it NVRTC {end - middle:.2f} s; {'; '.join(spills)}"
+        show(out)
+        rows.append(out)
+    return rows
+
+
+PARTS: dict[str, Callable[[bool], list[Row]]] = {
+    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "norm": norm,
+    "launch": launch, "compile": compiling,
+}  # fmt: skip

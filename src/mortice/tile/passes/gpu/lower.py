@@ -1,0 +1,364 @@
+"""A function of tile operators as one of the thread level for sm_90a.
+
+Needs "guarded". Gives "thread" (checked by passes/thread_level). A launch with products becomes a producer and one, two
+or three computing warpgroups around rings of shared tiles; one without becomes plain code for all threads.
+"""
+
+from dataclasses import dataclass, replace
+
+from mortice.tile.dtypes import u8
+from mortice.tile.ir import build
+from mortice.tile.ir import expr as e
+from mortice.tile.ir import stmt as s
+from mortice.tile.ir.walk import walk
+from mortice.tile.passes import run, thread_level
+from mortice.tile.passes.gpu import arithmetic as a
+from mortice.tile.passes.gpu import epilogue
+from mortice.tile.passes.gpu.context import Context, Note
+from mortice.tile.passes.gpu.inference import infer
+from mortice.tile.passes.gpu.matrix import why_no_wgmma
+from mortice.tile.passes.gpu.rings import Producer, Ring, find_rings, why_no_tma, with_stages
+from mortice.tile.passes.gpu.tiles import SharedTile, swizzle_for
+from mortice.tile.passes.gpu.workers import Workers
+from mortice.tile.passes.guards import GUARDS
+from mortice.tile.passes.pipeline import Pass
+from mortice.tile.passes.ranges import dimensions
+
+SHARED_BYTES = 232448  # of one block, opted in
+REGISTERS = {2: (40, 232), 3: (32, 160)}  # producer, each worker, by number of computing warpgroups
+PLAIN_THREADS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What may be decided otherwise. persistent: blocks walk over several tiles (None: where that pays)."""
+
+    persistent: bool | None = None
+    aligned: frozenset[str] = frozenset()
+
+
+DEFAULT = Choices()
+
+
+def lower(function: s.Function, choices: Choices = DEFAULT) -> tuple[s.Function, tuple[Note, ...]]:
+    """Raises UnsupportedError with the line that has no form on this card. choices.aligned: results whose base and
+    strides are multiples of 16 bytes."""
+    notes: list[Note] = []
+    maps: list[s.TensorMap] = []
+
+    def work(tile_level: s.Function) -> s.Function:
+        body: list[s.Stmt] = []
+        for statement in tile_level.body:
+            if isinstance(statement, s.Launch) and not _written_for_threads(statement):
+                lowering = _Lowering(tile_level, statement, notes, choices)
+                body.append(lowering.launch())
+                maps.extend(lowering.cx.maps.values())
+            else:
+                body.append(statement)
+        return replace(tile_level, params=(*tile_level.params, *maps), body=tuple(body))
+
+    step = Pass("lower", work, thread_level.check, frozenset({"guarded"}), frozenset({"thread"}))
+    return run(function, (GUARDS, step)), tuple(notes)
+
+
+def _written_for_threads(launch: s.Launch) -> bool:
+    return any(isinstance(x, s.Roles | s.Op) for x in walk(launch))
+
+
+class _Lowering:
+    def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
+        self.function, self.choices = function, choices
+        gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
+        self.groups, self.side = _warpgroups(gemms)
+        threads = 128 * self.groups if gemms else launch.threads or PLAIN_THREADS
+        layouts = infer(launch, threads, self.groups, self.side)
+        ranges = dimensions(function)
+        self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
+        self.cx.aligned = choices.aligned
+        self.cx.names = _names(function)
+        self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
+        for gemm in gemms:
+            reason = why_no_wgmma(gemm)
+            if reason is not None:
+                self.cx.refuse(gemm, "gemm", reason, "use another element type or tile, or target c")
+        self.rings = find_rings(launch.body) if gemms else []
+        self.persistent = bool(gemms) and self._persistent()
+
+    def launch(self) -> s.Launch:
+        """The whole launch at the thread level."""
+        cx = self.cx
+        self._place_tiles()
+        launch = cx.launch
+        total: e.Expr = e.const(1)
+        for extent in launch.extents:
+            total = a.mul(total, extent)
+        block = cx.var("block")
+        with cx.ranges.loop(launch.vars, launch.extents):
+            if not self.groups:
+                body = self._plain(block)
+            else:
+                body = self._roles(block, total)
+        extents: tuple[e.Expr, ...] = (total,)
+        if self.persistent:
+            extents = (build.binary("min", total, a.call("num_multiprocessors")),)
+        threads = cx.threads + (128 if self.groups else 0)
+        head = [s.Alloc(cx.memory, at=0)] if cx.memory.extents[0] else []
+        barriers = self._barriers(threads)
+        return s.Launch((block,), extents, (*head, *barriers, *body), threads, span=launch.span)
+
+    # Where tiles lie
+
+    def _place_tiles(self) -> None:
+        cx = self.cx
+        for node in walk(cx.launch):
+            if isinstance(node, s.Alloc) and node.buffer.scope == "shared":
+                extents = node.buffer.extents
+                rows, columns = (
+                    (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
+                )
+                width = (
+                    swizzle_for(columns, rows, node.buffer.dtype) if self.groups and len(extents) == 2 else 0
+                )
+                cx.tiles[node.buffer.name] = SharedTile(
+                    node.buffer.name, rows, columns, node.buffer.dtype, width
+                )
+        wanted = [ring.stages for ring in self.rings]
+        while (used := self._plan()) > SHARED_BYTES:
+            big = max((r for r in self.rings if r.stages > 1), key=self._ring_bytes, default=None)
+            if big is None:
+                problem = f"its tiles need {used} bytes of shared memory, a block has {SHARED_BYTES}"
+                cx.refuse(cx.launch, "grid", problem, "use smaller tiles")
+            self.rings[self.rings.index(big)] = with_stages(big, big.stages - 1)
+        for ring, stages in zip(self.rings, wanted, strict=True):
+            if ring.stages < stages:
+                reason = f"{stages} would not fit {SHARED_BYTES} bytes of shared memory"
+                span = ring.loop.span if ring.loop else cx.launch.span
+                cx.note(span, "pipelined", f"{ring.stages} stages of {', '.join(ring.tiles)}", reason)
+        for ring in self.rings:
+            self._how_filled(ring)
+
+    def _plan(self) -> int:
+        """Gives every tile its place; the bytes needed."""
+        cx, at = self.cx, 0
+        staged = {tile: ring for ring in self.rings for tile in ring.tiles}
+        for name, tile in cx.tiles.items():
+            cx.tiles[name] = replace(tile, base=at)
+            at += tile.bytes * (staged[name].stages if name in staged else 1)
+        leaving = any(
+            isinstance(x, s.Copy)
+            and x.source.buffer.scope == "fragment"
+            and x.target.buffer.scope == "global"
+            and self.groups
+            and epilogue.why_no_store(cx, x) is None
+            for x in walk(cx.launch)
+        )
+        if leaving:
+            cx.staging = at
+            at += self.groups * epilogue.BOXES * epilogue.BOX_BYTES
+        if any(
+            isinstance(x, s.Reduce) and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+            for x in walk(cx.launch)
+        ):
+            cx.scratch = at
+            at += 4 * cx.threads
+        self.barriers_at = -(-at // 16) * 16
+        cx.memory = e.Buffer("memory", u8, (a.const(self.barriers_at),), "shared")
+        return self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+
+    def _ring_bytes(self, ring: Ring) -> int:
+        return sum(self.cx.tiles[name].bytes for name in ring.tiles)
+
+    def _how_filled(self, ring: Ring) -> None:
+        cx = self.cx
+        ring.by_engine, ring.by_threads, ring.bytes = False, False, 0
+        for copy in ring.copies:
+            tile = cx.tiles[copy.target.buffer.name]
+            reason = why_no_tma(cx, copy, tile)
+            if reason is None:
+                ring.by_engine = True
+                rows, columns = (int(copy.target.extents[i].value) for i in (0, -1))  # type: ignore[attr-defined]
+                ring.bytes += rows * columns * tile.dtype.bytes
+            elif copy.prefer == "tma":
+                cx.refuse(copy, "copy", reason, "drop prefer, or mend that")
+            else:
+                ring.by_threads = True
+                cx.note(copy.span, "copy", "loaded by threads, not by TMA", reason)
+
+    # What runs
+
+    def _plain(self, block: e.Var) -> list[s.Stmt]:
+        cx = self.cx
+        with cx.block() as body:
+            self._coordinates(block)
+            cx.thread = cx.let("t", a.call("thread"))
+            Workers(cx, [], False).body(cx.launch.body)
+        return body
+
+    def _roles(self, block: e.Var, total: e.Expr) -> list[s.Stmt]:
+        cx = self.cx
+        few, many = REGISTERS.get(self.groups, (0, 0))
+        one = not any(ring.by_threads for ring in self.rings)
+        if not one and few:
+            few, many = (56, 224) if self.groups == 2 else (40, 152)
+        with cx.block() as load:
+            thread = cx.let("p", a.call("thread"))
+            alone = a.every(a.equal(a.call("warp"), 0), a.call("elected")) if one else e.TRUE
+            with cx.when(alone):
+                producer = Producer(cx, self.rings, one, thread)
+                with self._tiles_of(block, total):
+                    producer.body(cx.launch.body)
+        with cx.block() as compute:
+            cx.thread = cx.let("t", a.call("thread"))
+            workers = Workers(cx, self.rings, self.side)
+            with self._tiles_of(block, total):
+                workers.body(cx.launch.body)
+            if cx.staging:
+                epilogue.finish(cx)
+        roles = (
+            s.Role("load", 4, few, tuple(load)),
+            s.Role("compute", 4 * self.groups, many, tuple(compute)),
+        )
+        return [s.Roles(roles)]
+
+    def _barriers(self, threads: int) -> list[s.Stmt]:
+        cx, at = self.cx, self.barriers_at
+        if not self.rings:
+            return []
+        allocs: list[s.Stmt] = []
+        with cx.block() as init:
+            for ring in self.rings:
+                for barrier, count in ((ring.full, ring.arrivals), (ring.empty, 4 * self.groups)):
+                    allocs.append(s.Alloc(barrier, at=at, count=count))
+                    at += 8 * ring.stages
+                    for stage in range(ring.stages):
+                        cx.op("barrier_init", a.box(barrier, stage))
+            cx.op("barrier_init_fence")
+            for tensor_map in cx.maps.values():
+                cx.op("tma_prefetch", a.box(tensor_map.buffer, 0))
+        first = s.If(a.equal(a.call("thread"), 0), tuple(init))
+        return [*allocs, first, a.op("sync", a.const(0), a.const(threads))]
+
+    # Tiles of the grid
+
+    def _persistent(self) -> bool:
+        """Blocks walk over tiles where each costs the same and the producer can run ahead into the next; a tile that
+        is loaded once for all of a loop (the queries) would have to be given back first."""
+        if self.choices.persistent is not None:
+            return self.choices.persistent
+        if any(ring.loop is None for ring in self.rings):
+            return False
+        names = {var.name for var in self.cx.launch.vars}
+        hanging = _depending(self.cx.launch.body, names)
+        return all(
+            not any((isinstance(v, e.Var) and v.name in hanging) or isinstance(v, e.Load) for v in walk(x))
+            for ring in self.rings
+            if ring.loop is not None
+            for x in (ring.loop.start, ring.loop.stop)
+        )
+
+    def _tiles_of(self, block: e.Var, total: e.Expr):  # type: ignore[no-untyped-def]
+        return _Tiles(self, block, total)
+
+    def _coordinates(self, number: e.Expr) -> None:
+        """The grid's variables from a block's number: panels of rows walked together, or the first fastest. Where a
+        loop's end hangs on the first variable its blocks run from the last, the heaviest first."""
+        cx = self.cx
+        launch = cx.launch
+        if launch.panel and len(launch.vars) == 2:
+            rows, columns = launch.extents
+            m, n = launch.vars
+            in_band = a.mul(columns, launch.panel)
+            band = cx.let("band", build.binary("floordiv", number, in_band))
+            top = cx.let("top", a.mul(band, launch.panel))
+            high = cx.let("high", build.binary("min", a.sub(rows, top), a.const(launch.panel)))
+            rest = cx.let("rest", a.sub(number, a.mul(band, in_band)))
+            cx.emit(s.Let(m, a.add(top, a.mod(rest, high))), s.Let(n, build.binary("floordiv", rest, high)))
+            return
+        left = number
+        for i, (var, extent) in enumerate(zip(launch.vars, launch.extents, strict=True)):
+            last = i == len(launch.vars) - 1
+            value = left if last else a.mod(left, extent)
+            if i == 0 and self._heavier_later():
+                value = a.sub(a.sub(extent, 1), value)
+            cx.emit(s.Let(var, value))
+            if not last:
+                left = cx.let("left", build.binary("floordiv", left, extent))
+
+    def _heavier_later(self) -> bool:
+        hanging = _depending(self.cx.launch.body, {self.cx.launch.vars[0].name})
+        return any(
+            isinstance(v, e.Var) and v.name in hanging
+            for ring in self.rings
+            if ring.loop is not None
+            for v in walk(ring.loop.stop)
+        )
+
+
+class _Tiles:
+    """Around a role's work: once for its block, or for every tile that falls to the block."""
+
+    def __init__(self, lowering: _Lowering, block: e.Var, total: e.Expr) -> None:
+        self.lowering, self.number, self.total = lowering, block, total
+
+    def __enter__(self) -> None:
+        cx = self.lowering.cx
+        self.body: list[s.Stmt] = []
+        cx.blocks.append(self.body)
+        self.var = cx.var("tile") if self.lowering.persistent else self.number
+        self.lowering._coordinates(self.var)
+
+    def __exit__(self, *_: object) -> None:
+        cx = self.lowering.cx
+        cx.blocks.pop()
+        if self.lowering.persistent:
+            step = a.call("num_blocks")
+            cx.emit(s.For(self.var, self.number, self.total, step, tuple(self.body), "serial"))
+        else:
+            cx.emit(*self.body)
+
+
+def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
+    """How many compute, and whether they share rows and split columns."""
+    if not gemms:
+        return 0, False
+    rows = max(x.c.buffer.extents[0] for x in gemms)
+    columns = max(x.c.buffer.extents[1] for x in gemms)
+    if rows % 128 == 0:
+        return 2, False
+    if rows == 192:
+        return 3, False
+    return (2, True) if rows == 64 and columns > 256 else (1, False)
+
+
+def _depending(body: s.Block, names: set[str]) -> set[str]:
+    """Names whose values hang on the given ones, by way of scalars."""
+    hanging = set(names)
+    for node in walk(body):
+        if isinstance(node, s.Let | s.Assign) and any(
+            isinstance(v, e.Var) and v.name in hanging for v in walk(node.value)
+        ):
+            hanging.add(node.var.name)
+    return hanging
+
+
+def _names(function: s.Function) -> set[str]:
+    names = {"memory"}
+    for param in function.params:
+        names.add(param.var.name if isinstance(param, s.Scalar) else param.buffer.name)
+    for tensor in function.tensors:
+        for extent in (*tensor.buffer.shape, *(tensor.buffer.strides or ())):
+            names |= {v.name for v in walk(extent) if isinstance(v, e.Var)}
+    for node in walk(function.body):
+        for owner in (getattr(node, "var", None), getattr(node, "buffer", None)):
+            if owner is not None:
+                names.add(owner.name)
+        if isinstance(node, e.Var):
+            names.add(node.name)
+    return names
+
+
+def _product(extents: tuple[int, ...]) -> int:
+    total = 1
+    for extent in extents:
+        total *= extent
+    return total

@@ -1,0 +1,130 @@
+"""The lowered Hopper program, run by the simulator, against torch and the interpreter, on ragged shapes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mortice import tile
+from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.gemm import gemm_nt
+from mortice.ops.kernels.mla import mla_decode
+from mortice.ops.kernels.norm import rms_norm
+
+few = settings(max_examples=4, deadline=None, derandomize=True)
+sizes = st.sampled_from([1, 8, 63, 64, 65, 100, 136])
+LIMIT = {torch.bfloat16: 5e-3, torch.float16: 2e-3}
+
+
+def poisoned(*shape, dtype=torch.bfloat16):
+    return torch.full(shape, math.nan, dtype=dtype)
+
+
+def error(found, expected):
+    assert not found.isnan().any()
+    norm = expected.double().norm()
+    return ((found.double() - expected.double()).norm() / norm).item() if norm else found.abs().max().item()
+
+
+@few
+@given(
+    sizes, sizes, st.sampled_from([0, 8, 64, 100, 127, 264]), st.sampled_from(list(LIMIT)), st.integers(0, 99)
+)
+def test_gemm(m, n, k, dtype, seed):
+    torch.manual_seed(seed)
+    a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+    out = poisoned(m, n, dtype=dtype)
+    gemm_nt.on("simulator")(a, b, out=out, BM=64, BN=64, BK=64, stages=2)
+    assert error(out, a.double() @ b.double().T) <= (LIMIT[dtype] if k else 0)
+
+
+@pytest.mark.parametrize(
+    ("tile_m", "tile_n", "depth", "stages"),
+    [(128, 64, 32, 3), (192, 96, 64, 2), (64, 72, 16, 4), (256, 64, 64, 1)],
+)
+def test_gemm_tiles(tile_m, tile_n, depth, stages):
+    torch.manual_seed(1)
+    a, b = torch.randn(200, 96).bfloat16(), torch.randn(104, 96).bfloat16()
+    out = poisoned(200, 104)
+    gemm_nt.on("simulator")(a, b, out=out, BM=tile_m, BN=tile_n, BK=depth, stages=stages)
+    assert error(out, a.double() @ b.double().T) <= 5e-3
+
+
+def test_gemm_of_rows_that_tma_cannot_walk_says_so_and_is_right():
+    torch.manual_seed(0)
+    a, b = torch.randn(65, 103).bfloat16(), torch.randn(64, 103).bfloat16()
+    out = gemm_nt.on("simulator")(a, b, BM=64, BN=64)
+    assert error(out, a.double() @ b.double().T) <= 5e-3
+    notes = gemm_nt.on("cuda").compiled(a, b, BM=64, BN=64).notes
+    assert [note.span.line for note in notes if "multiple of 16 bytes" in note.reason]
+
+
+@few
+@given(
+    st.sampled_from([1, 64, 70, 130]), st.sampled_from([1, 64, 100, 200]), st.booleans(), st.integers(0, 99)
+)
+def test_attention(queries, keys, causal, seed):
+    torch.manual_seed(seed)
+    q = torch.randn(1, queries, 2, 64).bfloat16()
+    k, v = torch.randn(1, keys, 1, 64).bfloat16(), torch.randn(1, keys, 1, 64).bfloat16()
+    out, lse = poisoned(1, queries, 2, 64), poisoned(1, 2, queries, dtype=torch.float32)
+    attention.on("simulator")(q, k, v, 0.2, causal=causal, BN=64, out=(out, lse))
+    expected, sums = torch.empty_like(out), torch.empty_like(lse)
+    attention.on("interpreter")(q, k, v, 0.2, causal=causal, BN=64, out=(expected, sums))
+    assert error(out, expected) <= 8e-3
+    alive = sums > -math.inf
+    assert torch.equal(lse > -math.inf, alive)
+    assert not alive.any() or (lse[alive] - sums[alive]).abs().max() <= 1e-3
+
+
+def test_mla_decode_shares_scores_between_warpgroups():
+    torch.manual_seed(0)
+    lengths = [70, 1, 0]
+    q, kv = torch.randn(3, 5, 576).bfloat16(), torch.randn(6, 64, 576).bfloat16()
+    table = torch.full((3, 2), 10**6, dtype=torch.int32)
+    table[0, 0], table[0, 1], table[1, 0] = 3, 1, 5
+    parts, sums = mla_decode.on("simulator")(
+        q, kv, table, torch.tensor(lengths, dtype=torch.int32), 0.05, splits=2
+    )
+    weight = (sums - sums.logsumexp(1, keepdim=True)).exp().nan_to_num(0)
+    found = (parts * weight[..., None]).sum(1)
+    for row, length in enumerate(lengths):
+        if length == 0:
+            assert (found[row] == 0).all()
+            continue
+        keys = kv[table[row, : -(-length // 64)].long()].reshape(-1, 576)[:length].double()
+        assert error(found[row], (q[row].double() @ keys.T * 0.05).softmax(-1) @ keys[:, :512]) <= 8e-3
+
+
+@few
+@given(st.sampled_from([1, 5, 33]), st.sampled_from([1, 7, 64, 100, 257]), st.integers(0, 99))
+def test_rms_norm(rows, width, seed):
+    torch.manual_seed(seed)
+    x, w = torch.randn(rows, width).bfloat16(), torch.randn(width).bfloat16()
+    out = poisoned(rows, width)
+    rms_norm.on("simulator")(x, w, 1e-5, out=out)
+    assert error(out, torch.nn.functional.rms_norm(x.double(), (width,), w.double(), 1e-5)) <= 5e-3
+
+
+@tile.kernel
+def f32_product(A: tile.Tensor, B: tile.Tensor) -> tile.Tensor:
+    M, K = A.shape
+    N, K = B.shape
+    C = tile.empty((M, N), tile.f32)
+    for bm, bn in tile.grid(tile.ceildiv(M, 64), tile.ceildiv(N, 64)):
+        a, b = tile.shared((64, 32), A.dtype), tile.shared((64, 32), B.dtype)
+        c = tile.fragment((64, 64), tile.f32, fill=0)
+        for k in tile.pipelined(tile.ceildiv(K, 32), stages=2):
+            tile.copy(A[bm * 64 :, k * 32 :], a)
+            tile.copy(B[bn * 64 :, k * 32 :], b)
+            tile.gemm(a, b.T, c)
+        tile.copy(c, C[bm * 64 :, bn * 64 :])
+    return C
+
+
+def test_a_product_that_no_matrix_unit_makes_is_refused_with_its_line():
+    a = torch.randn(8, 8)
+    with pytest.raises(tile.UnsupportedError, match=r"test_hopper_simulated.py:\d+:\d+: gemm: .*f32"):
+        f32_product.on("simulator")(a, a)
