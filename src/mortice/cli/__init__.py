@@ -15,6 +15,7 @@ from mortice.cli.pull import pull
 from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
 from mortice.cli.sim import sim
+from mortice.cli.tile import tile
 from mortice.specs.errors import MorticeError, RequestError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app.add_typer(plan)
 app.add_typer(sim)
 app.add_typer(sandbox)
 app.add_typer(agent)
+app.add_typer(tile)
 
 
 def _version(value: bool) -> None:

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any
+from typing import Any, overload
 
 from mortice.tile import arguments as tensors
 from mortice.tile.arguments import Argument
@@ -17,17 +17,28 @@ from mortice.tile.host import Bound, bind, result_shape
 from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
 from mortice.tile.language import Tensor
+from mortice.tile.launch import LONG, Launches
 from mortice.tile.signature import ArgumentType, ScalarType, Signature, TensorType
 from mortice.tile.targets import Executable, prepare
 
 SCALARS: dict[type, DType] = {int: index, float: f32, bool: boolean}
 
 
-def kernel(function: Callable[..., Any]) -> "Kernel":
+@overload
+def kernel(function: Callable[..., Any], *, cpu: None = None) -> "Kernel": ...
+
+
+@overload
+def kernel(function: None = None, *, cpu: dict[str, Any]) -> Callable[[Callable[..., Any]], "Kernel"]: ...
+
+
+def kernel(function: Callable[..., Any] | None = None, *, cpu: dict[str, Any] | None = None) -> Any:
     """Makes a kernel of a function. Positional parameters are its data: tensors (annotated `tile.Tensor`, perhaps
     `| None`) and run-time scalars (`int`, `float`, `bool`). Keyword-only ones are constants, for each set of which
-    the kernel is specialised."""
-    return Kernel(function)
+    the kernel is specialised; their defaults are a GPU's schedule. cpu: other defaults of some, for the CPU."""
+    if function is None:
+        return lambda function: Kernel(function, cpu=cpu or {})
+    return Kernel(function, cpu=cpu or {})
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Kernel:
 
     function: Callable[..., Any]
     target: str | None = None  # None: where the tensors are
+    cpu: dict[str, Any] = field(default_factory=dict)
     _specialised: dict[Any, list[Specialisation]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -69,16 +81,33 @@ class Kernel:
                 self.constants[name] = parameter.default
             else:
                 self.parameters.append(self._parameter(name, hints.get(name, Tensor)))
+        if unknown := self.cpu.keys() - self.constants.keys():
+            problem = f"cpu names {', '.join(sorted(unknown))}"
+            raise ArgumentError(self.span, self.__name__, problem, "name keyword-only parameters")
+        tensors = [i for i, parameter in enumerate(self.parameters) if parameter.scalar is None]
+        self._launches = Launches(tuple(tensors), tuple(i for i in tensors if self.parameters[i].optional))
 
     def __call__(self, *args: Any, out: Any = None, **keywords: Any) -> Any:
-        given, constants = self._bind(args, keywords)
+        result = self._launches.last(args, out, keywords)
+        return result if result is not LONG else self._long(args, out, keywords)
+
+    def _long(self, args: tuple[Any, ...], out: Any, keywords: dict[str, Any]) -> Any:
+        """A call that is not like one before."""
+        short = self.constants.keys() >= keywords.keys()
+        if short and (result := self._launches.other(args, out, keywords)) is not LONG:
+            return result
+        given = self._bind(args, keywords)
         views, scalars = self._look(given)
+        constants = self._constants(given, keywords, views)
         found = self._specialise(views, constants)
-        return self._run(found, views, scalars, given, out)
+        made, bound = self._run(found, views, scalars, given, out)
+        if short and hasattr(found.executable, "entry") and len(args) == len(self.parameters):
+            self._launches.learn(args, out, keywords, found.built.function, found.executable, bound, made)
+        return tuple(made) if len(made) > 1 else made[0] if made else None
 
     def on(self, target: str) -> "Kernel":
         """The same kernel on a target of your choice: "c", "interpreter"."""
-        return Kernel(self.function, target)
+        return Kernel(self.function, target, self.cpu)
 
     def ir(self, *args: Any, **keywords: Any) -> str:
         """Text of the tile IR for these arguments."""
@@ -86,14 +115,16 @@ class Kernel:
 
     def lowered(self, *args: Any, **keywords: Any) -> Function:
         """The tile IR for these arguments, before any pass."""
-        given, constants = self._bind(args, keywords)
+        given = self._bind(args, keywords)
         views, _ = self._look(given)
+        constants = self._constants(given, keywords, views)
         return build(self.function, self._signature(self.target, views, constants)).function
 
     def compiled(self, *args: Any, **keywords: Any) -> Executable:
         """What a call with these arguments would run, without running it; `source` is its text."""
-        given, constants = self._bind(args, keywords)
+        given = self._bind(args, keywords)
         views, _ = self._look(given)
+        constants = self._constants(given, keywords, views)
         return self._specialise(views, constants).executable
 
     @property
@@ -115,9 +146,7 @@ class Kernel:
             self.span, self.__name__, problem, "it is tile.Tensor, int, float or bool, or keyword-only"
         )
 
-    def _bind(
-        self, args: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    def _bind(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
         try:
             bound = self.signature.bind(*args, **keywords)
         except TypeError as error:
@@ -125,8 +154,16 @@ class Kernel:
                 self.span, self.__name__, str(error), f"its form is {self.__name__}{self.signature}"
             ) from None
         bound.apply_defaults()
-        given = bound.arguments
-        return given, tuple((name, given[name]) for name in self.constants)
+        return bound.arguments
+
+    def _constants(
+        self, given: dict[str, Any], keywords: dict[str, Any], views: dict[str, Argument]
+    ) -> tuple[tuple[str, Any], ...]:
+        """Given by the call, else the CPU's own, else the defaults."""
+        own = self.cpu if (self.target or self._home(views)) == "c" else {}
+        return tuple(
+            (name, given[name] if name in keywords else own.get(name, given[name])) for name in self.constants
+        )
 
     def _look(self, given: dict[str, Any]) -> tuple[dict[str, Argument], dict[str, Any]]:
         views: dict[str, Argument] = {}
@@ -196,7 +233,8 @@ class Kernel:
         scalars: dict[str, Any],
         given: dict[str, Any],
         out: Any,
-    ) -> Any:
+    ) -> tuple[list[Any], Bound]:
+        """The results, and what the kernel ran with."""
         function = found.built.function
         made: list[Any] = []
         results = [param for param in function.tensors if param.result]
@@ -216,8 +254,9 @@ class Kernel:
                 self._refuse(
                     param.buffer.name, "is read-only, and the kernel writes it", "pass a writable array"
                 )
-        found.executable(bind(function, views, scalars))
-        return tuple(made) if len(made) > 1 else made[0] if made else None
+        bound = bind(function, views, scalars)
+        found.executable(bound)
+        return made, bound
 
     def _results(self, results: list[Any], bound: Bound, given: dict[str, Any], out: Any) -> list[Any]:
         if out is not None:

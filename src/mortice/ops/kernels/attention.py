@@ -14,17 +14,20 @@ def attention(
     scale: float,
     *,
     causal: bool = False,
+    window: int = 0,
     BM: int = 128,
     BN: int = 128,
     stages: int = 2,
 ) -> Any:
-    """Y [B, S, H, D] of Q [B, S, H, D], K and V [B, T, G, D]; H is a multiple of G. Causal: the last query sees the last
-    key. Also the logarithm (base e) of each row's sum of exponentials, L [B, H, S]. A row without keys gives 0."""
+    """Y [B, S, H, D] of Q [B, S, H, D], K and V [B, T, G, D]; H is a multiple of G. Causal: the last query sees the
+    last key, and with a window only the last `window` keys up to its own. Also the logarithm (base e) of each row's sum
+    of exponentials, L [B, H, S]. A row without keys gives 0."""
     B, S, H, D = Q.shape
     B, T, G, D = K.shape
     B, T, G, D = V.shape
     assert H % G == 0, "H % G == 0"
     assert scale > 0, "scale > 0"
+    assert window == 0 or causal, "a window is causal"
     Y, L = tile.empty((B, S, H, D), Q.dtype), tile.empty((B, H, S), tile.f32)
     for bm, h, b in tile.grid(tile.ceildiv(S, BM), H, B):
         q, k, v = tile.shared((BM, D), Q.dtype), tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
@@ -34,13 +37,15 @@ def attention(
         g = h // (H // G)
         tile.copy(Q[b, bm * BM :, h, :], q)
         limit = max(min(T, (bm + 1) * BM + T - S), 0) if causal else T
-        for j in tile.pipelined(tile.ceildiv(limit, BN), stages=stages):
+        start = max(bm * BM + T - S - window + 1, 0) // BN if window > 0 else 0
+        for j in tile.pipelined(start, tile.ceildiv(limit, BN), stages=stages):
             tile.copy(K[b, j * BN :, g, :], k)
             tile.copy(V[b, j * BN :, g, :], v)
             tile.gemm(q, k.T, s, clear=True)
             for x, y in tile.parallel(BM, BN):
                 seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
-                s[x, y] = s[x, y] if seen else -tile.inf
+                near = window == 0 or j * BN + y > bm * BM + x + T - S - window
+                s[x, y] = s[x, y] if seen and near else -tile.inf
             online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, v, o)

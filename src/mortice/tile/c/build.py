@@ -66,6 +66,12 @@ def _surroundings(compiler: str) -> tuple[str, ...]:
     return (compiler, str(found.st_size), str(found.st_mtime_ns), *FLAGS, _processor(), *headers)
 
 
+def has_matrix_unit() -> bool:
+    """Whether compiled code multiplies bf16 in AMX."""
+    return "amx_bf16" in _processor().split()
+
+
+@functools.cache
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():

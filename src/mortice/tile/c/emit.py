@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mortice.tile.c import regions
+from mortice.tile.c.checks import Checks
 from mortice.tile.c.expression import Expressions
 from mortice.tile.c.names import name, storage, stored, value
 from mortice.tile.c.writer import Writer
@@ -30,33 +31,50 @@ class Emitter:
         self.ranges = dimensions(function)
         self.out = Writer()
         self.c = Expressions(self.ranges)
+        self.checks = Checks(self.c)
         self.offsets: dict[str, int] = {}
         self.scratch = 0
         self.in_parallel = False
+        self.in_launch = False
 
     def source(self) -> str:
-        """The whole file. ABI: tensors' addresses; dimensions, strides and whole scalars; other scalars; threads."""
+        """The whole file. ABI: the parameters in order; dimensions and strides; how many threads."""
         out = self.out
         out.line('#include "gemm.h"')
-        out.line(
-            "int kernel(void *const *tensors, const int64_t *whole, const double *real, int threads) {",
-            open=True,
-        )
-        for i, tensor in enumerate(self.function.tensors):
-            kind = storage(tensor.buffer.dtype)
-            const = "" if tensor.written else "const "
-            out.line(f"{const}{kind} *{name(tensor.buffer.name)} = tensors[{i}];")
+        params = ", ".join(_parameter(param) for param in self.function.params)
+        comma = ", " if params else ""
+        out.line(f"int kernel({params}{comma}const int64_t *whole, int threads) {{", open=True)
         for i, var in enumerate(whole_names(self.function)):
             out.line(f"const int64_t {name(var)} = whole[{i}];")
-        for i, var in enumerate(real_names(self.function)):
-            out.line(f"const float {name(var)} = (float)real[{i}];")
         for tensor in self.function.tensors:
             self.strides(tensor.buffer)
-        out.line("int failed = 0; (void)tensors; (void)whole; (void)real; (void)threads;")
+        out.line("int failed = 0; (void)whole; (void)threads;")
+        self.aliases()
         self.block(self.function.body)
         out.line("return failed;")
         out.close()
         return out.text()
+
+    def aliases(self) -> None:
+        """A tensor that is written overlaps no other, unless both are one view. Seen for tensors without gaps."""
+        tensors = [tensor for tensor in self.function.tensors if tensor.buffer.strides is None]
+        for i, one in enumerate(tensors):
+            for other in tensors[i + 1 :]:
+                if not one.written and not other.written:
+                    continue
+                written = one if one.written else other
+                problem = f"{written.buffer.name} is written and overlaps another argument"
+                refusal = self.checks.refusal(
+                    self.function.span, self.function.name, problem, "pass tensors that lie apart"
+                )
+                sides = ", ".join(f"{name(x.buffer.name)}, {self.bytes(x.buffer)}" for x in (one, other))
+                self.out.line(f"if (overlap({sides})) {{ {refusal} return failed; }}")
+
+    def bytes(self, buffer: e.Buffer) -> str:
+        count: e.Expr = e.const(buffer.dtype.bytes)
+        for extent in buffer.shape:
+            count = build.binary("mul", extent, count)
+        return self.c(count)
 
     def strides(self, buffer: e.Buffer) -> None:
         if buffer.strides is not None:
@@ -77,8 +95,22 @@ class Emitter:
         for statement in block:
             self.statement(statement)
 
-    def statement(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
+    def statement(self, x: s.Stmt) -> None:
         self.out.mark(x.span)
+        tests = self.checks.boxes(x)
+        if not tests:
+            self.unchecked(x)
+            return
+        self.out.line(f"if ({' && '.join(test for test, _ in tests)}) {{", open=True)
+        self.unchecked(x)
+        self.out.close()
+        region = tests[0][1]
+        problem = f"a box lies outside {list(region.buffer.extents)}"
+        self.out.line(
+            "else " + self.checks.refusal(region.span, region.buffer.name, problem, "stay within the tile")
+        )
+
+    def unchecked(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
         match x:
             case s.Launch():
                 self.launch(x)
@@ -110,6 +142,8 @@ class Emitter:
                 guard = self.c.guard(x.buffer, x.indices, x.guards)
                 text = self.c.store(x.buffer, x.indices, self.c(x.value))
                 self.out.line(f"if {guard} {text}" if guard else text)
+            case s.Copy() if x.target.buffer.scope.startswith("panels"):
+                regions.pack(self.out, self.c, x)
             case s.Copy():
                 regions.copy(self.out, self.c, x)
             case s.Fill():
@@ -122,8 +156,13 @@ class Emitter:
                 regions.scan(self.out, self.c, x)
             case s.Atomic():
                 self.atomic(x)
+            case s.Check() if self.in_launch:  # the host has checked those outside
+                refusal = self.checks.refusal(
+                    x.span, "assert", f"`{x.message}` does not hold", "mend the kernel or its arguments"
+                )
+                self.out.line(f"if (!({self.c(x.condition)})) {refusal}")
             case s.Check():
-                pass  # the host has checked those outside grids; others speak to the interpreter
+                pass
             case s.Print() | s.Breakpoint():
                 word = type(x).__name__.lower()
                 problem = "compiled C cannot stop or print"
@@ -139,7 +178,7 @@ class Emitter:
         out = self.out
         out.line("{", open=True)
         for i, extent in enumerate(x.extents):
-            out.line(f"const int64_t grid{i} = {self.c(extent)};")
+            out.line(f"const int64_t grid{i} = MAX((int64_t)0, (int64_t)({self.c(extent)}));")
         total = " * ".join(f"grid{i}" for i in range(len(x.extents)))
         out.line(f"const int64_t blocks = {total};")
         bytes_needed = self.plan(x)
@@ -148,14 +187,16 @@ class Emitter:
         out.line(f"char *const memory = thread_memory({bytes_needed});")
         out.line("if (!memory) {", open=True)
         out.line("#pragma omp atomic write")
-        out.line("failed = 1;")
+        out.line("failed = -1;")
         out.close()
         out.line("#pragma omp for schedule(dynamic, 1)")
         out.line("for (int64_t block = 0; block < blocks; block++) {", open=True)
         out.line("if (!memory) continue;")
         self.block_indices(x)
+        self.in_launch = True
         with self.ranges.loop(x.vars, x.extents):
             self.block(x.body)
+        self.in_launch = False
         out.close()
         if any(isinstance(node, s.Gemm) for node in walk(x.body)):
             out.line("matrix_unit_off();")
@@ -190,6 +231,7 @@ class Emitter:
                 offset += -(-size(node.buffer) // ALIGNMENT) * ALIGNMENT + ALIGNMENT
             if isinstance(node, s.Gemm):
                 m, n, k = gemm_sizes(node)
+                m, n = (0 if form(r, False) == "PANELS" else size for r, size in ((node.a, m), (node.b, n)))
                 padded = -(-n // 32) * 32 * (-(-k // 32) * 32)
                 scratch = max(scratch, 4 * (2 * padded + 2 * m * (-(-k // 32) * 32) + 4096))
         self.scratch = offset
@@ -215,7 +257,9 @@ class Emitter:
         if forward and isinstance(x.step, e.Const) and x.step.value > 0:
             head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {var} < end_{var}; {var} += {step}) {{"
         else:
-            test = f"({step} > 0 ? {var} < end_{var} : {var} > end_{var})"
+            test = f"({step} > 0 ? {var} < end_{var} : {step} < 0 && {var} > end_{var})"
+            refusal = self.checks.refusal(x.span, "range", "its step is 0", "give another step")
+            self.out.line(f"if (({step}) == 0) {refusal}")
             head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {test}; {var} += {step}) {{"
         self.out.line(head, open=True)
         if forward and isinstance(x.step, e.Const) and x.step.value > 0:
@@ -297,7 +341,7 @@ class Emitter:
         da, db = x.a.buffer.dtype, x.b.buffer.dtype
         kind = str(da) if da == db else f"{da}_{db}"
         a, b, c = (f"{regions.start(self.c, r)}, {regions.pitch(r)}" for r in (x.a, x.b, x.c))
-        flags = int(x.transpose_a), int(x.transpose_b), int(x.clear)
+        flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), int(x.clear)
         scratch = f"memory + {self.scratch}"
         self.out.line(
             f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});"
@@ -328,29 +372,34 @@ class Emitter:
 
 
 def whole_names(function: s.Function) -> list[str]:
-    """Dimensions, strides and whole scalars, in the order the ABI passes them."""
+    """Dimensions and strides, in the order the ABI passes them."""
     names: dict[str, None] = {}
-    for param in function.params:
-        if isinstance(param, s.Scalar):
-            if not param.var.dtype.is_float:
-                names[param.var.name] = None
-            continue
-        for x in (*param.buffer.shape, *(param.buffer.strides or ())):
+    for tensor in function.tensors:
+        for x in (*tensor.buffer.shape, *(tensor.buffer.strides or ())):
             for node in walk(x):
                 if isinstance(node, e.Var) and node.dtype == index:
                     names[node.name] = None
-    return list(names)
+    scalars = {param.var.name for param in function.params if isinstance(param, s.Scalar)}
+    return [name for name in names if name not in scalars]
 
 
-def real_names(function: s.Function) -> list[str]:
-    return [p.var.name for p in function.params if isinstance(p, s.Scalar) and p.var.dtype.is_float]
+def _parameter(param: s.Param) -> str:
+    if isinstance(param, s.Scalar):
+        return f"const {'float' if param.var.dtype.is_float else 'int64_t'} {name(param.var.name)}"
+    const = "" if isinstance(param, s.Tensor) and param.written else "const "
+    return f"{const}{storage(param.buffer.dtype)} *{name(param.buffer.name)}"
 
 
 def size(buffer: e.Buffer) -> int:
+    """Bytes of a tile; panels are padded to whole ones."""
     count = 1
     for extent in buffer.extents:
-        count *= extent
+        count *= -(-extent // 32) * 32 if buffer.scope.startswith("panels") else extent
     return count * buffer.dtype.bytes
+
+
+def form(operand: e.Region, turned: bool) -> str:
+    return "PANELS" if operand.buffer.scope.startswith("panels") else "TURNED" if turned else "STRAIGHT"
 
 
 def private(alloc: s.Alloc, launch: s.Launch) -> bool:
@@ -366,4 +415,4 @@ def gemm_sizes(x: s.Gemm) -> tuple[int, int, int]:
 
 def vectorises(x: s.Parallel) -> bool:
     """No loops, atomics or private arrays inside: what `omp simd` may promise."""
-    return not any(isinstance(node, s.For | s.While | s.Atomic | s.Alloc) for node in walk(x.body))
+    return not any(isinstance(node, s.For | s.While | s.Atomic | s.Alloc | s.Check) for node in walk(x.body))

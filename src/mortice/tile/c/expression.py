@@ -42,7 +42,7 @@ class Expressions:
                 return f"(({value(x.to)})({TYPES[x.to]})({inner}))"
             case e.Bitcast():
                 kind, source = TYPES[x.to], TYPES[x.value.dtype]
-                return f"({{ {source} s_ = {self(x.value)}; {kind} t_; memcpy(&t_, &s_, sizeof t_); t_; }})"
+                return f"({{ {source} bits__ = {self(x.value)}; {kind} as__; memcpy(&as__, &bits__, sizeof as__); as__; }})"
             case e.Select():
                 kind = value(x.dtype)
                 return f"({self(x.condition)} ? ({kind})({self(x.then)}) : ({kind})({self(x.otherwise)}))"
@@ -90,11 +90,8 @@ class Expressions:
             kind = value(x.dtype)
             return f"{x.op.upper()}(({kind})({left}), ({kind})({right}))"
         if x.op in ("floordiv", "mod"):
-            positive = all(
-                (self.ranges.of(side)[0] or -1) >= 0 or self.ranges.of(side)[0] == 0
-                for side in (x.left, x.right)
-            )
-            if positive:
+            dividend, divisor = self.ranges.of(x.left)[0], self.ranges.of(x.right)[0]
+            if dividend is not None and dividend >= 0 and divisor is not None and divisor > 0:
                 return f"({left} {'/' if x.op == 'floordiv' else '%'} {right})"
             return f"{'floordiv' if x.op == 'floordiv' else 'floormod'}({left}, {right})"
         if x.dtype.is_float or (x.left.dtype.is_float or x.right.dtype.is_float):

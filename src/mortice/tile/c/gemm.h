@@ -16,14 +16,15 @@ enum { LANES = 16, MR = 12, NR = 32 };
 #else
 enum { LANES = 8, MR = 6, NR = 16 };
 #endif
+enum { STRAIGHT, TURNED, PANELS }; /* forms of an operand */
 typedef float vf __attribute__((vector_size(LANES * 4), aligned(4)));
 
-#ifdef __AVX512F__
-/* 16 rows of 16 words, `stride` words apart, turned over; rows and columns beyond the counts are 0. */
-INLINE void transpose16(const uint32_t *from, int64_t stride, int rows, __mmask16 columns, uint32_t *to) {
+#ifdef __AVX512BW__
+/* 16 rows of 16 words, `stride` bytes apart, turned over; rows beyond the count and half words not in the mask are 0. */
+INLINE void transpose16(const void *from, int64_t stride, int rows, __mmask32 halves, uint32_t *to) {
     __m512i r[16], t[16];
     for (int i = 0; i < 16; i++)
-        r[i] = i < rows ? _mm512_maskz_loadu_epi32(columns, from + i * stride) : _mm512_setzero_si512();
+        r[i] = i < rows ? _mm512_maskz_loadu_epi16(halves, (const char *)from + i * stride) : _mm512_setzero_si512();
     for (int i = 0; i < 16; i += 2)
         t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
     for (int i = 0; i < 16; i += 4) {
@@ -42,31 +43,32 @@ INLINE void transpose16(const uint32_t *from, int64_t stride, int rows, __mmask1
 }
 #endif
 
-/* b, stored [k, n] or (turned) [n, k], into panels [n / NR][k][NR]; columns beyond n are 0. */
-INLINE void pack_f32(const float *b, int64_t ldb, int turned, int n, int k, float *panels) {
+/* b, stored [k, n] or (turned) [n, k], into panels [n / NR][k][NR]; of it columns and depth are there, the rest is 0. */
+INLINE void pack_f32(const float *b, int64_t ldb, int turned, int n, int k, int64_t columns, int64_t depth, float *panels) {
     for (int j0 = 0; j0 < n; j0 += NR) {
         float *panel = panels + (int64_t)j0 * k;
-        const int columns = n - j0 < NR ? n - j0 : NR;
+        const int wide = columns < j0 ? 0 : columns - j0 < NR ? columns - j0 : NR;
         if (!turned) {
             for (int p = 0; p < k; p++) {
-                for (int j = 0; j < columns; j++) panel[p * NR + j] = b[p * ldb + j0 + j];
-                for (int j = columns; j < NR; j++) panel[p * NR + j] = 0;
+                const int here = p < depth ? wide : 0;
+                if (here == NR) { memcpy(panel + p * NR, b + p * ldb + j0, NR * 4); continue; }
+                for (int j = 0; j < here; j++) panel[p * NR + j] = b[p * ldb + j0 + j];
+                for (int j = here; j < NR; j++) panel[p * NR + j] = 0;
             }
             continue;
         }
-#ifdef __AVX512F__
+#ifdef __AVX512BW__
         uint32_t square[256] __attribute__((aligned(64)));
         for (int half = 0; half < NR; half += 16)
             for (int p0 = 0; p0 < k; p0 += 16) {
-                const int rows = columns - half < 0 ? 0 : columns - half < 16 ? columns - half : 16;
-                const int depth = k - p0 < 16 ? k - p0 : 16;
-                transpose16((const uint32_t *)(b + (j0 + half) * ldb + p0), ldb, rows,
-                            (__mmask16)((1u << depth) - 1), square);
-                for (int p = 0; p < depth; p++) memcpy(panel + (p0 + p) * NR + half, square + p * 16, 64);
+                const int rows = wide < half ? 0 : wide - half < 16 ? wide - half : 16;
+                const int deep = depth < p0 ? 0 : depth - p0 < 16 ? depth - p0 : 16;
+                transpose16(b + (j0 + half) * ldb + p0, ldb * 4, rows, (__mmask32)((UINT64_C(1) << 2 * deep) - 1), square);
+                for (int p = 0; p < 16 && p0 + p < k; p++) memcpy(panel + (p0 + p) * NR + half, square + p * 16, 64);
             }
 #else
         for (int p = 0; p < k; p++)
-            for (int j = 0; j < NR; j++) panel[p * NR + j] = j < columns ? b[(j0 + j) * ldb + p] : 0;
+            for (int j = 0; j < NR; j++) panel[p * NR + j] = j < wide && p < depth ? b[(j0 + j) * ldb + p] : 0;
 #endif
     }
 }
@@ -118,11 +120,12 @@ INLINE void gemm_panels_f32(const float *a, int64_t lda, const float *panels, fl
 }
 
 /* scratch: m k + ceil(n / NR) NR k floats. */
-INLINE void gemm_f32(const float *a, int64_t lda, int a_turned, const float *b, int64_t ldb, int b_turned, float *c,
+INLINE void gemm_f32(const float *a, int64_t lda, int a_form, const float *b, int64_t ldb, int b_form, float *c,
                      int64_t ldc, int m, int n, int k, int clear, char *scratch) {
     float *panels = (float *)scratch + (int64_t)m * k, *straight = (float *)scratch;
-    pack_f32(b, ldb, b_turned, n, k, panels);
-    if (a_turned) {
+    if (b_form == PANELS) panels = (float *)b;
+    else pack_f32(b, ldb, b_form == TURNED, n, k, n, k, panels);
+    if (a_form == TURNED) {
         for (int i = 0; i < m; i++)
             for (int p = 0; p < k; p++) straight[i * k + p] = a[p * lda + i];
         a = straight, lda = k;
@@ -131,44 +134,57 @@ INLINE void gemm_f32(const float *a, int64_t lda, int a_turned, const float *b, 
 }
 
 #ifdef __AMX_BF16__
-/* b [k, n] or (turned) [n, k] into tiles [n / 32][k / 32][2][16 pairs of k][16 columns][2]; the rest is 0. */
-INLINE void pack_bf16(const bf16 *b, int64_t ldb, int turned, int n, int k, bf16 *panels) {
+/* b [k, n] or (turned) [n, k] into tiles [n / 32][k / 32][2][16 pairs of k][16 columns][2]; of it columns and depth are
+   there, the rest is 0. */
+INLINE void pack_bf16(const bf16 *b, int64_t ldb, int turned, int n, int k, int64_t columns, int64_t depth, bf16 *panels) {
     const int steps = (k + 31) / 32;
     for (int j0 = 0; j0 < n; j0 += 32)
         for (int s = 0; s < steps; s++)
             for (int half = 0; half < 2; half++) {
                 bf16 *tile = panels + ((int64_t)(j0 / 32 * steps + s) * 2 + half) * 512;
-                const int j = j0 + half * 16, p = s * 32, depth = k - p < 32 ? k - p : 32;
-                const int columns = n - j < 0 ? 0 : n - j < 16 ? n - j : 16;
-                if (turned && depth % 2 == 0) {
-                    /* Pairs of k are words. */
-                    __mmask16 pairs = (__mmask16)((1u << depth / 2) - 1);
-                    if (ldb % 2 == 0) {
-                        transpose16((const uint32_t *)(b + j * ldb + p), ldb / 2, columns, pairs, (uint32_t *)tile);
-                        continue;
-                    }
-                }
-                if (!turned) { /* two rows of b, their numbers in turn */
-                    const __mmask16 lanes = (__mmask16)((1u << columns) - 1);
-                    const bf16 *row = b + (int64_t)p * ldb + j;
-                    for (int q = 0; q < 16; q++, row += 2 * ldb) {
-                        const __m256i x = 2 * q < depth ? _mm256_maskz_loadu_epi16(lanes, row) : _mm256_setzero_si256();
-                        const __m256i y = 2 * q + 1 < depth ? _mm256_maskz_loadu_epi16(lanes, row + ldb)
-                                                            : _mm256_setzero_si256();
-                        const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
-                        _mm256_storeu_si256((__m256i *)(tile + q * 32), _mm256_permute2x128_si256(low, high, 0x20));
-                        _mm256_storeu_si256((__m256i *)(tile + q * 32 + 16), _mm256_permute2x128_si256(low, high, 0x31));
-                    }
+                const int j = j0 + half * 16, p = s * 32, deep = depth < p ? 0 : depth - p < 32 ? depth - p : 32;
+                const int wide = columns < j ? 0 : columns - j < 16 ? columns - j : 16;
+                if (turned) { /* Pairs of k are words. */
+                    transpose16(b + j * ldb + p, ldb * 2, wide, (__mmask32)((UINT64_C(1) << deep) - 1), (uint32_t *)tile);
                     continue;
                 }
-                for (int q = 0; q < 16; q++)
-                    for (int i = 0; i < 16; i++)
-                        for (int e = 0; e < 2; e++) {
-                            const int at = 2 * q + e;
-                            tile[(q * 16 + i) * 2 + e] =
-                                at < depth && i < columns ? b[(int64_t)(j + i) * ldb + p + at] : 0;
-                        }
+                const __mmask16 lanes = (__mmask16)((1u << wide) - 1); /* two rows of b, their numbers in turn */
+                const bf16 *row = b + (int64_t)p * ldb + j;
+                for (int q = 0; q < 16; q++, row += 2 * ldb) {
+                    const __m256i x = 2 * q < deep ? _mm256_maskz_loadu_epi16(lanes, row) : _mm256_setzero_si256();
+                    const __m256i y = 2 * q + 1 < deep ? _mm256_maskz_loadu_epi16(lanes, row + ldb)
+                                                       : _mm256_setzero_si256();
+                    const __m256i low = _mm256_unpacklo_epi16(x, y), high = _mm256_unpackhi_epi16(x, y);
+                    _mm256_storeu_si256((__m256i *)(tile + q * 32), _mm256_permute2x128_si256(low, high, 0x20));
+                    _mm256_storeu_si256((__m256i *)(tile + q * 32 + 16), _mm256_permute2x128_si256(low, high, 0x31));
+                }
             }
+}
+/* Row i of a tile of left operands, [m / 16][k / 32][16][32]: of it depth numbers are there, the rest is 0. */
+INLINE void pack_row_bf16(const bf16 *from, int i, int k, int64_t depth, bf16 *panels) {
+    const int steps = (k + 31) / 32;
+    bf16 *to = panels + (int64_t)(i / 16) * steps * 512 + i % 16 * 32;
+    for (int s = 0; s < steps; s++) {
+        const int deep = depth < 32 * s ? 0 : depth - 32 * s < 32 ? depth - 32 * s : 32;
+        _mm512_storeu_si512(to + s * 512, _mm512_maskz_loadu_epi16((__mmask32)((UINT64_C(1) << deep) - 1), from + 32 * s));
+    }
+}
+INLINE void pack_row_f32_bf16(const float *from, int i, int k, bf16 *panels) {
+    const int steps = (k + 31) / 32;
+    bf16 *to = panels + (int64_t)(i / 16) * steps * 512 + i % 16 * 32;
+    for (int s = 0; s < steps; s++)
+        for (int half = 0; half < 2; half++) {
+            const int at = 32 * s + 16 * half, deep = k < at ? 0 : k - at < 16 ? k - at : 16;
+            const __m512 x = _mm512_maskz_loadu_ps((__mmask16)((1u << deep) - 1), from + at);
+            _mm256_storeu_si256((__m256i *)(to + s * 512 + 16 * half), narrow_bf16(x));
+        }
+}
+INLINE void pack_left_bf16(const bf16 *a, int64_t lda, int m, int k, int64_t rows, int64_t depth, bf16 *panels) {
+    for (int i = 0; i < (m + 15) / 16 * 16; i++) pack_row_bf16(a + i * lda, i, k, i < rows ? depth : 0, panels);
+}
+INLINE void pack_left_f32_bf16(const float *a, int64_t lda, int m, int k, int64_t rows, int64_t depth, bf16 *panels) {
+    (void)rows, (void)depth;
+    for (int i = 0; i < m; i++) pack_row_f32_bf16(a + i * lda, i, k, panels);
 }
 typedef struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } tile_shapes;
 INLINE void shape_tiles(int above, int below) {
@@ -177,9 +193,13 @@ INLINE void shape_tiles(int above, int below) {
     for (int t = 0; t < 8; t++) shapes.rows[t] = rows[t] ? rows[t] : 1, shapes.bytes[t] = 64;
     _tile_loadconfig(&shapes);
 }
+/* Where the matrix unit finds a left operand: bytes from row to row, elements from one 16 rows to the next and from one 32
+   of k to the next. */
+typedef struct { const bf16 *first; int64_t row_bytes, rows, steps; } left_bf16;
+INLINE left_bf16 in_place(const bf16 *a, int64_t lda) { return (left_bf16){a, lda * 2, 16 * lda, 32}; }
+INLINE left_bf16 in_panels(const bf16 *a, int k) { return (left_bf16){a, 64, (int64_t)((k + 31) / 32) * 512, 512}; }
 /* 32 x 32 of c; a needs `steps` * 32 readable numbers a row. */
-INLINE void block_bf16(const bf16 *a, int64_t lda, const bf16 *panel, float *c, int64_t ldc, int rows, int columns,
-                       int steps, int clear) {
+INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear) {
     float edge[32 * 32] __attribute__((aligned(64)));
     float *to = c;
     int64_t ld = ldc;
@@ -187,59 +207,67 @@ INLINE void block_bf16(const bf16 *a, int64_t lda, const bf16 *panel, float *c, 
         to = edge, ld = 32;
         if (!clear) for (int i = 0; i < rows; i++) memcpy(edge + i * 32, c + i * ldc, columns * 4);
     }
-    const bf16 *lower = a + 16 * lda;
+    const bf16 *upper = a.first, *lower = a.first + a.rows;
     if (clear) { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
     else {
         _tile_loadd(0, to, ld * 4); _tile_loadd(1, to + 16, ld * 4);
         if (rows > 16) { _tile_loadd(2, to + 16 * ld, ld * 4); _tile_loadd(3, to + 16 * ld + 16, ld * 4); }
     }
     if (rows > 16)
-        for (int s = 0; s < steps; s++, panel += 1024) {
-            _tile_loadd(4, a + s * 32, lda * 2); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
-            _tile_loadd(5, lower + s * 32, lda * 2);
+        for (int s = 0; s < steps; s++, panel += 1024, upper += a.steps, lower += a.steps) {
+            _tile_loadd(4, upper, a.row_bytes); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
+            _tile_loadd(5, lower, a.row_bytes);
             _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
         }
     else
-        for (int s = 0; s < steps; s++, panel += 1024) {
-            _tile_loadd(4, a + s * 32, lda * 2); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
+        for (int s = 0; s < steps; s++, panel += 1024, upper += a.steps) {
+            _tile_loadd(4, upper, a.row_bytes); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
             _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
         }
     _tile_stored(0, to, ld * 4); _tile_stored(1, to + 16, ld * 4);
     if (rows > 16) { _tile_stored(2, to + 16 * ld, ld * 4); _tile_stored(3, to + 16 * ld + 16, ld * 4); }
     if (columns < 32) for (int i = 0; i < rows; i++) memcpy(c + i * ldc, edge + i * 32, columns * 4);
 }
-INLINE void gemm_panels_bf16(const bf16 *a, int64_t lda, const bf16 *panels, float *c, int64_t ldc, int m, int n, int k,
-                             int clear) {
+INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, float *c, int64_t ldc, int m, int n, int k, int clear) {
     const int steps = (k + 31) / 32;
     for (int i = 0; i < m; i += 32) {
         const int rows = m - i < 32 ? m - i : 32;
         if (i == 0 || rows < 32) shape_tiles(rows < 16 ? rows : 16, rows - 16 > 0 ? rows - 16 : 0);
+        left_bf16 here = a;
+        here.first += i / 16 * a.rows;
         for (int j = 0; j < n; j += 32)
-            block_bf16(a + i * lda, lda, panels + (int64_t)(j / 32 * steps) * 1024, c + i * ldc + j, ldc, rows,
+            block_bf16(here, panels + (int64_t)(j / 32 * steps) * 1024, c + i * ldc + j, ldc, rows,
                        n - j < 32 ? n - j : 32, steps, clear);
     }
 }
 #endif
 
 /* scratch: for each side as many float32 as its padded size. */
-INLINE void gemm_bf16(const bf16 *a, int64_t lda, int a_turned, const bf16 *b, int64_t ldb, int b_turned, float *c,
+INLINE void gemm_bf16(const bf16 *a, int64_t lda, int a_form, const bf16 *b, int64_t ldb, int b_form, float *c,
                       int64_t ldc, int m, int n, int k, int clear, char *scratch) {
 #ifdef __AMX_BF16__
     const int64_t deep = (k + 31) / 32 * 32;
-    bf16 *straight = (bf16 *)scratch, *panels = straight + ((int64_t)m * deep + 31) / 32 * 32;
-    pack_bf16(b, ldb, b_turned, n, k, panels);
-    if (a_turned || k % 32) {
+    bf16 *straight = (bf16 *)scratch;
+    bf16 *panels = straight + (a_form == PANELS ? 0 : ((int64_t)m * deep + 31) / 32 * 32);
+    if (b_form == PANELS) panels = (bf16 *)b;
+    else pack_bf16(b, ldb, b_form == TURNED, n, k, n, k, panels);
+    if (a_form == PANELS) {
+        gemm_panels_bf16(in_panels(a, k), panels, c, ldc, m, n, k, clear);
+        return;
+    }
+    if (a_form == TURNED || k % 32) {
         for (int i = 0; i < m; i++)
-            for (int p = 0; p < deep; p++) straight[i * deep + p] = p >= k ? 0 : a_turned ? a[p * lda + i] : a[i * lda + p];
+            for (int p = 0; p < deep; p++)
+                straight[i * deep + p] = p >= k ? 0 : a_form == TURNED ? a[p * lda + i] : a[i * lda + p];
         a = straight, lda = deep;
     }
-    gemm_panels_bf16(a, lda, panels, c, ldc, m, n, k, clear);
+    gemm_panels_bf16(in_place(a, lda), panels, c, ldc, m, n, k, clear);
 #else
     float *wide_a = (float *)scratch, *wide_b = wide_a + (int64_t)m * k;
-    const int ra = a_turned ? k : m, ca = a_turned ? m : k, rb = b_turned ? n : k, cb = b_turned ? k : n;
+    const int ra = a_form ? k : m, ca = a_form ? m : k, rb = b_form ? n : k, cb = b_form ? k : n;
     for (int i = 0; i < ra; i++) for (int j = 0; j < ca; j++) wide_a[i * ca + j] = from_bf16(a[i * lda + j]);
     for (int i = 0; i < rb; i++) for (int j = 0; j < cb; j++) wide_b[i * cb + j] = from_bf16(b[i * ldb + j]);
-    gemm_f32(wide_a, ca, a_turned, wide_b, cb, b_turned, c, ldc, m, n, k, clear, (char *)(wide_b + (int64_t)k * n));
+    gemm_f32(wide_a, ca, a_form, wide_b, cb, b_form, c, ldc, m, n, k, clear, (char *)(wide_b + (int64_t)k * n));
 #endif
 }
 

@@ -34,6 +34,15 @@ INLINE bf16 to_bf16(float x) { /* to nearest even; NaN stays NaN */
     const uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
 }
+#ifdef __AVX512BW__
+INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16; the processor's own instruction loses small numbers */
+    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+#endif
 INLINE float from_e5m2(e5m2 x) { /* the upper half of an f16 */
     const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
     if (rest >= 0x7c) return as_float(sign | 0x7f800000 | (rest & 3) << 21);
@@ -57,10 +66,28 @@ INLINE uint8_t to_fp8(float x, int mantissa, int bias, float largest, uint8_t to
 INLINE e4m3 to_e4m3(float x) { return to_fp8(x, 3, 7, 448.0f, 0x7e); }
 INLINE e5m2 to_e5m2(float x) { return to_fp8(x, 2, 15, 57344.0f, 0x7b); }
 
-INLINE int64_t floordiv(int64_t a, int64_t b) { return a / b - ((a % b != 0) & ((a < 0) != (b < 0))); }
-INLINE int64_t floormod(int64_t a, int64_t b) { const int64_t r = a % b; return r + (r != 0 && (r < 0) != (b < 0) ? b : 0); }
-#define MIN(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ < b_ ? a_ : b_; })
-#define MAX(a, b) ({ __typeof__(a) a_ = (a); __typeof__(a_) b_ = (b); a_ > b_ ? a_ : b_; })
+/* Rounded down. By 0 they give 0, and nothing traps. */
+INLINE int64_t floordiv(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return (int64_t)(0 - (uint64_t)a * (b == -1));
+    return a / b - ((a % b != 0) & ((a < 0) != (b < 0)));
+}
+INLINE int64_t floormod(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return 0;
+    const int64_t r = a % b;
+    return r + (r != 0 && (r < 0) != (b < 0) ? b : 0);
+}
+INLINE int overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes) {
+    const char *const x = a, *const y = b;
+    return (x != y || a_bytes != b_bytes) && x < y + b_bytes && y < x + a_bytes;
+}
+/* The first refusal of a call stands; see c/checks.py. */
+INLINE void refuse(int *failed, int site) {
+    int none = 0;
+    __atomic_compare_exchange_n(failed, &none, site, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+/* Two underscores: a kernel's own names end in one. */
+#define MIN(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ < right__ ? left__ : right__; })
+#define MAX(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ > right__ ? left__ : right__; })
 
 /* 2^x within 2 units of the last place: 2^n p(f), x = n + f, |f| <= 1/2. No branches, so that loops of it vectorise. */
 INLINE float exp2_f32(float x) {
@@ -75,7 +102,7 @@ INLINE float exp2_f32(float x) {
     p = p * f + 1.0f;
     const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
-    return x != x ? x : y;
+    return y;
 }
 /* e^x: ln 2 taken off in two parts so that large arguments keep their last places. */
 INLINE float exp_f32(float x) {
@@ -92,7 +119,7 @@ INLINE float exp_f32(float x) {
     p = p * f + 1.0f;
     const int32_t half = (int32_t)n / 2, rest = (int32_t)n - half;
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
-    return x != x ? x : y;
+    return y;
 }
 INLINE float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 INLINE float tanh_f32(float x) {

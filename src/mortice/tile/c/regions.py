@@ -73,6 +73,31 @@ def copy(out: Writer, c: Expressions, x: s.Copy) -> None:
         out.close()
 
 
+def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
+    """Into a tile laid out for the matrix kernels: see passes/operands.py. What lies outside the source is 0."""
+    source, target = x.source, x.target
+    kinds = source.buffer.dtype, target.buffer.dtype
+    kind = str(kinds[1]) if kinds[0] == kinds[1] else f"{kinds[0]}_{kinds[1]}"
+    rows, columns = target.buffer.extents
+    to = name(target.buffer.name)
+    if target.kept == (1,):
+        depth = "" if kinds[0] != kinds[1] else f"{columns}, "
+        out.line(f"pack_row_{kind}({start(c, source)}, {c(target.offsets[0])}, {columns}, {depth}{to});")
+        return
+    out.line("{", open=True)
+    _limits(out, c, source, "s", [str(rows), str(columns)])
+    there = [f"source_in ? MAX((int64_t)0, s{i}high) : 0" for i in range(2)]
+    from_ = f"{start(c, source)}, {pitch(source)}"
+    match target.buffer.scope:
+        case "panels_a":
+            out.line(f"pack_left_{kind}({from_}, {rows}, {columns}, {there[0]}, {there[1]}, {to});")
+        case "panels_b":
+            out.line(f"pack_{kind}({from_}, 0, {columns}, {rows}, {there[1]}, {there[0]}, {to});")
+        case _:
+            out.line(f"pack_{kind}({from_}, 1, {rows}, {columns}, {there[0]}, {there[1]}, {to});")
+    out.close()
+
+
 def fill(out: Writer, c: Expressions, x: s.Fill) -> None:
     out.line("{", open=True)
     ends = [f"n{i}" for i in range(len(x.target.kept))]

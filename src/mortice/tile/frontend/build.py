@@ -98,11 +98,11 @@ def _once(
         if isinstance(kind, TensorType):
             shape = tuple(e.const(static[n]) if n in static else e.Var(index, n) for n in names[name])
             strides, span = _strides(name, kind), source.span(source.tree)
-            buffer = e.Buffer(state.fresh(name), kind.dtype, shape, "global", strides, kind.align, span=span)
+            buffer = e.Buffer(state.keep(name), kind.dtype, shape, "global", strides, kind.align, span=span)
             params.append(s.Tensor(buffer))
             state.bind(name, buffer)
         elif isinstance(kind, ScalarType):
-            var = e.Var(kind.dtype, state.fresh(name))
+            var = e.Var(kind.dtype, state.keep(name))
             params.append(s.Scalar(var))
             state.bind(name, var)
         else:

@@ -103,6 +103,11 @@ class State:
         self.taken.add(unique)
         return unique
 
+    def keep(self, name: str) -> str:
+        """An argument's own name, by which a call knows it."""
+        self.taken.add(name)
+        return name
+
     def bind(self, name: str, value: Any) -> None:
         self.names[name] = Binding(value, self.depth)
 

@@ -100,7 +100,7 @@ class _Machine(Evaluator):
                 )
 
     def launch(self, x: s.Launch) -> None:
-        shape = [int(self.value(extent)) for extent in x.extents]
+        shape = [max(0, int(self.value(extent))) for extent in x.extents]
         for tensor in self.memory.values():
             if isinstance(tensor, Tensor):
                 tensor.new_launch()
@@ -115,6 +115,8 @@ class _Machine(Evaluator):
 
     def loop(self, x: s.For) -> None:
         ends = [self.value(end) for end in (x.start, x.stop, x.step)]
+        if np.any(np.asarray(ends[2]) == 0):
+            raise CheckError(x.span, "range", "its step is 0", "give another step")
         if all(np.ndim(end) == 0 for end in ends):
             for value in range(*(int(end) for end in ends)):
                 self.names[x.var.name] = np.int64(value)

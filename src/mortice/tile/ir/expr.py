@@ -102,6 +102,7 @@ class Buffer:
 
     scope: "global" (an argument, or `tile.empty`), "shared", "fragment" or "local" (one a thread; at the thread level
     an array of registers). Thread level only: "barrier" (an array of mbarriers) and "map" (a tensor map).
+    CPU only: "panels_a", "panels_b", "panels_b_turned", of passes/operands.py.
     shape: constants on chip; on a global tensor also dimensions.
     strides: in elements, None for row-major without gaps. align: as of signature.TensorType.
     """

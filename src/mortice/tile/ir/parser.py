@@ -19,6 +19,8 @@ INFIX_NODES = {
 assert set(INFIX) <= set(INFIX_NODES.values())
 PREFIX_NODES = {ast.USub: "neg", ast.Not: "not", ast.Invert: "invert"}
 
+SCOPES = ("shared", "fragment", "local", "barrier")
+
 
 def parse(source: str) -> s.Function:
     """Raises ValueError that names the line of text which is no IR."""
@@ -102,8 +104,8 @@ class _Parser:
             case ast.Assign(targets=[ast.Subscript() as target]):
                 return s.Store(*self.element(target), self.expr(node.value), span=span)
             case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(func=ast.Name(id=scope)) as call) if (
-                scope in ("shared", "fragment", "local", "barrier") and name not in self.vars
-            ):
+                scope in SCOPES or scope.startswith("panels_")
+            ) and name not in self.vars:
                 dtype_node: Any = call.args[0]
                 shape = tuple(map(self.expr, call.args[1:]))
                 self.buffers[name] = e.Buffer(name, BY_NAME[dtype_node.id], shape, scope)

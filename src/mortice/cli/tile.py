@@ -1,0 +1,212 @@
+"""`mortice tile`: the kernels in the kernel language, checked, explained, measured and written out."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from mortice.specs.errors import RequestError
+
+tile = typer.Typer(name="tile", help="Kernels in the kernel language.", no_args_is_help=True)
+AsJson = typer.Option(False, "--json", help="Print one JSON document.")
+Shape = typer.Option("", "--shape", help="Sizes, as `mortice tile list` names them: 4096,4096,4096.")
+Names = typer.Argument(None, help="Kernels.")
+Dtype = typer.Option("bf16", "--dtype", help="Element type of the tensors.")
+
+
+@contextmanager
+def request() -> Iterator[None]:
+    """What is wrong with a shape or a target for a kernel is the request's fault."""
+    from mortice.tile.diagnostics import TileError
+
+    try:
+        yield
+    except TileError as error:
+        raise RequestError(str(error)) from error
+
+
+def kernels() -> dict[str, Any]:
+    from mortice.ops.kernels.cases import CASES  # torch takes seconds to load: not for --help
+
+    return CASES
+
+
+def chosen(name: str) -> Any:
+    cases = kernels()
+    if name not in cases:
+        raise RequestError(f"there is no kernel {name}; `mortice tile list` names them", param="kernel")
+    return cases[name]
+
+
+def specs(name: str, shape: str, dtype: str) -> tuple[Any, ...]:
+    """Arguments without data."""
+    from mortice.tile.dtypes import BY_NAME
+
+    case = chosen(name)
+    if case.specs is None:
+        raise RequestError(f"{name} takes no shape from here", param="shape")
+    try:
+        sizes = tuple(int(part) for part in shape.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) != len(case.shape.split(",")) or min(sizes) < 1 or max(sizes) > 2**31:
+        raise RequestError(
+            f"{name} wants {case.shape}, as in --shape {','.join(['64'] * len(case.shape.split(',')))}",
+            param="shape",
+        )
+    if dtype not in BY_NAME:
+        raise RequestError(f"there is no element type {dtype}", param="dtype")
+    arguments: tuple[Any, ...] = case.specs(sizes, BY_NAME[dtype])
+    return arguments
+
+
+@tile.command("list")
+def list_(as_json: bool = AsJson) -> None:
+    """Name the kernels and their arguments."""
+    rows = [
+        {
+            "name": name,
+            "summary": " ".join((case.kernel.__doc__ or "").split()),
+            "arguments": [parameter.name for parameter in case.kernel.parameters],
+            "constants": {key: str(value) for key, value in case.kernel.constants.items()},
+            "shape": case.shape or None,
+        }
+        for name, case in kernels().items()
+    ]
+    if as_json:
+        print(json.dumps({"kernels": rows}, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:28} {str(row['summary']).split('. ')[0][:120]}")
+
+
+@tile.command()
+def check(
+    names: list[str] = Names,
+    every: bool = typer.Option(False, "--all", help="All kernels."),
+    backend: str = typer.Option("interpreter,c", "--backend", help="Targets, with commas between."),
+    seed: int = typer.Option(0, "--seed"),
+    trials: int = typer.Option(1, "--trials", min=1, max=1000, help="Of each kernel on each target."),
+    as_json: bool = AsJson,
+) -> None:
+    """Run kernels on random ragged shapes and compare with PyTorch. Exit code 1 if one differs."""
+    from mortice.ops.kernels.cases import Draw
+    from mortice.tile.diagnostics import UnsupportedError
+    from mortice.tile.targets import TARGETS
+
+    targets = backend.split(",")
+    if missing := [target for target in targets if target not in TARGETS]:
+        raise RequestError(
+            f"there is no target {missing[0]}; there are {', '.join(TARGETS)}", param="backend"
+        )
+    if not every and not names:
+        raise RequestError("name kernels, or give --all", param="names")
+    rows: list[dict[str, Any]] = []
+    for name in kernels() if every else names:
+        case = chosen(name)
+        for number in range(trials):
+            trial = case.trial(Draw(f"{name} {seed} {number}"))
+            for target in targets:
+                row: dict[str, Any] = {"kernel": name, "backend": target, "seed": seed, "trial": number}
+                row["shapes"] = [list(x.shape) for x in trial.arguments if hasattr(x, "shape")]
+                row["tolerance"] = trial.tolerance
+                start = time.perf_counter()
+                try:
+                    error = trial.error(case.kernel.on(target)(*trial.arguments, **trial.constants))
+                    row |= {"status": "ok" if error <= trial.tolerance else "wrong", "error": error}
+                except UnsupportedError as refusal:
+                    row |= {"status": "refused", "reason": str(refusal)}
+                except Exception as failure:
+                    row |= {"status": "failed", "reason": f"{type(failure).__name__}: {failure}"}
+                rows.append(row | {"seconds": round(time.perf_counter() - start, 3)})
+                if not as_json:
+                    print(
+                        f"{name:28} {target:12} {row['status']:8} {row.get('error', row.get('reason', ''))}",
+                        flush=True,
+                    )
+    bad = [row for row in rows if row["status"] in ("wrong", "failed")]
+    if as_json:
+        print(json.dumps({"ok": not bad, "checks": rows}, indent=1))
+    if bad:
+        raise typer.Exit(1)
+
+
+@tile.command()
+def emit(
+    name: str,
+    target: str = typer.Option("c", "--target"),
+    shape: str = Shape,
+    dtype: str = Dtype,
+    ir: bool = typer.Option(False, "--ir", help="The tile IR instead of the target's source."),
+) -> None:
+    """Print what a kernel is compiled to."""
+    from mortice.tile.targets import TARGETS
+
+    if target not in TARGETS:
+        raise RequestError(f"there is no target {target}; there are {', '.join(TARGETS)}", param="target")
+    kernel, arguments = chosen(name).kernel.on(target), specs(name, shape, dtype)
+    with request():
+        sys.stdout.write(kernel.ir(*arguments) if ir else kernel.compiled(*arguments).source)
+
+
+@tile.command()
+def explain(name: str, shape: str = Shape, dtype: str = Dtype, as_json: bool = AsJson) -> None:
+    """Say what the compiler decided for the CPU, and why, line by line."""
+    from mortice.tile.c.build import has_matrix_unit
+    from mortice.tile.explain import explain as notes_of
+
+    with request():
+        notes = notes_of(chosen(name).kernel.on("c").lowered(*specs(name, shape, dtype)), has_matrix_unit())
+    if as_json:
+        fields = ("operator", "decision", "reason", "slow", "source")
+        rows = [{"place": str(note.span)} | {key: getattr(note, key) for key in fields} for note in notes]
+        print(json.dumps({"kernel": name, "target": "c", "notes": rows}, indent=1))
+        return
+    for note in notes:
+        print(
+            f"{note.span}: {note.source}\n    {'slow: ' if note.slow else ''}{note.decision}: {note.reason}"
+        )
+
+
+@tile.command()
+def bench(
+    name: str,
+    shape: str = Shape,
+    dtype: str = Dtype,
+    rounds: int = typer.Option(20, "--rounds", min=1, max=10000),
+    as_json: bool = AsJson,
+) -> None:
+    """Time a kernel on this CPU on random data: the median of some rounds."""
+    import torch
+
+    from mortice.tile.arguments import FOREIGN, Spec
+
+    arguments = [
+        torch.randn(x.shape).to(getattr(torch, FOREIGN[x.dtype])) if isinstance(x, Spec) else x
+        for x in specs(name, shape, dtype)
+    ]
+    kernel = chosen(name).kernel
+    with request():
+        kernel(*arguments)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        kernel(*arguments)
+        seconds.append(time.perf_counter() - start)
+    row = {
+        "kernel": name,
+        "shape": shape,
+        "dtype": dtype,
+        "median_ms": statistics.median(seconds) * 1e3,
+        "best_ms": min(seconds) * 1e3,
+    }
+    print(
+        json.dumps(row)
+        if as_json
+        else f"{name} {shape} {dtype}: median {row['median_ms']:.3f} ms, best {row['best_ms']:.3f} ms"
+    )

@@ -1,0 +1,125 @@
+"""Gradients of attention: probabilities come again from the scores and the log-sum-exps (FlashAttention-2, arXiv 2307.08691,
+algorithm 2), once by keys and once by queries, so that no two blocks add to one place."""
+
+from typing import Any
+
+from mortice import tile
+from mortice.ops.kernels.softmax import LOG2E
+
+
+@tile.kernel
+def attention_delta(Y: tile.Tensor, dY: tile.Tensor) -> Any:
+    """[B, H, S] f32: the dot products of the rows of Y and dY [B, S, H, D]."""
+    B, S, H, D = Y.shape
+    B, S, H, D = dY.shape
+    delta = tile.empty((B, H, S), tile.f32)
+    for s, b in tile.grid(S, B):
+        product, total = tile.fragment((H, D), tile.f32), tile.fragment((H,), tile.f32)
+        for h, d in tile.parallel(H, D):
+            product[h, d] = Y[b, s, h, d] * dY[b, s, h, d]
+        tile.reduce_sum(product, total, axis=1)
+        for h in tile.parallel(H):
+            delta[b, h, s] = total[h]
+    return delta
+
+
+@tile.kernel
+def attention_backward_keys(
+    Q: tile.Tensor,
+    K: tile.Tensor,
+    V: tile.Tensor,
+    dY: tile.Tensor,
+    L: tile.Tensor,
+    delta: tile.Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    BM: int = 64,
+    BN: int = 128,
+    stages: int = 2,
+) -> Any:
+    """dK and dV [B, T, G, D]. Shapes as of `attention`; L its log-sum-exps, delta of `attention_delta`, both [B, H, S]."""
+    B, S, H, D = Q.shape
+    B, T, G, D = K.shape
+    B, T, G, D = V.shape
+    B, S, H, D = dY.shape
+    B, H, S = L.shape
+    B, H, S = delta.shape
+    assert H % G == 0, "H % G == 0"
+    dK, dV = tile.empty((B, T, G, D), K.dtype), tile.empty((B, T, G, D), V.dtype)
+    for bn, g, b in tile.grid(tile.ceildiv(T, BN), G, B):
+        k, v = tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
+        q, dy = tile.shared((BM, D), Q.dtype), tile.shared((BM, D), dY.dtype)
+        s, dp = tile.fragment((BM, BN), tile.f32), tile.fragment((BM, BN), tile.f32)
+        p, ds = tile.shared((BM, BN), Q.dtype), tile.shared((BM, BN), Q.dtype)
+        dk, dv = tile.fragment((BN, D), tile.f32, fill=0), tile.fragment((BN, D), tile.f32, fill=0)
+        tile.copy(K[b, bn * BN :, g, :], k)
+        tile.copy(V[b, bn * BN :, g, :], v)
+        start = max(bn * BN - (T - S), 0) // BM if causal else 0
+        for r in range(H // G):
+            h = g * (H // G) + r
+            for j in tile.pipelined(start, tile.ceildiv(S, BM), stages=stages):
+                tile.copy(Q[b, j * BM :, h, :], q)
+                tile.copy(dY[b, j * BM :, h, :], dy)
+                tile.gemm(q, k.T, s, clear=True)
+                tile.gemm(dy, v.T, dp, clear=True)
+                for x, y in tile.parallel(BM, BN):
+                    inside = j * BM + x < S and bn * BN + y < T
+                    seen = inside and (not causal or bn * BN + y <= j * BM + x + T - S)
+                    s[x, y] = tile.exp2((s[x, y] * scale - L[b, h, j * BM + x]) * LOG2E) if seen else 0.0
+                    dp[x, y] = s[x, y] * (dp[x, y] - delta[b, h, j * BM + x]) * scale
+                tile.copy(s, p)
+                tile.copy(dp, ds)
+                tile.gemm(p.T, dy, dv)
+                tile.gemm(ds.T, q, dk)
+        tile.copy(dk, dK[b, bn * BN :, g, :])
+        tile.copy(dv, dV[b, bn * BN :, g, :])
+    return dK, dV
+
+
+@tile.kernel
+def attention_backward_queries(
+    Q: tile.Tensor,
+    K: tile.Tensor,
+    V: tile.Tensor,
+    dY: tile.Tensor,
+    L: tile.Tensor,
+    delta: tile.Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    BM: int = 128,
+    BN: int = 64,
+    stages: int = 2,
+) -> Any:
+    """dQ [B, S, H, D]; arguments as of `attention_backward_keys`."""
+    B, S, H, D = Q.shape
+    B, T, G, D = K.shape
+    B, T, G, D = V.shape
+    B, S, H, D = dY.shape
+    B, H, S = L.shape
+    B, H, S = delta.shape
+    assert H % G == 0, "H % G == 0"
+    dQ = tile.empty((B, S, H, D), Q.dtype)
+    for bm, h, b in tile.grid(tile.ceildiv(S, BM), H, B):
+        q, dy = tile.shared((BM, D), Q.dtype), tile.shared((BM, D), dY.dtype)
+        k, v = tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
+        s, dp = tile.fragment((BM, BN), tile.f32), tile.fragment((BM, BN), tile.f32)
+        ds = tile.fragment((BM, BN), Q.dtype)
+        dq = tile.fragment((BM, D), tile.f32, fill=0)
+        tile.copy(Q[b, bm * BM :, h, :], q)
+        tile.copy(dY[b, bm * BM :, h, :], dy)
+        limit = max(min(T, (bm + 1) * BM + T - S), 0) if causal else T
+        for j in tile.pipelined(tile.ceildiv(limit, BN), stages=stages):
+            tile.copy(K[b, j * BN :, h // (H // G), :], k)
+            tile.copy(V[b, j * BN :, h // (H // G), :], v)
+            tile.gemm(q, k.T, s, clear=True)
+            tile.gemm(dy, v.T, dp, clear=True)
+            for x, y in tile.parallel(BM, BN):
+                seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
+                s[x, y] = tile.exp2((s[x, y] * scale - L[b, h, bm * BM + x]) * LOG2E) if seen else 0.0
+                dp[x, y] = s[x, y] * (dp[x, y] - delta[b, h, bm * BM + x]) * scale
+            tile.copy(dp, ds)
+            tile.gemm(ds, k, dq)
+        tile.copy(dq, dQ[b, bm * BM :, h, :])
+    return dQ

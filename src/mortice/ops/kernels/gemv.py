@@ -1,0 +1,76 @@
+"""Products of a few rows with a large matrix: bound by reading the matrix."""
+
+from typing import Any
+
+from mortice import tile
+
+
+@tile.kernel(cpu={"rows": 16})
+def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
+    """Y [M, N] = X [M, K] @ W [N, K]^T, for small M."""
+    M, K = X.shape
+    N, K = W.shape
+    Y = tile.empty((M, N), X.dtype)
+    for n, m in tile.grid(tile.ceildiv(N, rows), M):
+        product = tile.fragment((rows, BK), tile.f32)
+        y = tile.fragment((rows,), tile.f32, fill=0)
+        for k in range(tile.ceildiv(K, BK)):
+            for i, j in tile.parallel(rows, BK):
+                product[i, j] = W[n * rows + i, k * BK + j] * X[m, k * BK + j]
+            tile.reduce_sum(product, y, axis=1, clear=False)
+        tile.copy(y, Y[m, n * rows :])
+    return Y
+
+
+@tile.kernel(cpu={"rows": 16})
+def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
+    """Y [M, N] = X [M, K] @ (W S)^T: W [N, K] i8, a scale of each row in S [N] f32."""
+    M, K = X.shape
+    N, K = W.shape
+    (N,) = S.shape
+    Y = tile.empty((M, N), X.dtype)
+    for n, m in tile.grid(tile.ceildiv(N, rows), M):
+        product = tile.fragment((rows, BK), tile.f32)
+        y = tile.fragment((rows,), tile.f32, fill=0)
+        for k in range(tile.ceildiv(K, BK)):
+            for i, j in tile.parallel(rows, BK):
+                product[i, j] = tile.f32(W[n * rows + i, k * BK + j]) * X[m, k * BK + j]
+            tile.reduce_sum(product, y, axis=1, clear=False)
+        for i in tile.parallel(rows):
+            y[i] = y[i] * S[n * rows + i]
+        tile.copy(y, Y[m, n * rows :])
+    return Y
+
+
+@tile.kernel(cpu={"rows": 16})
+def gemv_int4(
+    X: tile.Tensor,
+    W: tile.Tensor,
+    S: tile.Tensor,
+    Z: tile.Tensor,
+    *,
+    group: int = 32,
+    rows: int = 4,
+    BK: int = 512,
+) -> Any:
+    """Y [M, N] = X [M, K] @ ((W - Z) S)^T: W [N, K / 2] u8, two 4-bit numbers each, the even column in the low half;
+    scales S and zero points Z [N, K / group] f32."""
+    M, K = X.shape
+    N, KH = W.shape
+    N, KG = S.shape
+    N, KG = Z.shape
+    assert KH * 2 == K, "W has K / 2 columns"
+    assert KG * group == K, "S and Z have K / group columns"
+    Y = tile.empty((M, N), X.dtype)
+    for n, m in tile.grid(tile.ceildiv(N, rows), M):
+        product = tile.fragment((rows, BK), tile.f32)
+        y = tile.fragment((rows,), tile.f32, fill=0)
+        for k in range(tile.ceildiv(K, BK)):
+            for i, j in tile.parallel(rows, BK):
+                at = k * BK + j
+                code = (W[n * rows + i, at // 2] >> tile.i32(at % 2 * 4)) & 15
+                weight = (tile.f32(code) - Z[n * rows + i, at // group]) * S[n * rows + i, at // group]
+                product[i, j] = weight * X[m, at]
+            tile.reduce_sum(product, y, axis=1, clear=False)
+        tile.copy(y, Y[m, n * rows :])
+    return Y

@@ -1,0 +1,11 @@
+"""The passes of the CPU, in order."""
+
+from mortice.tile.passes.guards import GUARDS
+from mortice.tile.passes.operands import operands
+from mortice.tile.passes.pipeline import Pass
+from mortice.tile.passes.rows import ROWS
+from mortice.tile.passes.unswitch import UNSWITCH
+
+
+def cpu_passes(matrix_unit: bool) -> tuple[Pass, ...]:
+    return (ROWS, UNSWITCH, operands(matrix_unit), GUARDS)
