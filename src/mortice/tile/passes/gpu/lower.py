@@ -6,6 +6,7 @@ or three computing warpgroups around rings of shared tiles; one without becomes 
 
 from dataclasses import dataclass, replace
 
+from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import u8
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -69,6 +70,11 @@ class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
+        for gemm in gemms:
+            reason = why_no_wgmma(gemm)
+            if reason is not None:
+                remedy = "use another element type or tile, or target c"
+                raise UnsupportedError(gemm.span, "gemm", f"sm_90a: {reason}", remedy)
         self.groups, self.side = _warpgroups(gemms)
         threads = 128 * self.groups if gemms else launch.threads or PLAIN_THREADS
         layouts = infer(launch, threads, self.groups, self.side)
@@ -77,10 +83,6 @@ class _Lowering:
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
-        for gemm in gemms:
-            reason = why_no_wgmma(gemm)
-            if reason is not None:
-                self.cx.refuse(gemm, "gemm", reason, "use another element type or tile, or target c")
         self.rings = find_rings(launch.body) if gemms else []
         self.persistent = bool(gemms) and self._persistent()
 
