@@ -19,7 +19,7 @@ from mortice.specs.checked import checked
 from mortice.specs.deployment import Deployment, load_deployment
 from mortice.specs.errors import RequestError
 
-_MODEL, _SPLIT, _LIMITS, _EDGE = "Model", "Prefill and decode", "Limits", "HTTP"
+_MODEL, _SPLIT, _ROLES, _LIMITS, _EDGE = "Model", "Prefill and decode", "Roles", "Limits", "HTTP"
 
 
 def serve(
@@ -77,6 +77,34 @@ def serve(
     local_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Uncached prompts up to this long stay with decode.", rich_help_panel=_SPLIT),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Who wears which role: static, reactive, dopd or mortice.", rich_help_panel=_ROLES),
+    ] = None,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Workers may be started up to so many, and stopped; without it roles change, not numbers.",
+            rich_help_panel=_ROLES,
+        ),
+    ] = None,
+    slo_ttft_ms: Annotated[
+        float | None, typer.Option(help="Limit on TTFT that the policy works for.", rich_help_panel=_ROLES)
+    ] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(help="Limit on TPOT.", rich_help_panel=_ROLES)] = None,
+    control_period_s: Annotated[
+        float | None, typer.Option(help="Seconds between decisions.", rich_help_panel=_ROLES)
+    ] = None,
+    forecast: Annotated[
+        str | None, typer.Option(help="last, ewma, arima or quantile.", rich_help_panel=_ROLES)
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every event and decision to this file; mortice sim replay reads it.",
+            rich_help_panel=_ROLES,
+        ),
     ] = None,
     kv_bytes: Annotated[
         int | None, typer.Option(help="Bytes of KV blocks a worker.", rich_help_panel=_LIMITS)
@@ -151,6 +179,15 @@ def serve(
             }
         ),
         admission=_set({"max_queued": max_queued}),
+        control=_set(
+            {
+                "policy": policy,
+                "max_workers": max_workers,
+                "slo": _slo(chosen, slo_ttft_ms, slo_tpot_ms),
+                "period_s": control_period_s,
+                "forecast": forecast,
+            }
+        ),
     )
     chosen.check()
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -181,6 +218,7 @@ def serve(
             draft_model_path=store.pull(drafter, _say) if drafter else None,
             host=host,
             port=port,
+            decision_log=decisions,
             on_ready=on_ready,
         )
 
@@ -206,6 +244,11 @@ def _override(deployment: Deployment, **given: Any) -> Deployment:
         elif value is not None:
             document[name] = value
     return checked(document, Deployment)
+
+
+def _slo(deployment: Deployment, ttft_ms: float | None, tpot_ms: float | None) -> dict[str, Any] | None:
+    given = _set({"ttft_ms": ttft_ms, "tpot_ms": tpot_ms})
+    return given and msgspec.to_builtins(deployment.control.slo) | given
 
 
 def _name_and_folder(text: str) -> tuple[str, str]:

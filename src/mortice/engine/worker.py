@@ -158,7 +158,7 @@ def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment,
     it computes too slowly to use more. On a GPU most of what the weights left, as far as the host can mirror it."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    share = free // (4 * (deployment.prefill + deployment.decode))
+    share = free // (4 * deployment.most_workers)
     if device.type == "cuda":
         return min(int(torch.cuda.mem_get_info()[0] * 0.85), share)
     return min(layout.token_bytes * max_context * 3 // 2, share)

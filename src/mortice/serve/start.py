@@ -30,6 +30,7 @@ async def serve_deployment(
     draft_model_path: Path | None,
     host: str,
     port: int,
+    decision_log: Path | None = None,
     on_ready: Ready | None = None,
 ) -> None:
     """Serve until a signal ends it. `on_ready` runs beside the server once it answers, with its base URL.
@@ -46,6 +47,7 @@ async def serve_deployment(
         model_path=str(model_path),
         draft_model_path=str(draft_model_path) if draft_model_path else None,
         threads=deployment.threads or threads_per_worker(deployment),
+        decision_log=decision_log,
     )
     text = TextService(str(model_path))
     beside: set[asyncio.Task] = set()
@@ -96,4 +98,4 @@ async def _unless_told_to_stop(starting: asyncio.Future[Any]) -> bool:
 
 def threads_per_worker(deployment: Deployment) -> int:
     """The cores this process may use, shared out among the workers."""
-    return max(1, len(os.sched_getaffinity(0)) // (deployment.prefill + deployment.decode))
+    return max(1, len(os.sched_getaffinity(0)) // deployment.most_workers)

@@ -65,6 +65,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     hysteresis: float = 0.05  # gain in carried load that a change must bring
     idle_s: float = 50.0  # without traffic, until that means less load
     forecast: Literal["last", "ewma", "arima", "quantile"] = "quantile"
+    convertible: bool = False  # decode workers take prompts while the prefill pool would miss the TTFT limit
     reject_late: float | None = None  # refuse a request whose expected TTFT is so many times the limit
     silence_s: float = 60.0  # a worker that says nothing for so long is fenced and replaced
 
