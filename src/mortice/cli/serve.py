@@ -18,6 +18,7 @@ from mortice.serve.start import serve_deployment
 from mortice.specs.checked import checked
 from mortice.specs.deployment import Deployment, load_deployment
 from mortice.specs.errors import RequestError
+from mortice.transport.curve import read_token
 
 _MODEL, _SPLIT, _ROLES, _LIMITS, _EDGE = "Model", "Prefill and decode", "Roles", "Limits", "HTTP"
 
@@ -105,6 +106,16 @@ def serve(
             help="Write every event and decision to this file; mortice sim replay reads it.",
             rich_help_panel=_ROLES,
         ),
+    ] = None,
+    workers_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="ADDRESS:PORT where workers of other hosts join (mortice worker --join); needs --token-file.",
+            rich_help_panel=_ROLES,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Secret that joining hosts must know.", rich_help_panel=_ROLES)
     ] = None,
     kv_bytes: Annotated[
         int | None, typer.Option(help="Bytes of KV blocks a worker.", rich_help_panel=_LIMITS)
@@ -203,6 +214,10 @@ def serve(
         deployment=chosen,
         trace_endpoint=trace_endpoint,
     )
+    joining = _joining(workers_listen, token_file)
+    if workers_listen is not None and chosen.transfer.listen == "127.0.0.1":
+        # Others must reach the blocks of the workers here as well.
+        chosen = _override(chosen, transfer={"listen": workers_listen.rpartition(":")[0].strip("[]")})
     drafter = chosen.speculation.draft_model if chosen.speculation else None
 
     async def run() -> None:
@@ -219,6 +234,8 @@ def serve(
             host=host,
             port=port,
             decision_log=decisions,
+            workers_listen=workers_listen,
+            join_token=joining,
             on_ready=on_ready,
         )
 
@@ -244,6 +261,18 @@ def _override(deployment: Deployment, **given: Any) -> Deployment:
         elif value is not None:
             document[name] = value
     return checked(document, Deployment)
+
+
+def _joining(address: str | None, token_file: Path | None) -> str:
+    """The token of joining hosts, "" where none may join."""
+    if (address is None) != (token_file is None):
+        raise RequestError("--workers-listen and --token-file go together", param="workers_listen")
+    if address is None or token_file is None:
+        return ""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise RequestError(f"workers_listen is ADDRESS:PORT, not {address!r}", param="workers_listen")
+    return read_token(token_file)
 
 
 def _slo(deployment: Deployment, ttft_ms: float | None, tpot_ms: float | None) -> dict[str, Any] | None:

@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from mortice.cluster.api import Turn
+from mortice.cluster.views import turn_view
 from mortice.sched.controller import Decision
 from mortice.sched.events import Event, Tick
 from mortice.sched.journal import Journal
 from mortice.sched.plane import Answer, ControlPlane, Setup
 from mortice.specs.errors import RequestError
 
-KEEP = 128  # decisions that are remembered for whoever looks
+KEEP = 128  # turns that are remembered for whoever looks
 
 
 class Decisions:
@@ -34,7 +36,7 @@ class Decisions:
         self._journal: Journal | None = None
         self._plane: ControlPlane | None = None
         self._early: list[Event] = []
-        self.recent: deque[Decision] = deque(maxlen=KEEP)
+        self.turns: deque[Turn] = deque(maxlen=KEEP)  # of the control loop, as the edge shows them
         if setup is not None:
             self.begin(setup)
 
@@ -75,7 +77,7 @@ class Decisions:
         """A period of the control loop is over."""
         decision = self.hear(Tick(self.now()))
         assert isinstance(decision, Decision)
-        self.recent.append(decision)
+        self.turns.append(turn_view(decision))
         return decision
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ from mortice.cluster.api import Division, Happening, ModelInfo, Role, Roles, Wor
 from mortice.cluster.decisions import Decisions
 from mortice.cluster.feed import Feed
 from mortice.cluster.flight import Flight
+from mortice.cluster.host_words import PREFIX
+from mortice.cluster.hosts import MAX_WORKERS, Hosts
 from mortice.cluster.instance_manager import STARTUP_S, InstanceManager
 from mortice.cluster.kv_connector import KVConnector
 from mortice.cluster.launcher import Launcher, LocalLauncher
@@ -72,9 +74,11 @@ class LiveCluster:
         threads: int,
         launcher: Launcher | None = None,
         decision_log: str | Path | None = None,
+        workers_listen: str | None = None,
+        join_token: str = "",
     ) -> None:
         """`launcher`: where workers are started; None: on this host. `decision_log`: file that gets every event with its
-        answer."""
+        answer. `workers_listen`: ADDRESS:PORT where other hosts may join who know `join_token`; None: nowhere."""
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
         self._threads = threads
@@ -98,6 +102,14 @@ class LiveCluster:
             send=self.send,
             on_gone=self._forget,
             shm_prefix=self._shm_prefix,
+        )
+        self._workers_listen, self._join_token = workers_listen, join_token
+        self.joined_at = ""  # where other hosts join, once the cluster has started
+        self._hosts = Hosts(
+            say=lambda identity, data: self._switchboard.send(identity, data, is_remote=True),
+            order=self._manager.order,
+            room=lambda: (deployment.control.max_workers or MAX_WORKERS) - len(self._members),
+            silence_s=deployment.control.silence_s,
         )
         self._call_ids = itertools.count(1)
         self._calls: dict[int, tuple[str, asyncio.Future[dict]]] = {}
@@ -126,6 +138,10 @@ class LiveCluster:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
         self.decisions.begin(plane_setup(self.deployment, await self._measure()))
+        if self._workers_listen is not None:
+            self.joined_at = self._switchboard.listen(self._workers_listen, self._join_token)
+            log.info("workers of other hosts may join at %s", self.joined_at)
+            self._spawn(self._watch_hosts())
         self._spawn(self._manager.run(self.deployment.control.period_s))
 
     async def stop(self, drain_s: float) -> None:
@@ -135,6 +151,7 @@ class LiveCluster:
             await asyncio.sleep(0.05)
         for flight in self._router.flights():
             flight.fail(Unavailable("the server is shutting down"))
+        await self._hosts.close()
         await self._manager.stop()
         for task in list(self._tasks):
             task.cancel()
@@ -209,7 +226,7 @@ class LiveCluster:
         return answers
 
     def roles(self) -> Roles:
-        return roles_view(self.decisions, self.workers())
+        return roles_view(self.decisions.plane, self.decisions.turns, self.workers())
 
     def wear(self, worker_id: str, role: Role) -> None:
         self._manager.wear(worker_id, role)
@@ -267,7 +284,15 @@ class LiveCluster:
 
     # -- words of workers ---------------------------------------------------------------------------------------
 
+    async def _watch_hosts(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._members.silence_s / 4))
+            self._hosts.look()
+
     def _receive(self, identity: str, data: bytes, is_remote: bool) -> None:
+        if is_remote and identity.startswith(PREFIX):
+            self._hosts.hear(identity, data)
+            return
         member = self._members.find(identity)
         if member is not None and bool(member.launcher.host) != is_remote:
             return  # somebody speaks in the name of a worker of another place

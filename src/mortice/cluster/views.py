@@ -1,16 +1,15 @@
 """The control plane's turns as the edge shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mortice.cluster.api import Division, Roles, Turn, WorkerInfo
-from mortice.cluster.decisions import Decisions
 from mortice.sched.actions import Action, Flip, Start, Stop, Undrain
 from mortice.sched.controller import Decision
 from mortice.sched.observation import Target
+from mortice.sched.plane import ControlPlane
 
 
-def roles_view(decisions: Decisions, workers: Sequence[WorkerInfo]) -> Roles:
-    plane = decisions.plane
+def roles_view(plane: ControlPlane, turns: Iterable[Turn], workers: Sequence[WorkerInfo]) -> Roles:
     setup = plane.setup
     counts = {role: plane.fleet.num(role) for role in ("prefill", "decode", "mixed")}
     return Roles(
@@ -23,7 +22,7 @@ def roles_view(decisions: Decisions, workers: Sequence[WorkerInfo]) -> Roles:
         tpot_ms=setup.slo.tpot_ms,
         period_s=setup.pace.period_s,
         workers=list(workers),
-        turns=[turn_view(decision) for decision in decisions.recent],
+        turns=list(turns),
     )
 
 

@@ -28,6 +28,7 @@ from mortice.specs.kv import KVLayout
 from mortice.specs.messages import Hello, Reply, encode
 from mortice.text.load import load_text_model
 from mortice.transport.choose import open_pool, open_transport
+from mortice.transport.curve import arm_client
 from mortice.transport.give_back import give_back
 
 log = logging.getLogger("mortice.engine")
@@ -47,6 +48,8 @@ def main() -> None:
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
+    if config.join_token:
+        arm_client(socket, config.join_token)
     socket.connect(config.endpoint)
     try:
         loop, close = build(config, socket)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from mortice.cluster.launcher import Launcher
 from mortice.cluster.live import LiveCluster
 from mortice.serve.app import build_app
 from mortice.serve.options import ServeOptions
@@ -31,6 +32,9 @@ async def serve_deployment(
     host: str,
     port: int,
     decision_log: Path | None = None,
+    workers_listen: str | None = None,
+    join_token: str = "",
+    launcher: Launcher | None = None,
     on_ready: Ready | None = None,
 ) -> None:
     """Serve until a signal ends it. `on_ready` runs beside the server once it answers, with its base URL.
@@ -47,7 +51,10 @@ async def serve_deployment(
         model_path=str(model_path),
         draft_model_path=str(draft_model_path) if draft_model_path else None,
         threads=deployment.threads or threads_per_worker(deployment),
+        launcher=launcher,
         decision_log=decision_log,
+        workers_listen=workers_listen,
+        join_token=join_token,
     )
     text = TextService(str(model_path))
     beside: set[asyncio.Task] = set()
