@@ -214,7 +214,7 @@ async def test_the_page_and_its_files(server):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "innerHTML" not in answer.text
         total += len(answer.content)
-    assert total < 60_000
+    assert total < 66_000
     for path in ("/page/dashboard.py", "/page/..%2fdashboard.py", "/page/"):
         assert (await server.http.get(path)).status_code == 404
 

@@ -107,6 +107,14 @@ def serve(
             rich_help_panel=_ROLES,
         ),
     ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="Where workers run: local or ray (needs mortice[ray]).", rich_help_panel=_ROLES),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster; without it a small one here.", rich_help_panel=_ROLES),
+    ] = None,
     workers_listen: Annotated[
         str | None,
         typer.Option(
@@ -178,6 +186,8 @@ def serve(
         deterministic=deterministic,
         local_prefill_tokens=local_prefill_tokens,
         ledger=str(ledger) if ledger else None,
+        launcher=launcher,
+        ray_address=ray_address,
         adapters=dict(map(_name_and_folder, adapter)) if adapter else None,
         transfer=_set({"transport": transport, "mode": transfer, "checksum": checksum}),
         limits=_set(

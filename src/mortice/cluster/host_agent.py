@@ -90,11 +90,13 @@ class HostAgent:
             silence_s = await self._ask_in(socket)
             log.info("joined %s", self._endpoint)
             heard_s = said_s = time.monotonic()
-            while time.monotonic() - heard_s < silence_s:
+            while True:
                 if time.monotonic() - said_s >= ALIVE_S:
                     said_s = time.monotonic()
                     await self._say(socket, HostAlive())
                 if not await socket.poll(int(ALIVE_S * 250)):
+                    if time.monotonic() - heard_s > silence_s:
+                        break
                     continue
                 word = decode_to_host(await socket.recv())
                 heard_s = time.monotonic()

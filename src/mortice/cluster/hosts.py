@@ -79,9 +79,11 @@ class Host:
             raise Unavailable(f"host {self.host} is gone")
         body = HostBody(config.worker_id, self)
         self._bodies[config.worker_id] = body
-        self.say(
-            LaunchWorker(msgspec.structs.replace(config, endpoint="", model_path="", draft_model_path=None))
+        # Its agent knows the way here, the token, and where the model lies over there.
+        own = msgspec.structs.replace(
+            config, endpoint="", join_token="", model_path="", draft_model_path=None
         )
+        self.say(LaunchWorker(own))
         return body
 
     def ended(self, worker_id: str, code: int) -> None:

@@ -104,7 +104,8 @@ class LiveCluster:
             shm_prefix=self._shm_prefix,
         )
         self._workers_listen, self._join_token = workers_listen, join_token
-        self.joined_at = ""  # where other hosts join, once the cluster has started
+        self.joined_at = ""  # where other hosts join
+        self._may_join = False  # not before the first workers are ready
         self._hosts = Hosts(
             say=lambda identity, data: self._switchboard.send(identity, data, is_remote=True),
             order=self._manager.order,
@@ -128,6 +129,11 @@ class LiveCluster:
     async def start(self) -> None:
         self._switchboard.open()
         self._spawn(self._manager.watch_over(min(1.0, self._members.silence_s / 4)))
+        if self._launcher.host and self._workers_listen is None:
+            # Its workers may be anywhere on this host: they come over TCP, with a token of their own.
+            self._workers_listen, self._join_token = "127.0.0.1:0", secrets.token_hex(32)
+        if self._workers_listen is not None:
+            self.joined_at = self._switchboard.listen(self._workers_listen, self._join_token)
         await self._manager.start({"prefill": self.deployment.prefill, "decode": self.deployment.decode})
         deadline = time.monotonic() + STARTUP_S
         while not all(member.hello for member in self._members):
@@ -138,9 +144,9 @@ class LiveCluster:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
         self.decisions.begin(plane_setup(self.deployment, await self._measure()))
-        if self._workers_listen is not None:
-            self.joined_at = self._switchboard.listen(self._workers_listen, self._join_token)
+        if self.joined_at:
             log.info("workers of other hosts may join at %s", self.joined_at)
+            self._may_join = True
             self._spawn(self._watch_hosts())
         self._spawn(self._manager.run(self.deployment.control.period_s))
 
@@ -285,13 +291,19 @@ class LiveCluster:
     # -- words of workers ---------------------------------------------------------------------------------------
 
     async def _watch_hosts(self) -> None:
+        turn_s = min(1.0, self._members.silence_s / 4)
         while True:
-            await asyncio.sleep(min(1.0, self._members.silence_s / 4))
-            self._hosts.look()
+            before_s = time.monotonic()
+            await asyncio.sleep(turn_s)
+            if (
+                time.monotonic() - before_s < turn_s + self._members.silence_s / 2
+            ):  # else it was us who stood still
+                self._hosts.look()
 
     def _receive(self, identity: str, data: bytes, is_remote: bool) -> None:
         if is_remote and identity.startswith(PREFIX):
-            self._hosts.hear(identity, data)
+            if self._may_join:
+                self._hosts.hear(identity, data)
             return
         member = self._members.find(identity)
         if member is not None and bool(member.launcher.host) != is_remote:
@@ -333,9 +345,11 @@ class LiveCluster:
     # -- workers ------------------------------------------------------------------------------------------------
 
     def _config_of(self, member: Member) -> WorkerConfig:
+        is_remote = bool(member.launcher.host)
         return WorkerConfig(
             worker_id=member.worker_id,
-            endpoint=self._switchboard.endpoint,
+            endpoint=f"tcp://{self.joined_at}" if is_remote else self._switchboard.endpoint,
+            join_token=self._join_token if is_remote else "",
             token=self._token,
             model_path=self._model_path,
             deployment=self.deployment,

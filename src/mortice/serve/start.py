@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from mortice.cluster.launcher import Launcher
+from mortice.cluster.launcher import Launcher, LocalLauncher
 from mortice.cluster.live import LiveCluster
+from mortice.cluster.ray_launcher import RayLauncher
 from mortice.serve.app import build_app
 from mortice.serve.options import ServeOptions
 from mortice.serve.run import bind, run_server
@@ -34,7 +35,6 @@ async def serve_deployment(
     decision_log: Path | None = None,
     workers_listen: str | None = None,
     join_token: str = "",
-    launcher: Launcher | None = None,
     on_ready: Ready | None = None,
 ) -> None:
     """Serve until a signal ends it. `on_ready` runs beside the server once it answers, with its base URL.
@@ -51,7 +51,7 @@ async def serve_deployment(
         model_path=str(model_path),
         draft_model_path=str(draft_model_path) if draft_model_path else None,
         threads=deployment.threads or threads_per_worker(deployment),
-        launcher=launcher,
+        launcher=_launcher(deployment, workers_listen),
         decision_log=decision_log,
         workers_listen=workers_listen,
         join_token=join_token,
@@ -76,6 +76,17 @@ async def serve_deployment(
         sock.close()
         await text.stop()
         await cluster.stop(0)
+
+
+def _launcher(deployment: Deployment, workers_listen: str | None) -> Launcher:
+    if deployment.launcher == "local":
+        return LocalLauncher()
+    return RayLauncher(
+        deployment.ray_address,
+        room=deployment.most_workers,
+        threads=deployment.threads or threads_per_worker(deployment),
+        listen=None if workers_listen else "127.0.0.1",
+    )
 
 
 async def _unless_told_to_stop(starting: asyncio.Future[Any]) -> bool:

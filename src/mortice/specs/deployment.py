@@ -121,6 +121,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     speculation: Speculation | None = None
     transfer: Transfer = Transfer()
     control: Control = Control()
+    launcher: Literal["local", "ray"] = "local"  # ray: workers on the nodes of a Ray cluster
+    ray_address: str | None = None  # of that cluster; None: a small one on this host
     admission: Admission = Admission()
     adapters: dict[str, str] = {}  # served name -> folder of a LoRA adapter
     ledger: str | None = None  # file that gets one JSON line a step

@@ -56,7 +56,8 @@ class Doorkeeper:
     """Says to pyzmq's authenticator which client keys may enter (its credentials provider)."""
 
     def __init__(self, token: str) -> None:
-        self._key = z85.decode(key_pair(token, "client")[0])
+        self._key = key_pair(token, "client")[0]
 
     def callback(self, domain: str, key: bytes) -> bool:
+        """`key` in Z85."""
         return hmac.compare_digest(key, self._key)
