@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain, reshape
 from mortice.sched.capacity import Capacity, dopd_block_concurrency, dopd_ratio
 from mortice.sched.forecast import Arima, Ewma, LastValue, Quantile, Trusted
@@ -16,6 +15,7 @@ from mortice.sched.policy import Dopd, DopdReleased, Mortice, Reactive, Scope
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 H100_TP1 = WorkerTimes(  # Llama-3.1-70B FP8 on H100: 131 ms at 1,024 tokens
     prefill_base_s=0.005, prefill_token_s=0.000123, decode_base_s=0.0165, decode_sequence_s=5.5e-5,

@@ -5,7 +5,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds, Flip, Start, Stop
 from mortice.sched.admission import Admit
 from mortice.sched.controller import Decision, Pace
@@ -26,6 +25,7 @@ from mortice.sched.journal import Journal, replay
 from mortice.sched.plane import ControlPlane, DecodeAt, Held, Refused, Routed, Setup
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 TIMES = WorkerTimes(
     prefill_base_s=0.005,

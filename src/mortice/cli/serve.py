@@ -166,6 +166,7 @@ def serve(
     $MORTICE_ADMIN_TOKEN opens the /admin routes to other hosts; without it they answer this host only.
     """
     chosen = load_deployment(deployment) if deployment else Deployment(model=model or "smollm2")
+    chosen.check_served()
     if speculate or draft_model or max_draft:
         given = {
             "method": speculate or ("draft" if draft_model else None),

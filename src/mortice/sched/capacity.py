@@ -11,9 +11,9 @@ from collections.abc import Callable
 import msgspec
 
 from mortice.cost.queueing import mgn_wait_quantile
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.observation import Demand
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 SPREAD = 1.3  # standard deviations of the decode batch that must still fit (one side, about 90 %)
 NO_LIMIT_S = 3600.0

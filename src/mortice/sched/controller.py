@@ -12,7 +12,7 @@ import msgspec
 
 from mortice.sched.actions import Action, Bounds, Flip, Standing, Start, Stop, reshape
 from mortice.sched.fleet import ROLES, Role
-from mortice.sched.forecast import ForecastName, Trusted, forecaster
+from mortice.sched.forecast import Constant, ForecastName, Trusted, forecaster
 from mortice.sched.observation import Demand, Observation, Target
 from mortice.sched.policy import Mortice, Policy, Scope, Static
 
@@ -71,7 +71,7 @@ class Controller:
         scope = Scope(sum(now.count(role) for role in ROLES), self._most(now), self.bounds.can_scale)
         wanted, other = self.policy.target(demand, seen, now, scope)
         wanted = self.bounds.fit(wanted)
-        wanted, why = self._temper(wanted, now, demand, seen)
+        wanted, why = self._temper(wanted, now, demand, seen, sure=not distrusted)
         actions = reshape(standing, starting, wanted, self.bounds)
         if actions:
             self._changed_at_s = seen.at_s
@@ -87,9 +87,16 @@ class Controller:
             distrusted=distrusted,
         )
 
+    def break_forecast(self, answer: float) -> None:
+        """From now on the forecasters of all series answer this, whatever it is."""
+        for series in self._series.values():
+            series.inner = Constant(answer)
+
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _temper(self, wanted: Target, now: Target, demand: Demand, seen: Observation) -> tuple[Target, str]:
+    def _temper(
+        self, wanted: Target, now: Target, demand: Demand, seen: Observation, *, sure: bool
+    ) -> tuple[Target, str]:
         """What of the wish is gone for now: never a hasty shrink, never a turn for too little."""
         if wanted == now or all(wanted.count(r) == now.count(r) for r in ROLES):
             self._smaller = 0
@@ -97,6 +104,8 @@ class Controller:
         size, had = self.bounds.of(wanted), self.bounds.of(now)
         late = seen.num_ended > 0 and seen.num_met < 0.9 * seen.num_ended
         if size < had:
+            if not sure:
+                return now, "fewer workers would do, but the forecast is not trusted"
             self._smaller += 1
             if self._smaller < self.pace.patience:
                 return now, f"fewer workers would do, {self._smaller} of {self.pace.patience} times"

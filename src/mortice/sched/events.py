@@ -100,6 +100,13 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", omit_defaults=True):
     failed: bool = False
 
 
+class Misforecast(msgspec.Struct, frozen=True, tag="misforecast"):
+    """A fault that is put in on purpose: from now on every forecaster answers this. None: no number."""
+
+    at_s: float
+    answer: float | None
+
+
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """A period of the control loop is over."""
 
@@ -119,4 +126,5 @@ Event = (
     | Lost
     | Ended
     | Tick
+    | Misforecast
 )

@@ -7,6 +7,7 @@ no longer true are skipped when they come up.
 
 from heapq import heapify, heappop, heappush
 from typing import Literal
+from zlib import crc32
 
 Role = Literal["prefill", "decode", "mixed"]
 ROLES: tuple[Role, ...] = ("prefill", "decode", "mixed")
@@ -62,8 +63,6 @@ class Pool:
 
     def put(self, worker: Worker, key: float) -> None:
         """Enter a worker, or tell that its load changed."""
-        if worker.worker_id in self.members and worker.heap_key == key:
-            return
         self.members[worker.worker_id] = worker
         worker.heap_key = key
         heap = self._heap
@@ -90,7 +89,11 @@ class Fleet:
     """Books of all workers. `sequence_tokens`: what one more sequence weighs beside its context, in tokens;
     `work_tokens`: what one unit of prefill work weighs in a pool that does both."""
 
-    def __init__(self, *, sequence_tokens: float = SEQUENCE_TOKENS, work_tokens: float = 1.0) -> None:
+    def __init__(
+        self, *, sequence_tokens: float = SEQUENCE_TOKENS, work_tokens: float = 1.0, router: int = 0
+    ) -> None:
+        self.router = router  # of several: each prefers other workers among equals
+        self.typical_work = 0.0  # of one prompt, for what other routers sent
         self.sequence_tokens = sequence_tokens
         self.work_tokens = work_tokens
         self.workers: dict[str, Worker] = {}
@@ -101,7 +104,8 @@ class Fleet:
         """A worker is ready. Joining twice under one id is a fault of the driver."""
         if worker_id in self.workers:
             raise AssertionError(f"worker {worker_id} joined twice")
-        worker = Worker(worker_id, role, self._joined, num_blocks, convertible=convertible)
+        order = crc32(b"%d/%d" % (self.router, self._joined)) if self.router else self._joined
+        worker = Worker(worker_id, role, order, num_blocks, convertible=convertible)
         self._joined += 1
         self.workers[worker_id] = worker
         self.touch(worker)
@@ -111,6 +115,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is not None:
             self.pools[worker.role].remove(worker)
+            worker.accepts = False  # whatever is booked off it later, it stays out
         return worker
 
     def wear(self, worker: Worker, role: Role) -> None:
@@ -133,20 +138,18 @@ class Fleet:
         if not worker.accepts:
             return
         if worker.role == "prefill":
-            # What is left of its decoding (after a flip) slows its prompts, so it counts a little.
-            key = worker.prefill_work + 1e-9 * worker.num_assigned
+            # What is left of its decoding after a flip slows its prompts, so it counts a little.
+            key = worker.prefill_work + worker.foreign * self.typical_work + 1e-9 * worker.num_assigned
         else:
             key = (
                 worker.context_tokens
                 + self.sequence_tokens * (worker.num_decoding + worker.num_prefilling + worker.foreign)
                 + self.work_tokens * worker.prefill_work
             )
-        self.pools[worker.role].put(worker, key * worker.slowdown)
-
-    def touch_living(self, worker: Worker) -> None:
-        """The same for a worker that may have left by now."""
-        if self.workers.get(worker.worker_id) is worker:
-            self.touch(worker)
+        key *= worker.slowdown
+        pool = self.pools[worker.role]
+        if worker.heap_key != key or worker.worker_id not in pool.members:
+            pool.put(worker, key)
 
     def report(
         self, worker: Worker, at_s: float, num_assigned: int, free_blocks: int, slowdown: float

@@ -26,6 +26,16 @@ class LastValue:
         return past[-1]
 
 
+class Constant:
+    """Always the same, whatever it is: what a broken forecaster looks like."""
+
+    def __init__(self, answer: float) -> None:
+        self.answer = answer
+
+    def predict(self, past: Sequence[float], steps: int) -> float:
+        return self.answer
+
+
 class Ewma:
     def __init__(self, weight: float = 0.5) -> None:
         self.weight = weight

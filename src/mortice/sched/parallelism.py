@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.specs.errors import RequestError
+from mortice.specs.worker_times import WorkerTimes
 
 
 class Degree(msgspec.Struct, frozen=True):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain
 from mortice.sched.admission import Admit
 from mortice.sched.capacity import Capacity
@@ -23,6 +22,7 @@ from mortice.sched.events import (
     Joined,
     Left,
     Lost,
+    Misforecast,
     Ordered,
     Prefilled,
     Reported,
@@ -32,10 +32,12 @@ from mortice.sched.events import (
 )
 from mortice.sched.fleet import Role, Worker
 from mortice.sched.observation import Tally
-from mortice.sched.policy import PolicyName, policy
+from mortice.sched.policy import policy
 from mortice.sched.prefix_map import PrefixMap
 from mortice.sched.router import Route, Router
+from mortice.specs.cluster import PolicyName
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 FIRST_GUESS_OUTPUT = 128.0  # tokens, until a request ended
 SLOWEST = 20.0  # a reported slowdown beyond this, or below its inverse, is taken for it
@@ -80,6 +82,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     pace: Pace = Pace()
     admit: Admit = Admit()
     transfer_s: float = 0.0
+    router: int = 0  # which of several routers this is
 
 
 class _Flight:
@@ -106,7 +109,7 @@ class ControlPlane:
             slo=setup.slo,
             decode_times=setup.decode_times,
         )
-        self.fleet = self.router.new_fleet()
+        self.fleet = self.router.new_fleet(setup.router)
         ttft, tpot = setup.slo.ttft_ms, setup.slo.tpot_ms
         self.tally = Tally(ttft / 1e3 if ttft else math.inf, tpot / 1e3 if tpot else math.inf)
         self.starting: dict[Role, int] = {"prefill": 0, "decode": 0, "mixed": 0}
@@ -159,6 +162,8 @@ class ControlPlane:
                 self.starting[role] += 1
             case StartFailed(_, role):
                 self.starting[role] = max(0, self.starting[role] - 1)
+            case Misforecast(_, answer):
+                self._controller.break_forecast(math.nan if answer is None else answer)
             case Worn(_, worker_id, role):
                 if worker_id in self.fleet.workers:
                     self.fleet.wear(self.fleet.workers[worker_id], role)
@@ -196,6 +201,7 @@ class ControlPlane:
         flight.on_prefill, flight.work = worker, route.work
         worker.num_prefilling += 1
         worker.prefill_work += route.work
+        fleet.typical_work += 0.02 * (route.work - fleet.typical_work)
         if route.prefill is None:
             flight.on_decode, flight.context = worker, prompt_len + self._expected_output / 2
             worker.context_tokens += flight.context
@@ -255,7 +261,7 @@ class ControlPlane:
         worker.num_prefilling -= 1
         # Sums of floats drift: an empty queue is exactly empty.
         worker.prefill_work = worker.prefill_work - flight.work if worker.num_prefilling else 0.0
-        self.fleet.touch_living(worker)
+        self.fleet.touch(worker)
 
     def _over(self, flight: _Flight) -> None:
         was_decoding = flight.on_prefill is None
@@ -263,10 +269,8 @@ class ControlPlane:
         worker = flight.on_decode
         if worker is not None:
             worker.num_decoding -= was_decoding
-            worker.context_tokens = max(0.0, worker.context_tokens - flight.context)
-            if not worker.num_assigned:
-                worker.context_tokens = 0.0
-            self.fleet.touch_living(worker)
+            worker.context_tokens = worker.context_tokens - flight.context if worker.num_assigned else 0.0
+            self.fleet.touch(worker)
 
     # -- workers ------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,13 @@ controller's.
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from mortice.sched.capacity import Capacity, dopd_block_concurrency, dopd_ratio
 from mortice.sched.observation import Demand, Observation, Target
-
-PolicyName = Literal["static", "reactive", "dopd", "dopd-released", "mortice"]
+from mortice.specs.cluster import PolicyName
 
 
 class Scope(msgspec.Struct, frozen=True):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched.fleet import Fleet, Role, Worker
 from mortice.sched.prefix_map import PrefixMap
 from mortice.specs.slo import SLO
+from mortice.specs.worker_times import WorkerTimes
 
 CANDIDATES = 4  # holders of a prefix that are weighed against the lightest worker
 
@@ -65,13 +65,15 @@ class Router:
         self._ttft_s = slo.ttft_ms / 1e3 if slo and slo.ttft_ms else None
         self._tpot_s = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
 
-    def new_fleet(self) -> Fleet:
+    def new_fleet(self, router: int = 0) -> Fleet:
         """Books whose weights are in this router's unit of cost."""
         times = self.decode_times
         if times is None or times.decode_context_s <= 0:
-            return Fleet()
+            return Fleet(router=router)
         sequence = times.decode_sequence_s / times.decode_context_s
-        return Fleet(sequence_tokens=max(1.0, sequence), work_tokens=0.05 / times.decode_context_s)
+        return Fleet(
+            sequence_tokens=max(1.0, sequence), work_tokens=0.05 / times.decode_context_s, router=router
+        )
 
     # -- one snapshot at a time (the live cluster until it keeps a fleet) ----------------------------------------
 

@@ -2,8 +2,8 @@
 
 A prefill batch takes prompts in order while the rest of the budget holds the next; a decode batch takes from its queue
 while contexts sum to at most 50,000; each head adds 2 ms and 1e-4 ms a token; TTFT ends with prefill, transfer is free, no
-memory is held; a request leaves after O decode rounds and its TPOT is the time since the first token over O. Colocated instances
-prefill strictly before they decode, with the vLLM coefficients. What it leaves out, `sim/cluster.py` has.
+memory is held; a request leaves after O decode rounds and its TPOT is the time since the first token over O. Colocated
+instances prefill strictly before they decode, with the vLLM coefficients. What it leaves out, `sim/cluster.py` has.
 """
 
 import itertools

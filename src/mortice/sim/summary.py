@@ -19,10 +19,11 @@ def percentiles(values: Sequence[float] | NDArray[np.float64]) -> dict[str, floa
 
 
 def share_interval(met: float, total: int) -> tuple[float, float]:
-    """Wilson's interval of a share of `total` requests; (0, 1) if there were none."""
+    """Wilson's interval of the share that `met` of `total` requests are; (0, 1) if there were none."""
     if total == 0:
         return 0.0, 1.0
     z2 = Z95 * Z95
+    met /= total
     centre = (met + z2 / (2 * total)) / (1 + z2 / total)
     half = Z95 / (1 + z2 / total) * math.sqrt(met * (1 - met) / total + z2 / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,6 +12,7 @@ import msgspec
 import yaml
 
 from mortice.specs.checked import checked
+from mortice.specs.cluster import ClusterSpec
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
 
@@ -126,6 +127,22 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     admission: Admission = Admission()
     adapters: dict[str, str] = {}  # served name -> folder of a LoRA adapter
     ledger: str | None = None  # file that gets one JSON line a step
+    cluster: ClusterSpec | None = (
+        None  # what the workers stand on, and who decides how many; for sim and plan
+    )
+
+    def check_served(self) -> None:
+        """Raise RequestError naming what `serve` does not run: instances of several devices, or beyond one host."""
+        cluster = self.cluster
+        if cluster is not None:
+            for name in ("prefill_tp", "prefill_pp", "decode_tp", "decode_pp"):
+                if getattr(cluster, name) != 1:
+                    raise RequestError(
+                        f"serve runs one device a worker: cluster.{name} must be 1, not {getattr(cluster, name)}",
+                        param=f"cluster.{name}",
+                    )
+        if self.prefill + self.decode > 64:
+            raise RequestError("at most 64 workers on one host", param="prefill")
 
     @property
     def most_workers(self) -> int:
@@ -140,7 +157,9 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise RequestError(
                 "decode must be at least 1: a decode worker can prefill, not the reverse", param="decode"
             )
-        if self.prefill + self.decode > 64:
+        if self.cluster is not None:
+            self.cluster.check()
+        elif self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
         limits = self.limits
         if not (1 <= limits.block_size <= 512 and limits.block_size & (limits.block_size - 1) == 0):

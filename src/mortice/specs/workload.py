@@ -10,6 +10,7 @@ Reads, plain or gzipped, the formats that publishers use:
 import csv
 import gzip
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -90,8 +91,9 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, requests=tuple(requests))
 
 
-def read_trace(path: str | Path) -> Trace:
-    """Read a trace file; the format is told from its first line.
+def read_trace(path: str | Path, *, strict: bool = False) -> Trace:
+    """Read a trace file; the format is told from its first line. Rows are put in time order; with `strict` one that is not
+    in order, or before time 0, is refused instead.
 
     Raises RequestError, with the line, for a file that cannot be read or is none of the formats above.
     """
@@ -107,6 +109,8 @@ def read_trace(path: str | Path) -> Trace:
                 raise RequestError(f"{path}, line {lines.number}: {_say(error)}", param="trace") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot read {path}: {error}", param="trace") from error
+    if strict:
+        _require_order(rows, path, 1 if format == "mooncake" else 2)
     good = sorted((row for row in rows if row.output_len > 0), key=_at)
     if not good:
         raise RequestError(f"{path} holds no request", param="trace")
@@ -118,6 +122,15 @@ def read_trace(path: str | Path) -> Trace:
         block_tokens=MOONCAKE_BLOCK if format == "mooncake" else 0,
         num_failed_rows=len(rows) - len(good),
     )
+
+
+def _require_order(rows: list[TraceRequest], path: Path, first_line: int) -> None:
+    before = 0.0
+    for number, row in enumerate(rows, first_line):
+        if not math.isfinite(row.at_s) or row.at_s < before:
+            what = "is before time 0" if number == first_line else "is before the one above it"
+            raise RequestError(f"{path}, line {number}: the arrival at {row.at_s:g} s {what}", param="trace")
+        before = row.at_s
 
 
 def _at(request: TraceRequest) -> float:

@@ -1,0 +1,112 @@
+"""A deployment document as a simulation: its workers' times from the cost model (or as measured), its links, its limits."""
+
+import msgspec
+
+from mortice.cost.layout import Formats, Layout
+from mortice.cost.links import Links
+from mortice.cost.worker_times import worker_times
+from mortice.sched.actions import Bounds
+from mortice.sched.controller import Pace
+from mortice.sched.plane import Setup
+from mortice.sim.cluster import Body, Physics, Plan
+from mortice.specs.catalogue import load_hardware, load_model
+from mortice.specs.cluster import ClusterSpec, PolicyName
+from mortice.specs.deployment import Deployment
+from mortice.specs.errors import RequestError
+from mortice.specs.worker_times import WorkerTimes
+
+
+def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
+    """What `deployment` describes. `policy` overrides the document's.
+
+    Raises RequestError naming the field: no cluster section, unknown hardware or model, a layout that does not fit.
+    """
+    spec = deployment.cluster
+    if spec is None:
+        raise RequestError(
+            "cluster: the document does not say what its workers stand on; add cluster.hardware and cluster.slo "
+            "(mortice plan place writes them)",
+            param="cluster",
+        )
+    prefill = _times(deployment, spec, spec.prefill_tp, spec.prefill_pp, spec.prefill_times, "prefill")
+    decode = _times(deployment, spec, spec.decode_tp, spec.decode_pp, spec.decode_times, "decode")
+    limits, chosen = deployment.limits, policy or spec.policy
+    together = deployment.prefill == 0
+    bounds = Bounds(
+        can_scale=spec.max_gpus is not None and chosen != "static",
+        max_gpus=spec.max_gpus,
+        prefill_gpus=prefill.gpus,
+        decode_gpus=decode.gpus,
+    )
+    setup = Setup(
+        block_size=limits.block_size,
+        local_prefill_tokens=deployment.local_prefill_tokens,
+        token_budget=limits.token_budget,
+        prefill_times=prefill,
+        decode_times=decode,
+        slo=spec.slo,
+        policy=chosen,
+        bounds=bounds,
+        pace=Pace(period_s=spec.period_s, start_s=spec.start_s),
+    )
+    body = Body(
+        times=prefill,
+        token_budget=limits.token_budget,
+        max_num_seqs=limits.max_num_seqs,
+        bytes_per_s=_port(spec) * prefill.gpus,
+    )
+    return Plan(
+        setup=setup,
+        prefill=deployment.prefill,
+        decode=0 if together else deployment.decode,
+        mixed=deployment.decode if together else 0,
+        prefill_body=body,
+        decode_body=msgspec.structs.replace(body, times=decode, bytes_per_s=_port(spec) * decode.gpus),
+        physics=Physics(start_s=spec.start_s, flip_s=spec.flip_s),
+        convertible=spec.convertible,
+    )
+
+
+def longest(plan: Plan, deployment: Deployment) -> int:
+    """Tokens of the longest request that every worker holds."""
+    rooms = [plan.decode_body.times.kv_tokens]
+    if plan.prefill:
+        rooms.append(plan.prefill_body.times.kv_tokens)
+    if deployment.limits.max_context is not None:
+        rooms.append(deployment.limits.max_context)
+    return min(rooms) // plan.setup.block_size * plan.setup.block_size
+
+
+def _times(
+    deployment: Deployment, spec: ClusterSpec, tp: int, pp: int, given: WorkerTimes | None, phase: str
+) -> WorkerTimes:
+    if given is not None:
+        return given
+    assert spec.hardware is not None
+    hardware = load_hardware(spec.hardware)
+    model = load_model(spec.shape or deployment.model)
+    formats = Formats(weights=spec.weights, kv=spec.kv)
+    for name, dtype in (("weights", spec.weights), ("kv", spec.kv)):
+        if name == "weights" and dtype not in hardware.peaks:
+            raise RequestError(
+                f"cluster.weights: {hardware.name} has no {dtype} arithmetic; it has {', '.join(hardware.peaks)}",
+                param="cluster.weights",
+            )
+    try:
+        return worker_times(model, hardware, Layout(tp=tp, pp=pp), formats)
+    except RequestError as error:
+        raise RequestError(f"cluster.{phase}_tp: {error.message}", param=f"cluster.{phase}_tp") from error
+
+
+def _port(spec: ClusterSpec) -> float:
+    """Bytes a second of one device's port: what was given, or the link that leaves the node, at its attained share."""
+    if spec.port_bytes_per_s is not None:
+        return spec.port_bytes_per_s
+    if spec.hardware is None:
+        return 0.0
+    hardware = load_hardware(spec.hardware)
+    for tier in ("scale_out", "domain", "node", "host"):
+        for link in hardware.links:
+            if link.tier == tier:
+                return link.bytes_per_s * Links(hardware).attained(link)
+    return hardware.memory_bytes_per_s / 2  # one shared memory: a copy at its bandwidth

@@ -1,0 +1,515 @@
+"""One worker under virtual time: chunked prefill beside continuous decode, as the engine's scheduler does it, by counts.
+
+Decode is advanced in macro-steps: from one change of the batch to the next the time of k steps is a closed form (the context
+grows by the batch each step), and a change in between cuts the macro-step at the next whole step. So the cost of a run grows
+with requests, not with tokens. Rules are those of sched/batching.py: decode first, prompts with what is left of the token
+budget in order of arrival, foreign KV accepted while less than 5 % of memory is on its way, the latest arrival preempted
+where memory runs out. tests/sim compares it with that scheduler itself, step by step.
+"""
+
+import math
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import Any, Protocol
+
+from mortice.sched.batching import ACCEPT_SHARE
+from mortice.sched.prefill_order import PrefillOrder
+from mortice.sim.books import Books
+from mortice.sim.clock import Clock
+from mortice.sim.link import Link
+from mortice.sim.request import SimRequest
+from mortice.specs.worker_times import WorkerTimes
+
+
+class Boss(Protocol):
+    """What a worker, of either kind, tells the cluster."""
+
+    def first_or_next(self, request: SimRequest, worker: Any) -> None:
+        """Its prompt is computed and a token came out of it."""
+
+    def finished(self, request: SimRequest, worker: Any) -> None: ...
+
+    def fetch(self, request: SimRequest, worker: Any, delay_s: float) -> None:
+        """Room is made: bring its KV, from `delay_s` on."""
+
+
+class SimWorker:
+    def __init__(
+        self,
+        worker_id: str,
+        *,
+        clock: Clock,
+        boss: Boss,
+        times: WorkerTimes,
+        books: Books,
+        token_budget: int,
+        max_num_seqs: int,
+        bytes_per_s: float,
+        order: PrefillOrder | None = None,
+    ) -> None:
+        self.id = worker_id
+        self.clock, self.boss, self.times, self.books = clock, boss, times, books
+        self.token_budget, self.max_num_seqs = token_budget, max_num_seqs
+        self.order = order
+        self.boundary = 0.0  # of the length-aware order; set by the cluster
+        self.out = Link(clock, bytes_per_s)
+        self.into = Link(clock, bytes_per_s)
+        self.alive = True
+        self.slow = 1.0  # how much longer its steps take than they should
+        self.paused_until_s = 0.0  # a role is being changed
+        self.waiting: deque[SimRequest] = deque()  # prompts without memory
+        self.prefilling: list[SimRequest] = []  # prompts with memory
+        self.bridge: deque[SimRequest] = deque()  # their KV waits elsewhere
+        self.moving: dict[int, SimRequest] = {}  # their KV is on its way here
+        self.leased: dict[int, SimRequest] = {}  # their KV stands here and is wanted elsewhere
+        self.num_moving_tokens = 0
+        self.batch = 0
+        self.context = 0  # tokens of KV that a decode step reads
+        self.steps = 0
+        self.num_preemptions = 0
+        self.busy_s = 0.0
+        self.num_prefill_tokens = 0
+        self._decoding: list[tuple[int, int, SimRequest]] = []  # (step of its last token, index, request)
+        self._joining: list[SimRequest] = []  # from the next step on
+        self._picked = 0  # prompts of the order's batch
+        self._chunks: list[tuple[SimRequest, int]] = []
+        self.num_piped = 0  # requests between two pipeline stages
+        self._is_ending = False
+        self._pace = 1.0  # of the running step
+        self._start_s = 0.0
+        self._num_steps = 0  # of the running macro-step; 0: idle
+        self._ticket = -1
+
+    # -- what comes in ------------------------------------------------------------------------------------------
+
+    def submit(self, request: SimRequest) -> None:
+        """Compute its prompt (and what it had given) here."""
+        request.at = self
+        request.stage = "prefill"
+        request.since_s = self.clock.now_s
+        request.tokens = request.known
+        self.waiting.append(request)
+        self.wake()
+
+    def offer(self, request: SimRequest) -> None:
+        """It decodes here; its KV waits at `request.kv_at`."""
+        request.at = self
+        request.stage = "bridge"
+        request.since_s = self.clock.now_s
+        self.bridge.append(request)
+        self.wake()
+
+    def stay(self, request: SimRequest) -> None:
+        """It decodes where its prompt was computed: it joins the batch of the next step."""
+        request.stage = "decode"
+        request.moved_s = self.clock.now_s
+        self._join(request)
+
+    def arrived(self, request: SimRequest) -> None:
+        """Its KV is here."""
+        del self.moving[request.index]
+        self.num_moving_tokens -= self.books.held(request)
+        request.stage = "decode"
+        request.moved_s = self.clock.now_s
+        self.books.commit(request)
+        self._join(request)
+        self.wake()
+
+    def not_arrived(self, request: SimRequest) -> None:
+        """Its KV will not come: it is computed here."""
+        if request.index in self.moving:
+            del self.moving[request.index]
+            self.num_moving_tokens -= self.books.held(request)
+            self.books.release(request, 0)
+        else:
+            self.bridge.remove(request)
+        self.submit(request)
+
+    def let_go(self, request: SimRequest) -> None:
+        """The lease on its KV is over."""
+        if self.leased.pop(request.index, None) is not None:
+            self.books.release(request, 0)
+            self.wake()
+
+    def lease(self, request: SimRequest) -> None:
+        """Its KV stays until somebody fetched it."""
+        self.leased[request.index] = request
+
+    def drop(self, request: SimRequest) -> None:
+        """Its prompt was computed for nothing."""
+        self.books.release(request, 0)
+
+    def events(self) -> tuple[list[bytes], list[bytes]]:
+        """Names of blocks stored and removed since the last call."""
+        return self.books.events()
+
+    @property
+    def block_size(self) -> int:
+        return self.books.block_size
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of KV."""
+        return self.books.capacity
+
+    @property
+    def free_tokens(self) -> int:
+        return self.books.free
+
+    def requests(self) -> list[SimRequest]:
+        """All that are computed here or wait to be (not those whose KV is only kept)."""
+        computing = [*(r for _, _, r in self._decoding), *self._joining]
+        return [*self.waiting, *self.prefilling, *self.bridge, *self.moving.values(), *computing]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (
+            self.waiting
+            or self.prefilling
+            or self.bridge
+            or self.moving
+            or self.leased
+            or self.batch
+            or self._joining
+        )
+
+    @property
+    def num_requests(self) -> int:
+        return (
+            len(self.waiting)
+            + len(self.prefilling)
+            + len(self.bridge)
+            + len(self.moving)
+            + self.batch
+            + len(self._joining)
+        )
+
+    def die(self) -> None:
+        """Everything here is lost but the tokens that went out with whole steps."""
+        if self.batch and self._num_steps:
+            spent, done = self.clock.now_s - self._start_s, 0
+            while not self._chunks and done < self._num_steps and self._lasts(done + 1) <= spent:
+                done += 1
+            for finish_step, _, request in self._decoding:
+                request.given = request.output_len - (finish_step - self.steps - done)
+        self.alive = False
+        self._ticket = -1
+        self._num_steps = 0
+
+    def cancel(self, request: SimRequest) -> None:
+        """Forget it wherever it stands."""
+        if request.index in self.leased:
+            self.let_go(request)
+        if request.stage == "prefill":
+            if request in self.waiting:
+                self.waiting.remove(request)
+            else:
+                self._settle()
+                self.prefilling.remove(request)
+                self._chunks = [c for c in self._chunks if c[0] is not request]
+                self.books.release(request, 0)
+        elif request.stage == "bridge" and request in self.bridge:
+            self.bridge.remove(request)
+        elif request.stage == "moving":
+            del self.moving[request.index]
+            self.num_moving_tokens -= self.books.held(request)
+            self.books.release(request, 0)
+        elif request.stage == "decode":
+            self._settle()
+            self._remove(request)
+        self.wake()
+
+    def check(self) -> None:
+        """Assert that memory and batch are accounted for by requests."""
+        if len(self._decoding) != self.batch:
+            raise AssertionError(f"{self.id}: a batch of {self.batch} has {len(self._decoding)} requests")
+        grown = context = 0
+        for finish_step, _, request in self._decoding:
+            given = request.output_len - (finish_step - self.steps)
+            grown += given - request.given
+            context += request.prompt_len + given
+        if context != self.context:
+            raise AssertionError(f"{self.id}: contexts sum to {context}, not {self.context}")
+        self.books.check(grown)
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something changed: plan if idle, cut a macro-step of pure decoding at its next whole step."""
+        if not self.alive or self._is_ending:
+            return
+        if self._num_steps == 0:
+            self._plan()
+        elif self._num_steps > 1 and not self._chunks:
+            if self.bridge and len(self._decoding) == self.batch:
+                self._accept(self._until_boundary())
+            if self._joining or self.waiting:
+                self._cut()
+
+    def _join(self, request: SimRequest) -> None:
+        """From the next step on it is in the batch."""
+        self._joining.append(request)
+
+    def _enter(self) -> None:
+        for request in self._joining:
+            request.finish_step = self.steps + request.output_len - request.given
+            heappush(self._decoding, (request.finish_step, request.index, request))
+            self.context += request.known
+        self.batch += len(self._joining)
+        self._joining.clear()
+
+    def _plan(self) -> None:
+        now_s = self.clock.now_s
+        if now_s < self.paused_until_s:
+            self._num_steps = 1
+            self._start_s = now_s
+            self._ticket = self.clock.at(self.paused_until_s, self._resume, None)
+            return
+        if self._joining:
+            self._enter()
+        if self.bridge:
+            self._accept(0.0)
+        chunks = self._choose() if self.waiting or self.prefilling else []
+        if not chunks and not self.batch:
+            return
+        batch = self.batch
+        if batch and self.books.free < batch:
+            self._make_room()
+            batch = self.batch
+            if not chunks and not batch:
+                self._plan()
+                return
+        times = self.times
+        self._start_s = now_s
+        self._pace = self.slow
+        self._chunks = chunks
+        if chunks:
+            tokens = square = 0
+            for request, count in chunks:
+                before = request.known - request.tokens
+                tokens += count
+                square += count * (count + 2 * before)
+            self.num_prefill_tokens += tokens
+            duration = times.mixed_s(tokens, square, batch, self.context) * self.slow
+            self._num_steps = 1
+            if times.pp > 1 and not batch:
+                self._pipeline(duration)
+                return
+        else:
+            steps = self._decoding[0][0] - self.steps
+            room = self.books.free // batch
+            self._num_steps = steps if steps <= room else room
+            duration = self._lasts(self._num_steps)
+        self._ticket = self.clock.at(now_s + duration, self._end, None)
+
+    def _lasts(self, steps: int) -> float:
+        """Seconds of so many decode steps from now: each reads `batch` tokens more than the one before."""
+        times, batch = self.times, self.batch
+        one = times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
+        return (steps * one + times.decode_context_s * batch * (steps * (steps - 1) / 2)) * self._pace
+
+    def _until_boundary(self) -> float:
+        """Seconds until the step that runs now is over."""
+        return max(0.0, self._start_s + self._lasts(self._whole_steps()) - self.clock.now_s)
+
+    def _cut(self) -> None:
+        """End the macro-step with the step that runs now."""
+        steps = self._whole_steps()
+        if steps < self._num_steps:
+            self._num_steps = steps
+            self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._end, None)
+
+    def _whole_steps(self) -> int:
+        """Steps of the macro-step that are over when the one that runs now is."""
+        times, batch = self.times, self.batch
+        spent = self.clock.now_s - self._start_s
+        one = (
+            times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
+        ) * self._pace
+        grow = times.decode_context_s * batch * self._pace
+        half = one - grow / 2
+        if grow > 0:
+            steps = int((math.sqrt(half * half + 2 * grow * spent) - half) / grow)
+        else:
+            steps = int(spent / one) if one else 0
+        if self._lasts(steps) < spent or steps == 0:
+            steps += 1
+        return steps if steps < self._num_steps else self._num_steps
+
+    def _pipeline(self, duration: float) -> None:
+        """Pipeline stages: the next batch may start after 1/pp of the time, this one is done after all of it."""
+        done, self._chunks = self._chunks, []
+        for request, count in done:
+            request.tokens -= count
+        ready = [request for request, _ in done if request.tokens == 0]
+        for request in ready:
+            self.prefilling.remove(request)
+        if ready:
+            self.num_piped += len(ready)
+            self.clock.at(self.clock.now_s + duration, self._piped, ready)
+        self._ticket = self.clock.at(self.clock.now_s + duration / self.times.pp, self._end, None)
+
+    def _piped(self, ready: list[SimRequest]) -> None:
+        if self.alive:
+            self._is_ending = True
+            self.num_piped -= len(ready)
+            for request in ready:
+                self._prompt_done(request)
+            self._is_ending = False
+            self.wake()
+
+    def _resume(self, _: None) -> None:
+        if self.clock.ticket == self._ticket:
+            self._num_steps = 0
+            self._plan()
+
+    def _end(self, _: None) -> None:
+        if self.clock.ticket != self._ticket:
+            return  # it was cut, or the worker died
+        self._is_ending = True  # what the cluster answers must not start a step before this one is booked
+        self._advance(self._num_steps)
+        self.busy_s += self.clock.now_s - self._start_s
+        self._num_steps = 0
+        chunks, self._chunks = self._chunks, []
+        for request, count in chunks:
+            request.tokens -= count
+            if request.tokens == 0:
+                self.prefilling.remove(request)
+                self._prompt_done(request)
+        self._is_ending = False
+        if self.alive:
+            self._plan()
+
+    def _advance(self, steps: int) -> None:
+        """The batch has so many tokens more each; some are done."""
+        batch = self.batch
+        if not batch:
+            return
+        self.steps += steps
+        self.context += steps * batch
+        self.books.grow(steps * batch)
+        decoding = self._decoding
+        while decoding and decoding[0][0] <= self.steps:
+            request = heappop(decoding)[2]
+            self._leave(request, request.output_len)
+            request.end_s = self.clock.now_s
+            self.boss.finished(request, self)
+
+    def _leave(self, request: SimRequest, given: int) -> None:
+        """It leaves the batch with so many tokens given; its memory goes back."""
+        before, request.given = request.given, given
+        self.batch -= 1
+        self.context -= request.prompt_len + given
+        self.books.release(request, given - before)
+
+    def _prompt_done(self, request: SimRequest) -> None:
+        self.books.commit(request)
+        request.given += 1
+        if math.isnan(request.first_s):
+            request.first_s = self.clock.now_s
+        if request.given >= request.output_len:
+            self.books.release(request, 0)
+            request.end_s = self.clock.now_s
+            self.boss.finished(request, self)
+        else:
+            self.boss.first_or_next(request, self)
+
+    def change_pace(self, slow: float) -> None:
+        """Its steps take `slow` times as long as they should, from the next one on."""
+        self.slow = slow
+        self._settle()
+
+    def _settle(self) -> None:
+        """End a running macro-step of decoding with its present step."""
+        if self._num_steps > 1 and not self._chunks:
+            self._cut()
+
+    def _remove(self, request: SimRequest) -> None:
+        """Take it out of the batch between two steps; what it was given so far counts."""
+        if request in self._joining:
+            self._joining.remove(request)
+            self.books.release(request, 0)
+            return
+        self._decoding.remove((request.finish_step, request.index, request))
+        heapify(self._decoding)
+        self._leave(request, request.output_len - (request.finish_step - self.steps))
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    def _accept(self, delay_s: float) -> None:
+        """Foreign KV, while less than 5 % of memory is on its way and it fits. The engine accepts between two steps: in the
+        middle of one the fetch starts `delay_s` later."""
+        limit = ACCEPT_SHARE * self.books.capacity
+        spare = self.batch * self.books.block_size
+        while self.bridge and (self.num_moving_tokens < limit or not self.moving):
+            request = self.bridge[0]
+            slots = self.batch + len(self.prefilling) + len(self.moving)
+            if slots >= self.max_num_seqs and slots:
+                return
+            if (
+                self.waiting
+                and self.waiting[0].arrival_s < request.arrival_s
+                and (self.batch or self.prefilling)
+            ):
+                return  # not before a prompt that came earlier and waits for memory
+            if not self.books.admit(request, request.known - 1, spare):
+                return
+            self.bridge.popleft()
+            request.stage = "moving"
+            request.accepted_s = self.clock.now_s
+            self.moving[request.index] = request
+            self.num_moving_tokens += self.books.held(request)
+            self.boss.fetch(request, self, delay_s)
+
+    def _choose(self) -> list[tuple[SimRequest, int]]:
+        """Prompt chunks of the next step: those with memory first, then new ones while memory, slots and budget last."""
+        budget = self.token_budget - self.batch
+        chunks: list[tuple[SimRequest, int]] = []
+        for request in self.prefilling:
+            if budget <= 0:
+                return chunks
+            count = request.tokens if request.tokens < budget else budget
+            chunks.append((request, count))
+            budget -= count
+        if self.order is not None and self.waiting and not self.prefilling:
+            self._bring_forward()
+        waiting = self.waiting
+        while waiting and budget > 0:
+            request = waiting[0]
+            running = self.batch + len(self.prefilling)
+            if running + len(self.moving) >= self.max_num_seqs and running:
+                break
+            if not self.books.admit(request, request.known, running * self.books.block_size):
+                break
+            waiting.popleft()
+            self.prefilling.append(request)
+            request.tokens = request.known - min(request.hit, request.known - 1)
+            if math.isnan(request.prefill_at_s):
+                request.prefill_at_s = self.clock.now_s
+            count = request.tokens if request.tokens < budget else budget
+            chunks.append((request, count))
+            budget -= count
+            if self.order is not None and len(chunks) >= self._picked:
+                break
+        return chunks
+
+    def _bring_forward(self) -> None:
+        """The order's next batch to the head of the queue."""
+        assert self.order is not None
+        chosen = self.order.pick(self.waiting, self.clock.now_s, self.boundary)
+        self._picked = len(chosen)
+        if chosen != list(range(len(chosen))):
+            picked = [self.waiting[i] for i in chosen]
+            rest = set(chosen)
+            self.waiting = deque([*picked, *(r for i, r in enumerate(self.waiting) if i not in rest)])
+
+    def _make_room(self) -> None:
+        """Preempt the latest arrivals until each of the others has room for a token."""
+        while self.batch and self.books.free < self.batch:
+            victim = max((r for _, _, r in self._decoding), key=lambda r: (r.arrival_s, r.index))
+            self._remove(victim)
+            self.num_preemptions += 1
+            victim.stage = "prefill"
+            victim.tokens = victim.known
+            victim.since_s = self.clock.now_s
+            self.waiting.appendleft(victim)
