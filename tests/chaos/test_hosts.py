@@ -22,7 +22,8 @@ import pytest
 from mortice.cluster.api import WorkerInfo
 from mortice.cluster.live import LiveCluster
 from mortice.models.fake import reference_tokens
-from mortice.specs.deployment import Control, Deployment, EngineLimits, Transfer
+from mortice.specs.cluster import ClusterSpec
+from mortice.specs.deployment import Deployment, EngineLimits, Transfer
 from mortice.specs.errors import EngineError
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
@@ -71,7 +72,7 @@ async def server(listen: str, token: str, *, silence_s: float = SILENCE_S) -> As
         local_prefill_tokens=4,
         limits=EngineLimits(block_size=4, token_budget=64, max_num_seqs=16, kv_bytes=1 << 20),
         transfer=Transfer(listen=listen.rpartition(":")[0]),
-        control=Control(period_s=3600.0, silence_s=silence_s),
+        cluster=ClusterSpec(period_s=3600.0, silence_s=silence_s),
     )
     live = LiveCluster(
         deployment,

@@ -9,7 +9,8 @@ import pytest
 
 from mortice.cluster.live import LiveCluster
 from mortice.models.fake import reference_tokens
-from mortice.specs.deployment import Control, Deployment, EngineLimits
+from mortice.specs.cluster import ClusterSpec
+from mortice.specs.deployment import Deployment, EngineLimits
 from mortice.specs.errors import EngineError
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
@@ -38,7 +39,7 @@ async def test_workers_under_ray_serve_flip_die_and_come_back() -> None:
         local_prefill_tokens=4,
         threads=1,
         limits=EngineLimits(block_size=4, token_budget=64, max_num_seqs=16, kv_bytes=1 << 20),
-        control=Control(period_s=3600.0),
+        cluster=ClusterSpec(period_s=3600.0),
         launcher="ray",
     )
     live = LiveCluster(

@@ -21,7 +21,8 @@ from mortice.sched.actions import Start, Stop
 from mortice.sched.controller import Decision
 from mortice.sched.journal import replay
 from mortice.sched.observation import Observation, Target
-from mortice.specs.deployment import Control, Deployment, EngineLimits, Transfer
+from mortice.specs.cluster import ClusterSpec
+from mortice.specs.deployment import Deployment, EngineLimits, Transfer
 from mortice.specs.errors import EngineError, RequestError, WrongState
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
@@ -44,7 +45,7 @@ async def cluster(
         local_prefill_tokens=4,
         limits=EngineLimits(block_size=4, token_budget=64, max_num_seqs=16, kv_bytes=1 << 20),
         transfer=Transfer(mode=mode),
-        control=Control(**({"period_s": 3600.0} | control)),
+        cluster=ClusterSpec(**({"period_s": 3600.0} | control)),
     )
     deployment.check()
     live = LiveCluster(deployment, model_path="fake:", draft_model_path=None, threads=1, decision_log=log)
@@ -234,7 +235,7 @@ async def test_a_policy_works_on_live_workers_and_its_log_replays(policy: str, t
         "period_s": 0.2,
         "dwell_s": 0.4,
         "patience": 2,
-        "max_workers": 4,
+        "max_gpus": 4,
         "start_s": 1.0,
         "slo": SLO(ttft_ms=1000.0, tpot_ms=200.0),
     }

@@ -12,7 +12,6 @@ from mortice.cluster.launcher import LocalLauncher
 from mortice.cluster.membership import Membership
 from mortice.cluster.resource_monitor import ResourceMonitor, expected_seconds
 from mortice.cost.step_fit import fit_steps, ledger_rows
-from mortice.cost.worker_times import WorkerTimes
 from mortice.engine.ledger import Ledger, StepWork
 from mortice.engine.measure import measure
 from mortice.sched import events
@@ -21,6 +20,7 @@ from mortice.sched.plane import Setup
 from mortice.specs.errors import RequestError, WrongState
 from mortice.specs.kv import KVLayout, PoolAddress
 from mortice.specs.messages import Hello, KVEvents, Submit, WorkerStats
+from mortice.specs.worker_times import WorkerTimes
 from mortice.testing import FakeClock
 
 TIMES = WorkerTimes(

@@ -201,10 +201,10 @@ def serve(
             }
         ),
         admission=_set({"max_queued": max_queued}),
-        control=_set(
+        cluster=_set(
             {
                 "policy": policy,
-                "max_workers": max_workers,
+                "max_gpus": max_workers,
                 "slo": _slo(chosen, slo_ttft_ms, slo_tpot_ms),
                 "period_s": control_period_s,
                 "forecast": forecast,

@@ -28,14 +28,14 @@ from mortice.cluster.launcher import Launcher, LocalLauncher
 from mortice.cluster.membership import Member, Membership
 from mortice.cluster.request_router import RequestRouter
 from mortice.cluster.resource_monitor import ResourceMonitor
-from mortice.cluster.setup import needs_times, plane_setup
 from mortice.cluster.switchboard import Switchboard
 from mortice.cluster.views import roles_view
 from mortice.cost.step_fit import fit_steps
-from mortice.cost.worker_times import WorkerTimes
 from mortice.engine.config import WorkerConfig
 from mortice.sched import events
+from mortice.sched.plane import Setup
 from mortice.sched.prefix_map import block_names
+from mortice.sched.setup import needs_times, setup_of
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable, WrongState
 from mortice.specs.messages import (
@@ -56,6 +56,7 @@ from mortice.specs.messages import (
     encode,
 )
 from mortice.specs.request import Delta, Request
+from mortice.specs.worker_times import WorkerTimes
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class LiveCluster:
         self._hosts = Hosts(
             say=lambda identity, data: self._switchboard.send(identity, data, is_remote=True),
             order=self._manager.order,
-            room=lambda: (deployment.control.max_workers or MAX_WORKERS) - len(self._members),
+            room=lambda: (deployment.control.max_gpus or MAX_WORKERS) - len(self._members),
             silence_s=deployment.control.silence_s,
         )
         self._call_ids = itertools.count(1)
@@ -143,7 +144,7 @@ class LiveCluster:
             if time.monotonic() > deadline:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
-        self.decisions.begin(plane_setup(self.deployment, await self._measure()))
+        self.decisions.begin(await self._setup())
         if self.joined_at:
             log.info("workers of other hosts may join at %s", self.joined_at)
             self._may_join = True
@@ -396,10 +397,17 @@ class LiveCluster:
                 if not future.done():
                     future.set_exception(EngineError(f"worker {worker_id} died during the call"))
 
-    async def _measure(self) -> WorkerTimes | None:
-        """Step times of a worker, where decisions hang on them."""
-        if not needs_times(self.deployment):
-            return None
+    async def _setup(self) -> Setup:
+        """The document's, with step times where decisions hang on them: those it gives, or those of a worker here."""
+        spec = self.deployment.control
+        prefill, decode = spec.prefill_times, spec.decode_times
+        if needs_times(self.deployment) and (prefill is None or decode is None):
+            measured = await self._measure()
+            prefill, decode = prefill or measured, decode or measured
+        return setup_of(self.deployment, prefill_times=prefill, decode_times=decode)
+
+    async def _measure(self) -> WorkerTimes:
+        """Step times of a worker of this cluster."""
         member = next(iter(self._members))
         assert member.hello is not None
         layout = member.hello.layout

@@ -2,16 +2,16 @@
 worker is beside what its step times promise.
 
 Counts of requests are the plane's own and exact; what comes from here is as old as a worker's last word (it speaks ten
-times a second while busy). Steps are linear in a few sums (cost/worker_times.py), so sums are all that a worker tells.
+times a second while busy). Steps are linear in a few sums (specs/worker_times.py), so sums are all that a worker tells.
 """
 
 from dataclasses import dataclass, field
 
 from mortice.cluster.decisions import Decisions
 from mortice.cluster.membership import Member
-from mortice.cost.worker_times import WorkerTimes
 from mortice.sched import events
 from mortice.specs.messages import KVEvents, WorkerStats
+from mortice.specs.worker_times import WorkerTimes
 
 WINDOW_S = 0.25  # of expected step time, before a ratio is taken
 WEIGHT = 0.3  # of a new ratio

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mortice.cost.worker_times import WorkerTimes, relative_fit
+from mortice.cost.worker_times import relative_fit
 from mortice.specs.errors import RequestError
+from mortice.specs.worker_times import WorkerTimes
 
 Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that decoded, their context tokens
 

@@ -31,7 +31,7 @@ class Stage(AbstractContextManager):
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What one step computed, in the terms of `cost.worker_times.WorkerTimes`."""
+    """What one step computed, in the terms of `specs.worker_times.WorkerTimes`."""
 
     prompt_tokens: int = 0
     prompt_squares: int = 0  # sum of (start + count)^2 - start^2 over chunks of prompts

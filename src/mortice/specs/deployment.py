@@ -4,7 +4,6 @@
 overrides of its fields. YAML on disk, the same fields in the same words.
 """
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,6 @@ import yaml
 from mortice.specs.checked import checked
 from mortice.specs.cluster import ClusterSpec
 from mortice.specs.errors import RequestError
-from mortice.specs.slo import SLO
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -50,45 +48,6 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: str = "127.0.0.1"  # address of the block server of the tcp transport
 
 
-class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who wears which role, and how many workers there are, while the load drifts. docs/sched.md has the policies."""
-
-    policy: Literal["static", "reactive", "dopd", "dopd-released", "mortice"] = "static"
-    # what the policy works for; the default is what DOPD (arXiv 2511.20982) counts as good
-    slo: SLO = SLO(ttft_ms=2000.0, tpot_ms=80.0)
-    min_prefill: int = 0
-    min_decode: int = 1  # decode and undivided workers together
-    max_workers: int | None = None  # None: as many as at the start; they change roles, not their number
-    period_s: float = 10.0  # between decisions
-    start_s: float = 45.0  # until a worker that is started serves: forecasts look so far ahead
-    patience: int = 6  # decisions that must agree before a pool shrinks
-    dwell_s: float = 20.0  # between two changes of the division, unless requests are late
-    hysteresis: float = 0.05  # gain in carried load that a change must bring
-    idle_s: float = 50.0  # without traffic, until that means less load
-    forecast: Literal["last", "ewma", "arima", "quantile"] = "quantile"
-    convertible: bool = False  # decode workers take prompts while the prefill pool would miss the TTFT limit
-    reject_late: float | None = None  # refuse a request whose expected TTFT is so many times the limit
-    silence_s: float = 60.0  # a worker that says nothing for so long is fenced and replaced
-
-    def check(self) -> None:
-        """Raise RequestError naming the first field that makes no sense."""
-        self.slo.check()
-        for name in ("period_s", "silence_s"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"{name} must be above 0 seconds", param=f"control.{name}")
-        for name in ("start_s", "dwell_s", "hysteresis", "idle_s", "min_prefill", "min_decode"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise RequestError(f"{name} must be 0 or more", param=f"control.{name}")
-        if self.patience < 1:
-            raise RequestError("patience counts decisions: at least 1", param="control.patience")
-        if self.min_decode < 1:
-            raise RequestError(
-                "min_decode must be at least 1: somebody has to decode", param="control.min_decode"
-            )
-        if self.reject_late is not None and not 0 < self.reject_late < math.inf:
-            raise RequestError("reject_late is a factor above 0", param="control.reject_late")
-
-
 class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Bounds on what strangers may send."""
 
@@ -121,15 +80,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     limits: EngineLimits = EngineLimits()
     speculation: Speculation | None = None
     transfer: Transfer = Transfer()
-    control: Control = Control()
     launcher: Literal["local", "ray"] = "local"  # ray: workers on the nodes of a Ray cluster
     ray_address: str | None = None  # of that cluster; None: a small one on this host
     admission: Admission = Admission()
     adapters: dict[str, str] = {}  # served name -> folder of a LoRA adapter
     ledger: str | None = None  # file that gets one JSON line a step
-    cluster: ClusterSpec | None = (
-        None  # what the workers stand on, and who decides how many; for sim and plan
-    )
+    cluster: ClusterSpec | None = None  # what the workers stand on, and who decides how many
 
     def check_served(self) -> None:
         """Raise RequestError naming what `serve` does not run: instances of several devices, or beyond one host."""
@@ -147,7 +103,13 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def most_workers(self) -> int:
         """Workers there may be at one time."""
-        return self.control.max_workers or self.prefill + self.decode
+        started = self.prefill + self.decode
+        return max(started, self.cluster.max_gpus or 0) if self.cluster is not None else started
+
+    @property
+    def control(self) -> ClusterSpec:
+        """Who decides, how fast and within which bounds; the defaults where the document has no cluster section."""
+        return self.cluster or ClusterSpec()
 
     def check(self) -> None:
         """Raise RequestError naming the first field that makes no sense."""
@@ -159,6 +121,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if self.cluster is not None:
             self.cluster.check()
+            most = self.cluster.max_gpus
+            if most is not None and most < self.prefill + self.decode:
+                raise RequestError(
+                    f"cluster.max_gpus: {most} devices are fewer than the {self.prefill + self.decode} workers at the start",
+                    param="cluster.max_gpus",
+                )
+            if self.cluster.min_prefill + self.cluster.min_decode > self.most_workers:
+                raise RequestError(
+                    f"cluster.min_prefill and min_decode are more than the {self.most_workers} workers there may be",
+                    param="cluster.min_prefill",
+                )
         elif self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
         limits = self.limits
@@ -174,18 +147,6 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if self.speculation and self.speculation.method == "draft" and not self.speculation.draft_model:
             raise RequestError("speculation by draft needs draft_model", param="speculation.draft_model")
-        self.control.check()
-        most = self.control.max_workers
-        if most is not None and not self.prefill + self.decode <= most <= 64:
-            raise RequestError(
-                f"max_workers must be between the workers at the start ({self.prefill + self.decode}) and 64",
-                param="control.max_workers",
-            )
-        if self.control.min_prefill + self.control.min_decode > self.most_workers:
-            raise RequestError(
-                f"min_prefill and min_decode are more than the {self.most_workers} workers there may be",
-                param="control.min_prefill",
-            )
         if self.transfer.heartbeat_s * 2 > self.transfer.lease_s:
             raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
 
