@@ -41,11 +41,11 @@ def rows_of(options: argparse.Namespace) -> Rows:
     """A cut of a trace with its gaps scaled to the rate, or Poisson arrivals with log-normal lengths."""
     if options.trace:
         found = [
-            r for r in read_trace(options.trace).requests if r.input_len + r.output_len <= options.longest
+            r for r in read_trace(options.trace).requests if r.prompt_len + r.output_len <= options.longest
         ]
         cut = found[: options.num]
         stretch = (len(cut) - 1) / max(1e-9, cut[-1].at_s - cut[0].at_s) / options.rate
-        return [((r.at_s - cut[0].at_s) * stretch, r.input_len, r.output_len) for r in cut]
+        return [((r.at_s - cut[0].at_s) * stretch, r.prompt_len, r.output_len) for r in cut]
     rng = random.Random(options.seed)
     rows, at_s = [], 0.0
     for _ in range(options.num):

@@ -105,6 +105,7 @@ class LiveCluster:
             shm_prefix=self._shm_prefix,
         )
         self._workers_listen, self._join_token = workers_listen, join_token
+        self._is_open = workers_listen is not None  # to other hosts
         self.joined_at = ""  # where other hosts join
         self._may_join = False  # not before the first workers are ready
         self._hosts = Hosts(
@@ -145,7 +146,7 @@ class LiveCluster:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
         self.decisions.begin(await self._setup())
-        if self.joined_at:
+        if self._is_open:
             log.info("workers of other hosts may join at %s", self.joined_at)
             self._may_join = True
             self._spawn(self._watch_hosts())

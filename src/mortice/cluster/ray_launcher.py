@@ -90,7 +90,13 @@ class RayLauncher:
         self._following: set[asyncio.Task] = set()
         try:
             if address is None:
-                ray.init(num_cpus=room * threads, include_dashboard=False, log_to_driver=True)
+                # Its own processes listen on this host alone, too.
+                ray.init(
+                    num_cpus=room * threads,
+                    include_dashboard=False,
+                    log_to_driver=True,
+                    _node_ip_address="127.0.0.1",
+                )
             else:
                 ray.init(address=address, log_to_driver=True)
         except (ConnectionError, RuntimeError) as error:

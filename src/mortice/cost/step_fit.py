@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mortice.cost.worker_times import relative_fit
 from mortice.specs.errors import RequestError
@@ -15,7 +16,8 @@ Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that d
 
 def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, source: str) -> WorkerTimes:
     """Non-negative least squares of relative errors over steps that only prefilled, and over those that only decoded; steps
-    that did both are predicted, not fitted. Raises RequestError where there are too few of either kind."""
+    that did both are predicted, not fitted. Each fit is scaled to the sum of its steps, so that where other work on the machine
+    makes some steps long the time of many is right. Raises RequestError where there are too few of either kind."""
     table = np.array(list(rows), dtype=float).reshape(-1, 5)
     table = table[table[:, 0] > 0]
     prompts, decodes = (
@@ -27,8 +29,8 @@ def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, sou
             raise RequestError(
                 f"{len(some)} steps that only {kind} are too few to fit step times", param="rows"
             )
-    p = relative_fit(np.stack([np.ones(len(prompts)), prompts[:, 1], prompts[:, 2]], axis=1), prompts[:, 0])
-    d = relative_fit(np.stack([np.ones(len(decodes)), decodes[:, 3], decodes[:, 4]], axis=1), decodes[:, 0])
+    p = _fit(prompts[:, [1, 2]], prompts[:, 0])
+    d = _fit(decodes[:, [3, 4]], decodes[:, 0])
     times = WorkerTimes(
         prefill_base_s=p[0],
         prefill_token_s=p[1],
@@ -42,6 +44,13 @@ def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, sou
     )
     times.check()
     return times
+
+
+def _fit(counts: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
+    terms = np.concatenate([np.ones((len(counts), 1)), counts], axis=1)
+    weights = relative_fit(terms, seconds)
+    scale = float(seconds.sum() / (terms @ np.array(weights)).sum())
+    return [scale * weight for weight in weights]
 
 
 def ledger_rows(path: str | Path) -> list[Row]:
