@@ -16,8 +16,8 @@ Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that d
 
 def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, source: str) -> WorkerTimes:
     """Non-negative least squares of relative errors over steps that only prefilled, and over those that only decoded; steps
-    that did both are predicted, not fitted. Each fit is scaled to the sum of its steps, so that where other work on the machine
-    makes some steps long the time of many is right. Raises RequestError where there are too few of either kind."""
+    that did both are predicted, not fitted. Each fit is scaled to the sum of its steps: where other work on the machine
+    makes some of them long, the time of many is right. Raises RequestError where there are too few of either kind."""
     table = np.array(list(rows), dtype=float).reshape(-1, 5)
     table = table[table[:, 0] > 0]
     prompts, decodes = (
