@@ -1,4 +1,4 @@
-"""Error of the cost model on measurements of aiconfigurator-core (Apache-2.0): operators and end-to-end TPOT.
+"""Error of the cost model on measurements of aiconfigurator-core (Apache-2.0): operators, collectives, end-to-end TPOT.
 
     pip install aiconfigurator-core pyarrow scipy
     python benchmarks/cost_against_aic.py [--folder UNPACKED_WHEEL] [--by rows|shapes] [--json]
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mortice.cost import Kernels, Layout
-from mortice.cost.aic import FRAMEWORKS, import_tables, wheel_folder
+from mortice.cost.aic import FRAMEWORKS, import_collectives, import_tables, wheel_folder
 from mortice.cost.aic_served import ServedRow, read_served
 from mortice.cost.calibration import Calibration, calibrate, held_out_report
 from mortice.cost.serving import EngineFit, fit_engine, loop_terms, tpot_s
@@ -28,7 +28,7 @@ from mortice.specs.errors import NotFound, RequestError
 HARDWARE = ("h100", "h200", "b200", "gb200")
 
 
-def operators(folder: Path, by: str) -> list[dict]:
+def operators(folder: Path | None, by: str) -> list[dict]:
     results = []
     for name in HARDWARE:
         hardware = load_hardware(name)
@@ -48,6 +48,46 @@ def operators(folder: Path, by: str) -> list[dict]:
     return results
 
 
+def collectives(folder: Path | None) -> list[dict]:
+    """NCCL tables as latency plus bytes over bus bandwidth: the fit's median error on its own rows."""
+    return [
+        {
+            "hardware": name,
+            "operator": fit.operator,
+            "ranks": fit.ranks,
+            "latency_us": round(1e6 * fit.knees[0][1], 1),
+            "bus_gb_per_s": round(fit.bus_bytes_per_s / 1e9),
+            "median_error": fit.median_error,
+        }
+        for name in HARDWARE
+        for fit in import_collectives(name, folder)
+    ]
+
+
+def by_hardware(scores: list[dict]) -> list[dict]:
+    """Operator errors of each card: the tables' medians weighed by rows, and the worst table."""
+    lines = []
+    for name in HARDWARE:
+        mine = [s for s in scores if s["hardware"] == name]
+        rows = np.array([s["rows"] for s in mine], dtype=float)
+
+        def mean(field: str, mine: list[dict] = mine, rows: np.ndarray = rows) -> float:
+            return float(np.dot(rows, [s[field] for s in mine]) / rows.sum())
+
+        lines.append(
+            {
+                "hardware": name,
+                "tables": len(mine),
+                "rows": int(rows.sum()),
+                "median_error": mean("median_error"),
+                "worst_table": max(s["median_error"] for s in mine),
+                "unguarded": mean("median_unguarded"),
+                "uncalibrated": mean("median_uncalibrated"),
+            }
+        )
+    return lines
+
+
 def half(row: ServedRow) -> int:
     """0 or 1 by configuration: its runs at all concurrencies lie on one side."""
     layout = f"{row.tp} {row.dp} {row.ep} {row.formats}"
@@ -56,7 +96,7 @@ def half(row: ServedRow) -> int:
 
 
 def group_terms(
-    rows: list[ServedRow], calibrations: dict[tuple[str, str], Calibration | None], folder: Path
+    rows: list[ServedRow], calibrations: dict[tuple[str, str], Calibration | None], folder: Path | None
 ) -> np.ndarray:
     """Terms of every row; rows of one model, hardware, engine and format are priced in one call."""
     grouped = defaultdict(list)
@@ -87,7 +127,7 @@ def group_terms(
     return terms
 
 
-def end_to_end(folder: Path) -> dict:
+def end_to_end(folder: Path | None) -> dict:
     rows, left = read_served(wheel_folder(folder))
     terms = group_terms(rows, {}, folder)
     measured = np.array([row.tpot_s for row in rows])
@@ -145,11 +185,11 @@ def main() -> None:
     options = parser.parse_args()
     try:
         folder = wheel_folder(options.folder)
-        scores, served = operators(folder, options.by), end_to_end(folder)
+        scores, joined, served = operators(folder, options.by), collectives(folder), end_to_end(folder)
     except RequestError as error:
         sys.exit(error.message)
     if options.json:
-        print(json.dumps({"operators": scores, "end_to_end": served}, indent=1))
+        print(json.dumps({"operators": scores, "collectives": joined, "end_to_end": served}, indent=1))
         return
     print(
         f"operators, held out by {options.by}: median absolute error (90th percentile; without calibration)"
@@ -158,6 +198,18 @@ def main() -> None:
         print(
             f"  {s['hardware']:6s} {s['framework']:7s} {s['operator']:18s} {s['variant']:10s} {s['rows']:6d} rows "
             f"{s['median_error']:6.1%} ({s['p90_error']:6.1%}; {s['median_uncalibrated']:6.1%})"
+        )
+    print("all tables of a card, weighed by rows")
+    for s in by_hardware(scores):
+        print(
+            f"  {s['hardware']:6s} {s['tables']} tables, {s['rows']} rows: {s['median_error']:.1%}, worst table "
+            f"{s['worst_table']:.1%}, bad rows not dropped {s['unguarded']:.1%}, uncalibrated {s['uncalibrated']:.1%}"
+        )
+    print("collectives: latency plus bytes over bus bandwidth, median error on the rows")
+    for s in joined:
+        print(
+            f"  {s['hardware']:6s} {s['operator']:14s} {s['ranks']} ranks {s['latency_us']:5.1f} us "
+            f"{s['bus_gb_per_s']:4d} GB/s {s['median_error']:6.1%}"
         )
     print(f"end-to-end TPOT, {served['rows']} runs (left out: {served['left_out']})")
     for name in ("held_out", "no_fit"):

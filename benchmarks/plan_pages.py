@@ -83,7 +83,7 @@ STORIES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             (
                 "The cut loses to H800s that keep both together. At 8K an H20 fills its stage with 28 "
                 "sequences, so 72 packages "
-                "carry half the batch of 48 H800s, and the pipeline waits for the sum of its stages. "
+                "carry under two thirds of the batch of 48 H800s, and the pipeline waits for the sum of its stages. "
                 "Side by side:",
                 "compare --model step-3 --plan h800 --plan h20 --plan h20/h800 --plan h800/h800 "
                 "--context 8192",

@@ -9,7 +9,7 @@ outlive their owner.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,7 +181,10 @@ class World:
 
     def start(self, place: str) -> None:
         """The first or another life at this place."""
-        life = self.workers[place].life + 1 if place in self.workers else 1
+        life = 1
+        if place in self.workers:
+            self.workers[place].pool.close()
+            life += self.workers[place].life
         model = FakeModel()
         layout = layout_of(model, block_size=BLOCK, dtype="float32", identity="fake")
         pool = make_pool(layout, self.num_blocks[place], shared=self.deployment.transfer.mode == "map")
@@ -214,6 +217,10 @@ class World:
         if not worker.is_buried:
             self.decisions.hear(events.Worn(self.decisions.now(), worker.worker_id, role))
             self.traffic.retry_held()
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.pool.close()
 
     def crash(self, place: str) -> None:
         worker = self.workers[place]
@@ -379,12 +386,22 @@ def reference(request: Request, index: int) -> list[int]:
         ids = torch.tensor(tokens)
         planes = model.num_layers * len(model.kv_planes)
         logits = model._logits(_fingerprints(ids, torch.arange(len(tokens))).sum() * planes)
-        tokens.append(draw(logits, params, index, len(tokens)))
+        tokens += draw(logits.unsqueeze(0), [params], [(index, len(tokens))])
         if tokens[-1] in FakeModel.eos_token_ids:
             break
     return tokens[len(request.prompt_token_ids) :]
 
 
 @pytest.fixture
-def make_world() -> Callable[..., World]:
-    return World
+def make_world() -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(**options: Any) -> World:
+        for world in worlds:  # a search makes hundreds, one after the other
+            world.close()
+        worlds[:] = [World(**options)]
+        return worlds[0]
+
+    yield make
+    for world in worlds:
+        world.close()

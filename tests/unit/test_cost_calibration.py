@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mortice.cost import Formats, Kernels, Layout, decode_step
-from mortice.cost.aic import import_tables, version_key, wheel_folder
+from mortice.cost.aic import copied_tables, import_tables, version_key, wheel_folder
 from mortice.cost.calibration import calibrate, held_out_report, shipped_calibration
 from mortice.cost.collective_fit import fit_collective
 from mortice.cost.guards import guarded
@@ -196,6 +196,30 @@ def test_tables_are_imported_with_milliseconds_and_the_fastest_kernel(tmp_path):
     tables = {table.variant: table for table in import_tables("h200", "vllm", folder)}
     assert set(tables) == {"bf16", "fp8"}
     assert tables["bf16"].seconds.tolist() == [2.5e-4]
+
+
+def test_a_table_that_was_copied_from_another_card_is_found(tmp_path):
+    """Hard case 16: rows equal to the last digit on two systems were measured on one of them at most."""
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+
+    def write(system, latency):
+        path = tmp_path / "systems" / "data" / system / "gemm" / "vllm" / "0.24.0" / "gemm_perf.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {
+            "gemm_dtype": ["fp8"] * 3,
+            "m": [1, 2, 4],
+            "n": [64] * 3,
+            "k": [32] * 3,
+            "latency": latency,
+        }
+        parquet.write_table(pyarrow.table(columns), path)
+
+    write("h100_sxm", [0.5, 0.25, 0.125])
+    write("h200_sxm", [0.5, 0.25, 0.125])
+    write("b200_sxm", [0.5, 0.25, 0.126])
+    copied = copied_tables("h200", tmp_path)
+    assert list(copied.values()) == [["h100_sxm"]]
+    assert copied_tables("b200", tmp_path) == {}
 
 
 def test_the_newest_version_wins_and_errors_are_one_line(tmp_path):

@@ -138,6 +138,19 @@ def test_dies_taken_for_packages_are_rejected(tmp_path):
     assert load_rack(str(file)).packages == 72
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [({"parts": {}}, "parts is empty"), ({"domain": "h20"}, "none of its parts"), ({"parts": {"h9": "1 package"}}, "h9"),
+     ({"parts": {"h800": "-3 packages"}}, "above 0"), ({"name": ["x"]}, "name must be text")],
+)  # fmt: skip
+def test_a_wrong_rack_is_one_line(fields, named, tmp_path):
+    file = tmp_path / "rack.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", "parts": {"h800": "8 packages"}} | fields))
+    with pytest.raises(RequestError, match=named) as caught:
+        load_rack(str(file))
+    assert "\n" not in caught.value.message
+
+
 def test_a_users_file_starts_from_an_entry(tmp_path):
     file = tmp_path / "ours.yaml"
     file.write_text("base: h800\nname: ours\nprice: {value: 1.2 USD/h, source: our contract}\n")
@@ -146,7 +159,15 @@ def test_a_users_file_starts_from_an_entry(tmp_path):
     assert ours.peaks == load_hardware("h800").peaks
 
 
-@pytest.mark.parametrize("text", ["- a list", "a: [", "\x00", "base: nothing\n"])
+BOMB = (
+    "a: &a [x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b]\nname: *c\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a list", "a: [", "\x00", "base: nothing\n", "[" * 20_000, BOMB, "base: h800\nname: " + "x" * 500],
+)
 def test_a_broken_users_file_is_one_line(tmp_path, text):
     file = tmp_path / "broken.yaml"
     file.write_text(text)

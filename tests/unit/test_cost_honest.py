@@ -95,6 +95,36 @@ def test_mla_convention_changes_mla_alone():
         assert attention_flops(shape, 8192, HONEST) == attention_flops(shape, 8192, PUBLISHED)
 
 
+def test_latent_attention_is_absorbed_in_decode_and_expanded_in_prefill():
+    """Hard case 8: 576 + 512 wide against the latent when decoding, 192 + 128 wide on heads in a prompt."""
+    shape = load_model("deepseek-v3")
+    decoded = attention_flops(shape, 8192, HONEST) / 8192
+    prompt = prefill_flops(shape, 1e6)["attention"] / (1e12 / 2)  # a pair of query and key
+    assert decoded / (2 * 61 * 128) == pytest.approx(576 + 512)
+    assert prompt / (2 * 61 * 128) == pytest.approx(192 + 128)
+
+
+def test_no_tokens_one_token_and_all_tokens_on_one_expert():
+    """Hard case 2, as far as a price goes: each has a finite time, and the busiest rank sets it."""
+    shape, kernels = load_model("deepseek-v3"), Kernels(load_hardware("h800"))
+    moe = shape.moe
+
+    def experts(tokens, imbalance=1.0):
+        return float(
+            kernels.experts(
+                tokens, 7168, moe.expert_size, moe.num_experts, moe.top_k, 32, "fp8", imbalance, moe.matrices
+            )
+        )
+
+    assert experts(0) == pytest.approx(kernels.shares.experts_launch_s)
+    assert experts(0) < experts(1) < experts(4096) < 32 * experts(4096)
+    # All on one of 32 ranks: at a size that arithmetic bounds it does the work of all.
+    even, piled = (experts(1 << 20, imbalance) - kernels.shares.experts_launch_s for imbalance in (1.0, 32.0))
+    assert piled == pytest.approx(32 * even, rel=0.01)
+    one = decode_step(shape, kernels, Layout(dp=32, ep=32), 1, 8192.0)
+    assert 0 < one.total_s < decode_step(shape, kernels, Layout(dp=32, ep=32), 4096, 8192.0).total_s
+
+
 def test_llama_4_below_at_and_above_its_chunk():
     """Hard case 9."""
     shape = load_model("llama-4-maverick")

@@ -265,7 +265,7 @@ def test_rack_sums() -> None:
 
 def test_pipeline_of_chunks_beats_wide_tensor_parallelism() -> None:
     """SGLang, DeepSeek-V3.1 on H20 against one node: PP4 of TP8 3.31 times, TP32 2.54; 10 % and the order. Prompts of
-    128K (the length is not in the reference; at 64K TP32 would be 2.0, at 256K 3.0) in eleven chunks of equal cost."""
+    128K (the length is not in the reference; at 64K TP32 would be 1.9, at 256K 3.0) in eleven chunks of equal cost."""
     shape, kernels, formats = load_model("deepseek-v3"), Kernels(load_hardware("h20")), Formats(weights="fp8")
     chunks = np.array(equal_cost_chunks(attention_shape(shape), 131_072, 11, granule=64), dtype=float)
     prefix = np.cumsum(chunks) - chunks

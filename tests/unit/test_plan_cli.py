@@ -175,6 +175,16 @@ def test_the_deployment_document_is_what_serve_reads(tmp_path: Path) -> None:
         (["afd", "--model", "step-3", "--packages", "8"], "nearest feasible is 16"),
         (["afd", "--model", "step-3", "--num-ffn", "2"], "together"),
         (["afd", "--model", "step-3", "--imbalance", "0.5"], "imbalance"),
+        (["afd", "--model", "step-3", "--imbalance", "nan"], "imbalance"),
+        (["afd", "--model", "step-3", "--micro-batches", "0"], "micro_batches must be 1 to 16"),
+        (["afd", "--model", "step-3", "--num-attention", "-1", "--num-ffn", "2"], "num_attention must be 1"),
+        (["afd", "--model", "step-3", "--tpot", "nan"], "tpot must be above 0"),
+        (["supernode", "--model", "step-3", "--tpot", "-3"], "tpot must be above 0"),
+        (["compare", "--model", "step-3", "--plan", "h800", "--plan", "h20", "--tpot", "0.001"], "meets 0.001 ms"),
+        (["kv", "--model", "qwen3-32b", "--hardware", "h200", "--profile", "/no/such"], "cannot read /no/such"),
+        (["ep", "--model", "deepseek-v3", "--tokens", "99999999999"], "at most 1,048,576"),
+        (["design", "--active", "1e9"], "active"),
+        (["design", "--hidden", "9999999"], "hidden"),
         (["afd", "--model", "step-3", "--hardware", "a/b/c"], "hardware"),
         (["ep", "--model", "deepseek-v3", "--tokens", "0"], "tokens"),
         (["supernode", "--model", "deepseek-v3", "--rack", "nvl73"], "nvl73"),
@@ -194,6 +204,65 @@ def test_a_wrong_request_is_one_line_that_names_the_field(arguments: list[str], 
     error = fails(*arguments)
     assert named in f"{error.param}: {error.message}"
     assert "\n" not in error.message
+
+
+BAD_CONFIGS = {
+    "a list": ("[1]", "a config is a JSON object"),
+    "a number": ("3", "a config is a JSON object"),
+    "nothing": ("", "not JSON"),
+    "binary": (bytes(range(256)) * 10, "not JSON"),
+    "nested beyond reason": ("[" * 100_000, "not JSON"),
+    "NaN": ('{"model_type": "llama", "hidden_size": NaN}', "not JSON"),
+    "out of range": ('{"model_type": "llama", "hidden_size": 1e400}', "not JSON"),
+    "a float": (
+        '{"model_type": "llama", "num_attention_heads": 4096.5}',
+        "num_attention_heads must be an integer",
+    ),
+    "text": (
+        '{"model_type": "llama", "num_attention_heads": "wide"}',
+        "num_attention_heads must be an integer",
+    ),
+    "true": (
+        '{"model_type": "llama", "num_attention_heads": true}',
+        "num_attention_heads must be an integer",
+    ),
+    "huge": ('{"model_type": "llama", "num_attention_heads": 1000000000000000000000}', "must be at most"),
+    "no type": ("{}", "model_type is None; supported are"),
+    "an empty wrapper": ('{"model_type": "llama4", "text_config": [1]}', "text_config must be an object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_file_that_is_no_config_is_one_line(case: str, tmp_path: Path) -> None:
+    content, named = BAD_CONFIGS[case]
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    error = fails("cost", "--model", str(tmp_path), "--hardware", "h800")
+    assert named in error.message
+    assert str(path) in error.message
+    assert "\n" not in error.message
+
+
+def test_a_folder_without_a_config_says_so(tmp_path: Path) -> None:
+    assert "there is no config.json" in fails("cost", "--model", str(tmp_path), "--hardware", "h800").message
+
+
+def test_a_size_that_the_family_does_not_know_is_listed(config: Path) -> None:
+    """It may make a variant that costs something else; what cannot change a cost stays silent."""
+    path = config / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"latent_expert_size": 512, "rope_mixture_warp": 3, "top_k": 50}))
+    rows = json.loads(run("cost", "--model", str(config), "--hardware", "h200", "--json"))
+    said = [line for line in rows[0]["assumed"] if "not known of this family" in line]
+    assert len(said) == 1
+    assert "latent_expert_size = 512" in said[0]
+
+
+def test_cards_without_a_price_are_left_out_of_all(config: Path) -> None:
+    rows = json.loads(run("cost", "--model", str(config), "--hardware", "all", "--json"))
+    assert {"h800", "h200"} < {row["hardware"] for row in rows}
+    assert "rubin-cpx" not in {row["hardware"] for row in rows}
+    assert "--price rubin-cpx=" in fails("cost", "--model", str(config), "--hardware", "rubin-cpx").message
 
 
 def test_a_config_that_is_wrong_names_the_field(config: Path) -> None:

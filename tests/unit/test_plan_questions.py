@@ -24,7 +24,7 @@ from mortice.cost import (
 from mortice.plan import afd, inputs
 from mortice.plan.afd_formulas import ratio, read_lengths
 from mortice.plan.afd_question import afd_question, judge
-from mortice.plan.compare import compare_question, read_plan, read_plans
+from mortice.plan.compare import compare_question, prompt_usd, read_plan, read_plans
 from mortice.plan.deploy import Traffic, Workers, choose, deploy_question, deployment
 from mortice.plan.design import Frame, designs
 from mortice.plan.ep import ep_question, ep_rows
@@ -39,6 +39,7 @@ from mortice.plan.token_cost import token_cost
 from mortice.specs.catalogue import hardware_names, load_hardware, load_model, load_rack
 from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import NotFound, RequestError
+from mortice.specs.hardware import HardwareSpec
 from mortice.specs.slo import SLO
 
 DATA = Path(__file__).parents[1] / "data"
@@ -345,6 +346,10 @@ def test_plans_side_by_side() -> None:
     answer = compare_question(STEP3, read_plans(["h800", "h20/h800:6A2F"]), 8192)
     assert [p["plan"] for p in answer.facts["plans"]] == ["h800", "h20/h800:6A2F"]
     assert read_plan("h20/h800:6A2F") == ("h20", "h800", 6, 2)
+    assert all(0 < p["prompt_usd_per_mtok"] < 1 for p in answer.facts["plans"])
+    # Experts over replicas, not tensor parallelism across nodes: far below 0.9 USD of 16 packages that share each prompt.
+    assert prompt_usd(load_model("kimi-k2"), H200) < 0.1
+    assert prompt_usd(load_model("kimi-k2"), load_hardware("l4")) is None
     assert read_plan("h800:3A2F") == ("h800", "h800", 3, 2)
     for wrong in ("h800:6A", "h800:0A2F", "a/b/c:1A", ""):
         with pytest.raises(RequestError):
@@ -363,6 +368,23 @@ def test_an_honest_token_costs_what_kernels_take() -> None:
     assert published.prefill_usd_per_mtok == pytest.approx(
         1e6 * (flops["gemm"] + flops["attention"]) / 8192 * 2 / 3600 / 1979e12
     )
+
+
+def test_attention_in_8_bits_is_what_h20_wants() -> None:
+    """Arithmetic binds MFA on H20: 8 bits halve its core there, nothing on a card that waits for memory, nothing on a
+    card without such arithmetic."""
+
+    def price(device: HardwareSpec, dtype: str) -> float:
+        return token_cost(STEP3, device, 32768, HONEST, attention=dtype).attention_usd_per_mtok
+
+    assert price(H20, "fp8") < 0.6 * price(H20, "bf16")
+    assert price(H800, "fp8") > 0.9 * price(H800, "bf16")
+    a800 = load_hardware("a800")
+    assert price(a800, "fp8") == price(a800, "bf16")
+    p = afd.problem(STEP3, H20, H800, 32768, attention_dtype="fp8")
+    wide = afd.problem(STEP3, H20, H800, 32768)
+    times = [afd.layer_stages(each, 4, 2, 16).attention_s for each in (p, wide)]
+    assert times[0] < 0.65 * times[1]
 
 
 def test_drafted_rows_fill_the_tile_before_they_cost() -> None:

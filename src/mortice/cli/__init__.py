@@ -6,6 +6,7 @@ import sys
 import typer
 
 from mortice import __version__
+from mortice.cli.agent import agent
 from mortice.cli.bench import bench
 from mortice.cli.chat import chat
 from mortice.cli.doctor import doctor
@@ -30,6 +31,7 @@ for verb in (pull, serve, worker, chat, bench, doctor):
 app.add_typer(plan)
 app.add_typer(sim)
 app.add_typer(sandbox)
+app.add_typer(agent)
 
 
 def _version(value: bool) -> None:

@@ -1,5 +1,6 @@
 """`mortice doctor`"""
 
+import asyncio
 import json
 from typing import Annotated
 
@@ -7,6 +8,8 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from mortice.sandbox import Probe, Sandboxes
 
 
 def doctor(
@@ -18,10 +21,15 @@ def doctor(
     )  # imports torch, which takes seconds that no other verb should pay
 
     findings = check_machine()
+    probes = asyncio.run(_sandboxes())
     if as_json:
         print(
             json.dumps(
-                {"ok": all(f.ok or not f.needed for f in findings), "checks": msgspec.to_builtins(findings)},
+                {
+                    "ok": all(f.ok or not f.needed for f in findings),
+                    "checks": msgspec.to_builtins(findings),
+                    "sandboxes": msgspec.to_builtins(probes),
+                },
                 indent=2,
             )
         )
@@ -30,6 +38,15 @@ def doctor(
         for finding in findings:
             mark = "[green]ok" if finding.ok else ("[red]missing" if finding.needed else "[yellow]without")
             table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.remedy)
+        for probe in probes:
+            found = f"strength {probe.strength}" if probe.works else probe.why_not
+            mark = "[green]ok" if probe.works else "[yellow]without"
+            table.add_row(mark, f"sandbox: {probe.backend}", found, probe.remedy or "")
         Console().print(table)
     if not all(f.ok or not f.needed for f in findings):
         raise typer.Exit(1)
+
+
+async def _sandboxes() -> list[Probe]:
+    async with Sandboxes() as boxes:
+        return await boxes.probe()

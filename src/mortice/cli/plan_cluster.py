@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from mortice.cli.plan_output import (
+    AttentionDtype,
+    AttentionOption,
     ContextOption,
     HardwareOption,
     JsonOption,
@@ -61,6 +63,7 @@ def afd(
     ] = False,
     kv: KvOption = "fp8",
     weights: WeightsOption = None,
+    attention: AttentionOption = AttentionDtype.bf16,
     price: PriceOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -79,13 +82,14 @@ def afd(
         f,
         round(lengths.mean) if lengths else inputs.context(context),
         context_variance=lengths.variance if lengths else 0.0,
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         kv=kv,
         weights=weights,
         selective=selective,
         one_domain=one_domain,
         imbalance=imbalance,
         fused=fused,
+        attention_dtype=attention.value,
         measured=read_measured(profile, [a, f]),
     )
     answer = afd_question(
@@ -162,7 +166,7 @@ def supernode(
         inputs.racks(rack),
         context=inputs.context(context),
         long_tokens=inputs.context(prompt),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
     )
     emit(answer, as_json=as_json, plot=plot)
 
@@ -197,6 +201,7 @@ def compare(
     context: ContextOption = "8192",
     tpot: TpotOption = 50.0,
     packages: Annotated[int, typer.Option(help="Most packages a plan may use.")] = 128,
+    attention: AttentionOption = AttentionDtype.bf16,
     price: PriceOption = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
@@ -209,8 +214,9 @@ def compare(
         inputs.one_model(model),
         plans,
         inputs.context(context),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         max_packages=packages,
+        attention=attention.value,
         measured=read_measured(profile, devices_of(plans)),
     )
     emit(answer, as_json=as_json, plot=plot)

@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from mortice.cli.plan_output import (
+    AttentionDtype,
+    AttentionOption,
     ContextOption,
     ConventionName,
     HardwareOption,
@@ -64,6 +66,7 @@ def cost(
     price: PriceOption = None,
     profile: ProfileOption = None,
     kv: KvOption = "fp8",
+    attention: AttentionOption = AttentionDtype.bf16,
     drafted: Annotated[int, typer.Option(help="Tokens drafted a step (MTP and the like).")] = 0,
     accepted: Annotated[float, typer.Option(help="Mean tokens a step then yields, 1 to drafted + 1.")] = 1.0,
     as_json: JsonOption = False,
@@ -83,6 +86,7 @@ def cost(
         rule,
         drafts=Speculation(drafted=drafted, accepted=accepted),
         kv_dtype=kv,
+        attention=attention.value,
         measured=read_measured(profile, devices) if rule.kernel_shares else MODELLED,
     )
     said = [f"{a.name} = {a.value} ({a.why})" for a in answer.assumed]
@@ -110,7 +114,7 @@ def density(
         inputs.models(model, rule),
         inputs.hardware(hardware, rule),
         rule,
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         weight_dtype=weights,
         fanout=fanout,
         net=net * 1e9 if net is not None else None,
@@ -133,9 +137,13 @@ def design(
 ) -> None:
     """Search model shapes whose intensity and density fit the hardware, under a floor on quality proxies."""
     check_plot(plot)
-    for name, value in (("layers", layers), ("hidden", hidden), ("rank", rank)):
-        if not 1 <= value <= 10_000_000:
-            raise RequestError(f"{name} must be at least 1, not {value}", param=name)
+    for name, value, most in (("layers", layers, 4096), ("hidden", hidden, 1 << 17), ("rank", rank, 1 << 24)):
+        if not 1 <= value <= most:
+            raise RequestError(f"{name} must be at least 1 and at most {most:,}, not {value}", param=name)
+    if not 0 < active <= 100_000:
+        raise RequestError(
+            f"active must be above 0 and at most 100,000 billion, not {active:g}", param="active"
+        )
     rule, prices = convention("honest"), inputs.parse_prices(price or [])
     every = inputs.hardware(f"{attention_hardware},{ffn_hardware}", rule, prices)
     by_name = {device.name: device for device in every}
@@ -149,7 +157,7 @@ def design(
         min_rank=rank,
         active_params=active * 1e9,
         context=inputs.context(context),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
     )
     emit(design_question(frame, pick[0], pick[1]), as_json=as_json, plot=plot)
 

@@ -107,7 +107,7 @@ def report(
         devices,
         rule,
         context=inputs.context(context),
-        tpot_s=tpot / 1e3,
+        tpot_s=inputs.tpot_s(tpot),
         command=command,
         measured=read_measured(profile, devices),
     )

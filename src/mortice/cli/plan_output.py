@@ -15,6 +15,11 @@ from mortice.plan.charts import plot_format, save
 from mortice.plan.show import show
 
 
+class AttentionDtype(StrEnum):
+    bf16 = "bf16"
+    fp8 = "fp8"
+
+
 class ConventionName(StrEnum):
     published = "published"
     honest = "honest"
@@ -48,6 +53,9 @@ ProfileOption = Annotated[
     ),
 ]
 KvOption = Annotated[str, typer.Option(help="Dtype of KV: bf16, fp8, int8, fp4, int4.")]
+AttentionOption = Annotated[
+    AttentionDtype, typer.Option("--attention", help="What attention is computed in, where the card has it.")
+]
 WeightsOption = Annotated[
     str | None, typer.Option(help="Dtype of weights. Default: 8 bit where the card computes in it.")
 ]

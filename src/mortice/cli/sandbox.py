@@ -5,6 +5,7 @@ import typer
 from mortice.cli.sandbox_audit import audit
 from mortice.cli.sandbox_boxes import destroy, fork, ls, restore, snapshot
 from mortice.cli.sandbox_doctor import doctor, setup
+from mortice.cli.sandbox_mcp import serve_mcp
 from mortice.cli.sandbox_run import run, shell
 
 sandbox = typer.Typer(
@@ -13,4 +14,5 @@ sandbox = typer.Typer(
 sandbox.command(context_settings={"allow_interspersed_args": False})(run)
 for verb in (shell, ls, snapshot, restore, fork, destroy, doctor, setup):
     sandbox.command(verb.__name__)(verb)
+sandbox.command("serve-mcp")(serve_mcp)
 sandbox.add_typer(audit)

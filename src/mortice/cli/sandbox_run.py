@@ -9,8 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from mortice.sandbox import Egress, Limits, RunResult, Sandboxes, SandboxNotFound, SandboxSpec
-from mortice.sandbox.box import Box
+from mortice.sandbox import Egress, Limits, RunResult, Sandbox, Sandboxes, SandboxNotFound, SandboxSpec
 from mortice.specs.errors import RequestError
 
 MIB = 1 << 20
@@ -75,7 +74,7 @@ async def _run(
         )
 
 
-async def _box(boxes: Sandboxes, spec: SandboxSpec, name: str | None, *, keep: bool) -> Box:
+async def _box(boxes: Sandboxes, spec: SandboxSpec, name: str | None, *, keep: bool) -> Sandbox:
     if name is not None:
         try:
             return await boxes.attach(name)

@@ -34,6 +34,7 @@ DTYPES = {
     "fp8_block": "fp8_block",
     "nvfp4": "nvfp4",
     "w4a16_mxfp4": "mxfp4",
+    "int4_wo": "int4",
 }
 Columns = dict[str, NDArray[Any]]
 

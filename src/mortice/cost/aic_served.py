@@ -112,5 +112,7 @@ def _formats(raw: dict[str, str]) -> Formats:
         weights, experts = "bf16", "mxfp4"
     elif "DeepSeek" in raw["model_path"] and weights == "nvfp4":
         weights = "bf16"  # attention projections of the NVFP4 checkpoints stay in 16 bit
+    elif "Kimi" in raw["model_path"]:
+        weights = "bf16"  # INT4 and NVFP4 of Kimi K2.5 are its experts' alone
     kv = "fp8" if raw["backend"] == "trtllm" and weights != "bf16" else "bf16"
     return Formats(weights=weights, experts=experts, kv=kv, wire_out="bf16", wire_back="bf16")

@@ -19,7 +19,7 @@ from mortice.engine.handoff import Handoff
 from mortice.engine.idle import DeviceIdle
 from mortice.engine.ledger import Ledger, work_of
 from mortice.engine.runner import LogitRows, Runner
-from mortice.engine.sampler import SamplerState, sample_batch, sample_one, token_logprobs
+from mortice.engine.sampler import SamplerState, draw_batch, edit, sample_one, token_logprobs
 from mortice.engine.speculate import Drafter, DraftLength
 from mortice.kv.hashing import chain_root
 from mortice.kv.pool import BlockPool
@@ -254,7 +254,7 @@ class Engine:
         if not robbed:
             return plan, rows
         for sequence in robbed:
-            log.warning("KV under lease %s was given away: computing it here", sequence.lease_id)
+            log.info("KV under lease %s was given away: computing it here", sequence.lease_id)
             self.scheduler.preempt(sequence)
         chunks = [chunk for chunk in plan.chunks if chunk.sequence not in robbed]
         return replace(plan, chunks=chunks), [row for row in rows if row.chunk.sequence not in robbed]
@@ -301,13 +301,19 @@ class Engine:
         picked = [row for _, row in together]
         logits = logits if picked == list(range(len(logits))) else logits[picked]
         raw = logits.clone() if any(d.sampler.params.logprobs is not None for d, _ in together) else logits
-        try:
-            tokens = sample_batch(logits, [d.sampler for d, _ in together])
-        except GrammarError:
-            return [self._sample_alone(d, raw[i]) for i, (d, _) in enumerate(together)]
-        return [
-            self._take(d, [token], raw[i : i + 1])
-            for i, ((d, _), token) in enumerate(zip(together, tokens, strict=True))
+        deltas: list[Delta] = []
+        sound: list[int] = []
+        for i, (decoding, _) in enumerate(together):
+            try:
+                edit(logits[i], decoding.sampler)
+                sound.append(i)
+            except GrammarError as error:  # ends its own sequence only
+                deltas.append(self._end_with_error(decoding, error))
+        rows = logits if len(sound) == len(together) else logits[sound]
+        tokens = draw_batch(rows, [together[i][0].sampler for i in sound])
+        return deltas + [
+            self._take(together[i][0], [token], raw[i : i + 1])
+            for i, token in zip(sound, tokens, strict=True)
         ]
 
     def _sample_alone(self, decoding: Decoding, logits: Tensor) -> Delta:

@@ -118,12 +118,11 @@ class ModelDrafter:
         )
         with torch.inference_mode():
             logits = self._model.forward(step, self._kv)
-        return [
-            draw(
-                logits[row], sequence.request.sampling, sequence.index, len(sequence.token_ids) + len(drafts)
-            )
-            for row, (sequence, drafts) in enumerate(ahead)
-        ]
+        return draw(
+            logits,
+            [sequence.request.sampling for sequence, _ in ahead],
+            [(sequence.index, len(sequence.token_ids) + len(drafts)) for sequence, drafts in ahead],
+        )
 
 
 def _common_prefix(known: list[int], tokens: list[int]) -> int:

@@ -71,71 +71,95 @@ def uniform(seed: int, index: int, position: int) -> float:
     return (z >> 11) / (1 << 53)
 
 
-def sample_batch(logits: Tensor, states: Sequence[SamplerState]) -> list[int]:
-    """One token a row. `logits` [R, V] float32, changed in place where the chain edits them."""
-    greedy_rows = [i for i, s in enumerate(states) if s.params.temperature == 0 and s.is_plain]
-    if len(greedy_rows) == len(states):
+def sample_one(logits: Tensor, state: SamplerState) -> int:
+    """The next token of one sequence. `logits` [V] float32 is changed in place."""
+    edit(logits, state)
+    return draw_batch(logits.unsqueeze(0), [state])[0]
+
+
+def draw_batch(logits: Tensor, states: Sequence[SamplerState]) -> list[int]:
+    """One token a row of edited logits [R, V]."""
+    if all(state.params.temperature == 0 for state in states):
         return logits.argmax(-1).tolist()
-    tokens = [0] * len(states)
-    if greedy_rows:
-        for i, token in zip(greedy_rows, logits[greedy_rows].argmax(-1).tolist(), strict=True):
-            tokens[i] = token
-    greedy = set(greedy_rows)
-    for i, state in enumerate(states):
-        if i not in greedy:
-            tokens[i] = sample_one(logits[i], state)
+    where = [(state.index, len(state.token_ids)) for state in states]
+    return draw(logits, [state.params for state in states], where)
+
+
+def draw(logits: Tensor, params: Sequence[SamplingParams], where: Sequence[tuple[int, int]]) -> list[int]:
+    """The chain from temperature on, for rows of edited logits [R, V]; `where` has (index of the sequence, position of the
+    token) of each. A row's arithmetic does not depend on the others."""
+    tokens = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    greedy = [i for i, p in enumerate(params) if p.temperature == 0]
+    whole = [i for i, p in enumerate(params) if p.temperature and not _narrows(p)]
+    narrowed = [i for i, p in enumerate(params) if p.temperature and _narrows(p)]
+    if greedy:
+        tokens[greedy] = logits[greedy].argmax(-1)
+    for rows in (whole, narrowed):
+        if not rows:
+            continue
+        chosen = [params[i] for i in rows]
+        u = _column([uniform(params[i].seed, *where[i]) for i in rows], logits, torch.float64)
+        picked = logits if len(rows) == len(params) else logits[rows]
+        probs = torch.softmax(picked / _column([p.temperature for p in chosen], logits), -1)
+        tokens[rows] = _invert(probs, u) if rows is whole else _draw_narrowed(probs, u, chosen)
+    return tokens.tolist()
+
+
+def _narrows(params: SamplingParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+
+
+def _column(values: Sequence[float], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device).unsqueeze(1)
+
+
+def _invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Where each row of `weights` [R, N], of any sum, is cut by its `u` [R, 1] in [0, 1). A weight of zero never is."""
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    target = torch.minimum(total * u, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+
+
+def _draw_narrowed(probs: Tensor, u: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Tokens [R] of those that pass top_k, top_p and min_p. Most rows are decided by their best TOP_SLICE tokens; the others
+    are sorted whole."""
+    vocab = probs.shape[-1]
+    best, ids = probs.topk(min(TOP_SLICE, vocab))
+    top_p, min_p = _column([p.top_p for p in params], probs), _column([p.min_p for p in params], probs)
+    in_slice = (best.sum(-1, keepdim=True) >= top_p) & (top_p < 1)
+    in_slice |= (best[:, -1:] < min_p * best[:, :1]) & (min_p > 0)
+    in_slice |= _column([0 < p.top_k <= TOP_SLICE for p in params], probs).bool()
+    sorted_whole = [] if best.shape[-1] == vocab else (~in_slice.squeeze(1)).nonzero().flatten().tolist()
+    cut = _invert(_weights(best, params), u)
+    tokens = ids.gather(1, cut.unsqueeze(1)).squeeze(1)
+    if sorted_whole:
+        best, ids = probs[sorted_whole].sort(descending=True)
+        cut = _invert(_weights(best, [params[i] for i in sorted_whole]), u[sorted_whole])
+        tokens[sorted_whole] = ids.gather(1, cut.unsqueeze(1)).squeeze(1)
     return tokens
 
 
-def sample_one(logits: Tensor, state: SamplerState) -> int:
-    """The next token of one sequence. `logits` [V] float32 is changed in place."""
-    if not state.is_plain:
-        _edit(logits, state)
-    return draw(logits, state.params, state.index, len(state.token_ids))
+def _weights(best: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """Probabilities [R, N], best first, with zeros for those that top_k, top_p or min_p cut off."""
+    size = best.shape[-1]
+    top_k = torch.tensor([p.top_k or size for p in params], device=best.device).unsqueeze(1)
+    top_p, min_p = _column([p.top_p for p in params], best), _column([p.min_p for p in params], best)
+    kept = torch.where(torch.arange(size, device=best.device) < top_k, best, 0.0)
+    # top_p speaks of the mass among the top_k, or of the whole mass where there is no top_k
+    limits_k = torch.tensor([p.top_k > 0 for p in params], device=best.device).unsqueeze(1)
+    mass = torch.where(limits_k, kept / kept.sum(-1, keepdim=True), kept)
+    # The smallest set whose mass reaches top_p: all tokens before which it is not yet reached.
+    inside = (mass.cumsum(-1) - mass < top_p) | (top_p >= 1)
+    inside &= best >= min_p * best[:, :1]
+    inside[:, 0] = True
+    return torch.where(inside, kept, 0.0)
 
 
-def draw(logits: Tensor, params: SamplingParams, index: int, position: int) -> int:
-    """The chain from temperature on: the token at `position` of sequence `index` under edited logits [V]."""
-    if params.temperature == 0:
-        return int(logits.argmax())
-    u = uniform(params.seed, index, position)
-    probs = torch.softmax(logits / params.temperature, -1)
-    if params.top_k == 0 and params.top_p >= 1 and params.min_p == 0:
-        return _invert(probs, u)
-    probs, ids = _filter(probs, params)
-    return int(ids[_invert(probs, u)])
-
-
-def _invert(probs: Tensor, u: float) -> int:
-    cumulative = probs.cumsum(-1, dtype=torch.float64)
-    target = cumulative[-1] * u
-    # right=True: a token of probability zero is never drawn, not even at u = 0
-    return min(int(torch.searchsorted(cumulative, target, right=True)), probs.shape[-1] - 1)
-
-
-def _filter(probs: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Probabilities and ids that pass top_k, top_p and min_p, most probable first."""
-    vocab = probs.shape[-1]
-    size = params.top_k or TOP_SLICE
-    best, ids = probs.topk(min(size, vocab))
-    if not params.top_k and size < vocab:
-        enough_p = params.top_p < 1 and float(best.sum()) >= params.top_p
-        enough_min = params.min_p > 0 and float(best[-1]) < params.min_p * float(best[0])
-        if not (enough_p or enough_min):
-            best, ids = probs.sort(descending=True)
-    keep = torch.ones_like(best, dtype=torch.bool)
-    if params.top_p < 1:
-        mass = best / best.sum() if params.top_k else best
-        # Keep the smallest set whose mass reaches top_p: all tokens before which it is not yet reached.
-        keep &= mass.cumsum(-1) - mass < params.top_p
-    if params.min_p > 0:
-        keep &= best >= params.min_p * best[0]
-    keep[0] = True
-    return best[keep], ids[keep]
-
-
-def _edit(logits: Tensor, state: SamplerState) -> None:
-    """The part of the chain that changes logits in place, in the order of SamplingParams."""
+def edit(logits: Tensor, state: SamplerState) -> None:
+    """The part of the chain that changes logits [V] in place, in the order of SamplingParams. A grammar at fault raises."""
+    if state.is_plain:
+        return
     params = state.params
     output = state.token_ids[state.prompt_len :]
     banned = _banned(state, output)

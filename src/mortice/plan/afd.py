@@ -36,6 +36,8 @@ from mortice.specs.shape import LayerGroup, ModelShape
 
 MEMORY_SHARE = 0.92  # of a package; the rest is fragmentation
 JITTER_S = 0.002  # between minimum and mean TPOT with every cure applied (StepMesh)
+MAX_INSTANCES = 4096
+MAX_MICRO_BATCHES = 16
 MAX_PER_GPU = 1024  # sequences of one package in one micro-batch
 NVLS_SHARE = 0.744  # of a node's link, all-gather and reduce-scatter (NCCL on H100: 335 of 450 GB/s)
 
@@ -126,6 +128,7 @@ def problem(
     fused: bool = False,
     measured: Measured = MODELLED,
     context_variance: float = 0.0,
+    attention_dtype: str = "bf16",
 ) -> AfdProblem:
     """With the formats that each side's hardware computes in, and its node as the instance.
 
@@ -148,7 +151,7 @@ def problem(
         context=context,
         context_variance=context_variance,
         tpot_s=tpot_s,
-        attention_formats=formats_for(attention, weights, kv),
+        attention_formats=formats_for(attention, weights, kv, attention_dtype),
         ffn_formats=formats_for(ffn, weights, kv),
         gpus_attention=gpus_attention or attention.packages_per_node,
         gpus_ffn=gpus_ffn or ffn.packages_per_node,
@@ -232,6 +235,7 @@ def candidate(
 
     Raises RequestError with the nearest feasible TPOT where not even one sequence meets it, or where weights do not fit.
     """
+    _check(num_attention, num_ffn, micro_batches)
     least = least_ffn_instances(p)
     if num_ffn < least:
         raise RequestError(
@@ -269,6 +273,16 @@ def candidate(
             "tpot" if index + 1 < len(sizes) else "kv memory" if len(sizes) == room else "the planner's bound"
         )
     return grid.candidate(index, micro_batches, float(seconds[index]), limited)
+
+
+def _check(num_attention: int, num_ffn: int, micro_batches: int) -> None:
+    for name, value, most in (
+        ("num_attention", num_attention, MAX_INSTANCES),
+        ("num_ffn", num_ffn, MAX_INSTANCES),
+        ("micro_batches", micro_batches, MAX_MICRO_BATCHES),
+    ):
+        if not 1 <= value <= most:
+            raise RequestError(f"{name} must be 1 to {most}, not {value}", param=name)
 
 
 def layer_stages(p: AfdProblem, num_attention: int, num_ffn: int, per_gpu: int) -> Stages:
@@ -456,6 +470,8 @@ def search(
 
     Raises RequestError with the binding constraint and the nearest feasible value where there is none.
     """
+    for m in micro_batches:
+        _check(1, 1, m)
     least = least_ffn_instances(p)
     need = least * p.gpus_ffn + p.gpus_attention
     if need > max_packages:
@@ -538,7 +554,8 @@ def assumptions(p: AfdProblem) -> tuple[Assumption, ...]:
         Assumption("gather and scatter", f"{NVLS_SHARE:g} of the node's link", "NCCL on H100"),
         Assumption(
             "formats",
-            f"A {p.attention_formats.weights}, KV {p.attention_formats.kv}, F {p.ffn_formats.weights}",
+            f"A {p.attention_formats.weights}, attention in {p.attention_formats.attention}, KV {p.attention_formats.kv}, "
+            f"F {p.ffn_formats.weights}",
             "8 bit where the card has it",
         ),
         imbalance_assumed(p.imbalance),

@@ -14,7 +14,7 @@ from mortice.plan.density import density_row, terms
 from mortice.plan.inputs import device_assumptions, model_assumptions
 from mortice.plan.pipeline import RESOURCES, fits_budget, iteration_s, simulate, stage_budget_s
 from mortice.plan.placement import Candidate as Colocated
-from mortice.plan.placement import placement_table, with_jitter
+from mortice.plan.placement import placement_table
 from mortice.plan.words import seconds, significant
 from mortice.specs.errors import RequestError
 
@@ -46,13 +46,13 @@ def colocated_best(p: afd.AfdProblem, max_packages: int, weights: str | None, kv
         max_packages=max_packages,
         imbalance=p.imbalance,
         context_variance=p.context_variance,
+        attention=p.attention_formats.attention,
         measured=p.measured,
     )
     try:
-        found = table.best(p.tpot_s - p.jitter_s, count=len(table))
+        slowed = table.best(p.tpot_s, len(table), p.jitter_s)
     except RequestError:
         return []  # nothing colocated meets the SLO: the verdict says so
-    slowed = [with_jitter(c, p.jitter_s) for c in found]
     priced = all(math.isfinite(c.usd_per_mtok) for c in slowed)
     return sorted(slowed, key=lambda c: c.usd_per_mtok if priced else -c.tokens_per_s_per_package)
 

@@ -38,6 +38,9 @@ _STYLE = {
     "svg.hashsalt": "mortice",
 }
 _WIDTH = 9.0
+MARKERS = "oD^sv"
+_LABEL = {"boxstyle": "square,pad=0.15", "facecolor": PAPER, "edgecolor": "none", "alpha": 0.85}
+_NARROW = 0.012  # share of the chart below which a span has no room for its label
 
 
 def plot_format(path: Path) -> str:
@@ -132,7 +135,11 @@ def _lines(axis: Any, chart: Lines) -> None:
     if chart.log_y:
         axis.set_yscale("log")
     for i, series in enumerate(chart.series):
-        style = {"marker": "o", "linestyle": "none", "markersize": 6} if series.points else {"linewidth": 2}
+        # Where there are more series than colours the marker tells them apart.
+        marker = MARKERS[i // len(PALETTE) % len(MARKERS)]
+        style = (
+            {"marker": marker, "linestyle": "none", "markersize": 6} if series.points else {"linewidth": 2}
+        )
         axis.plot(series.xs, series.ys, color=_colour(i), label=series.label, **style)
     for i, mark in enumerate(chart.marks):
         _mark(axis, mark, i)
@@ -149,7 +156,7 @@ def _bars(axis: Any, chart: Bars) -> None:
         left = [a + b for a, b in zip(left, values, strict=True)]
     axis.set_yticks(rows, chart.labels)
     axis.tick_params(axis="y", labelcolor=INK, length=0)
-    axis.invert_yaxis()
+    axis.set_ylim(len(chart.labels) - 0.4, -0.6)
     axis.grid(visible=False, axis="y")
     marked = [mark.x for mark in chart.marks if mark.x is not None]
     axis.set_xlim(0, max([*left, *marked, 1e-12]) * 1.12)
@@ -161,6 +168,7 @@ def _bars(axis: Any, chart: Bars) -> None:
 
 def _gantt(axis: Any, chart: Gantt) -> None:
     row = {lane: i for i, lane in enumerate(chart.lanes)}
+    length = max((span.end for span in chart.spans), default=0.0)
     seen: set[int] = set()
     for span in chart.spans:
         label = f"{chart.colour_name} {span.colour}" if span.colour not in seen else None
@@ -175,7 +183,7 @@ def _gantt(axis: Any, chart: Gantt) -> None:
             linewidth=0.8,
             label=label,
         )
-        if span.label and span.end > span.start:
+        if span.label and span.end - span.start > _NARROW * length:
             middle = (span.start + span.end) / 2
             axis.text(middle, row[span.lane], span.label, ha="center", va="center", fontsize=7, color=PAPER)
     axis.set_yticks(range(len(chart.lanes)), chart.lanes)
@@ -205,6 +213,7 @@ def _mark(axis: Any, mark: Mark, turn: int) -> None:
             va="top",
             fontsize=8.5,
             color=LIMIT,
+            bbox=_LABEL,
         )
     elif mark.y is not None:
         axis.axhline(mark.y, color=LIMIT, linewidth=1.1, linestyle=(0, (4, 2)))
@@ -217,4 +226,5 @@ def _mark(axis: Any, mark: Mark, turn: int) -> None:
             ha="right",
             fontsize=8.5,
             color=LIMIT,
+            bbox=_LABEL,
         )

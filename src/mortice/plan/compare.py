@@ -11,20 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from mortice.cost import Layout, prefill_step
+from mortice.cost import Layout, layout_fits, max_batch, prefill_step
 from mortice.cost.step import usd_per_mtok
 from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.inputs import device_assumptions, model_assumptions, priced
-from mortice.plan.kv import smallest_layout
 from mortice.plan.measured import MODELLED, Measured
-from mortice.plan.placement import formats_for, placement_table, with_jitter
+from mortice.plan.placement import DP, TP, formats_for, placement_table
 from mortice.specs.catalogue import load_hardware
 from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
 
+PROMPT = 4096  # tokens of the prompt that prefill is priced with
+MAX_PREFILL = 64  # replicas of a prefill instance
 PLAN = re.compile(r"(?P<attention>[^:]+?)(?:/(?P<ffn>[^/:]+))?(?::(?P<a>\d+)A(?P<f>\d+)F)?")
 
 
@@ -104,15 +106,21 @@ def side(
     *,
     tpot_s: float,
     max_packages: int,
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> Side:
     """The plan's best layout within the TPOT. Raises RequestError where there is none."""
     prompt = prompt_usd(model, plan.attention, measured)
     if plan.ffn is None:
         table = placement_table(
-            model, [plan.attention], context, max_packages=max_packages, measured=measured
+            model,
+            [plan.attention],
+            context,
+            max_packages=max_packages,
+            attention=attention,
+            measured=measured,
         )
-        best = with_jitter(table.best(tpot_s - afd.JITTER_S)[0], afd.JITTER_S)
+        best = table.best(tpot_s, jitter_s=afd.JITTER_S)[0]
         return Side(
             plan=plan.text,
             layout=f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
@@ -123,7 +131,9 @@ def side(
             usd_per_mtok=best.usd_per_mtok if math.isfinite(best.usd_per_mtok) else None,
             prompt_usd_per_mtok=prompt,
         )
-    p = afd.problem(model, plan.attention, plan.ffn, context, tpot_s=tpot_s, measured=measured)
+    p = afd.problem(
+        model, plan.attention, plan.ffn, context, tpot_s=tpot_s, measured=measured, attention_dtype=attention
+    )
     if plan.counts is None:
         found = afd.search(p, max_packages=max_packages)[0]
     else:
@@ -141,23 +151,26 @@ def side(
 
 
 def prompt_usd(
-    model: ModelShape, device: HardwareSpec, measured: Measured = MODELLED, tokens: int = 4096
+    model: ModelShape, device: HardwareSpec, measured: Measured = MODELLED, tokens: int = PROMPT
 ) -> float | None:
-    """USD of 10^6 prompt tokens on the smallest instance that holds the model; None where none does or no price is known.
-
-    Divided by the prefill packages alone, as decode is by its own.
-    """
+    """USD of 10^6 prompt tokens on the cheapest prefill instance that holds the model, a prompt on each replica; None where
+    none holds it or no price is known. Divided by the prefill packages alone, as decode is by its own."""
     if device.price is None:
         return None
+    near = max([device.packages_per_node, *(link.span for link in device.links if link.tier == "domain")])
+    replicas = (
+        [dp for dp in DP if dp <= MAX_PREFILL] if model.moe_layers and device.has_link("scale_out") else [1]
+    )
+    tp, dp = (grid.ravel() for grid in np.meshgrid([n for n in TP if n <= near], replicas))
+    layout = Layout(tp=tp, dp=dp, ep=tp * dp if model.moe_layers else 1)
     formats = formats_for(device)
-    try:
-        layout = smallest_layout(model, device, tokens, formats)
-    except RequestError:
-        if device.packages_per_node < 8:
-            return None
-        layout = Layout(tp=8, ep=8) if model.moe_layers else Layout(tp=8)
-    took = prefill_step(model, measured.kernels(device), layout, tokens, formats=formats).total_s
-    return float(usd_per_mtok(device, layout.packages, tokens, took))
+    fits = layout_fits(model, layout) & (max_batch(model, device, layout, tokens, formats) >= dp)
+    if not fits.any():
+        return None
+    kernels = measured.kernels(device)
+    took = prefill_step(model, kernels, layout, tokens, batch=dp, formats=formats).total_s
+    usd = np.asarray(usd_per_mtok(device, layout.packages, tokens * dp, took))
+    return float(usd[fits].min())
 
 
 def compare_question(
@@ -167,10 +180,19 @@ def compare_question(
     *,
     tpot_s: float = 0.05,
     max_packages: int = 128,
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> Answer:
     sides = [
-        side(model, plan, context, tpot_s=tpot_s, max_packages=max_packages, measured=measured)
+        side(
+            model,
+            plan,
+            context,
+            tpot_s=tpot_s,
+            max_packages=max_packages,
+            attention=attention,
+            measured=measured,
+        )
         for plan in plans
     ]
     devices = devices_of(plans)
@@ -217,8 +239,11 @@ def compare_question(
             Assumed("jitter", f"{afd.JITTER_S * 1e3:g} ms a token, on every plan", "StepMesh"),
             Assumed("packages", f"at most {max_packages}", "given or the default"),
             Assumed(
-                "prompt price", "4,096 tokens on the smallest instance", "divided by its own packages only"
+                "prompt price",
+                f"prompts of {PROMPT:,} tokens on the cheapest instance that holds the model",
+                "divided by its own packages only",
             ),
+            Assumed("attention", f"computed in {attention} where the card has it", "given or the default"),
             *measured.assumed(devices),
             *device_assumptions(devices),
             *model_assumptions([model]),

@@ -22,12 +22,16 @@ def cost_question(
     *,
     drafts: Speculation = NO_DRAFTS,
     kv_dtype: str = "fp8",
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> Answer:
     """The table of every model on every hardware, and the best placement of each."""
+    unpriced = [device.name for device in devices if device.price is None]
+    if len(unpriced) < len(devices):
+        devices = [device for device in devices if device.price is not None]
     require_prices(devices)
     costs = [
-        token_cost(m, d, c, rule, drafts=drafts, kv_dtype=kv_dtype, measured=measured)
+        token_cost(m, d, c, rule, drafts=drafts, kv_dtype=kv_dtype, attention=attention, measured=measured)
         for c in context_lens
         for m in shapes
         for d in devices
@@ -38,6 +42,8 @@ def cost_question(
     placements = [best_placement(group) for group in groups.values()]
     rows = [msgspec.to_builtins(c) | {"usd_per_mtok": c.usd_per_mtok} for c in costs]
     notes = _draft_notes(shapes, devices, context_lens, rule, drafts)
+    if unpriced:
+        notes = (f"left out, because no price is known: {', '.join(unpriced)}; give --price NAME=USD", *notes)
     return Answer(
         verb="cost",
         title=f"Cost of a token, {rule.name} convention",
@@ -48,7 +54,7 @@ def cost_question(
             Assumed(
                 "kv dtype", kv_dtype, "storage of the published tables" if rule is PUBLISHED else "8-bit KV"
             ),
-            *_counted(rule),
+            *_counted(rule, attention),
             *(measured.assumed(devices) if rule.kernel_shares else ()),
             *device_assumptions(devices),
             *model_assumptions(shapes),
@@ -64,7 +70,7 @@ def cost_question(
     )
 
 
-def _counted(rule: Convention) -> tuple[Assumed, ...]:
+def _counted(rule: Convention, attention: str) -> tuple[Assumed, ...]:
     """What the convention takes for granted."""
     batch = Assumed(
         "batch",
@@ -75,7 +81,9 @@ def _counted(rule: Convention) -> tuple[Assumed, ...]:
         return (batch, Assumed("arithmetic", "fp8 where the card has it, else bf16", "Step-3, table 4"))
     return (
         batch,
-        Assumed("arithmetic", "weights in 8 bit where the card has it, attention in bf16", "as kernels do"),
+        Assumed(
+            "arithmetic", f"weights in 8 bit where the card has it, attention in {attention}", "as kernels do"
+        ),
         Assumed("training", "three times a forward pass in bf16", "backward is twice the forward"),
     )
 

@@ -14,6 +14,7 @@ from mortice.specs.hardware import HardwareSpec
 from mortice.specs.shape import ModelShape
 
 SIZES = (1, 2, 4, 8, 16, 32, 36, 48, 64, 72, 96, 128, 144, 192, 256, 288, 320)
+MAX_TOKENS = 1 << 20
 EXPERT_MEMORY = 0.6  # share of a package that experts may take; attention, KV and buffers need the rest
 
 
@@ -55,8 +56,11 @@ def ep_rows(
         raise RequestError(
             f"model: {model.name} has no experts, so there is no expert parallelism", param="model"
         )
-    if tokens_per_rank < 1:
-        raise RequestError(f"tokens must be at least 1 a rank, not {tokens_per_rank}", param="tokens")
+    if not 1 <= tokens_per_rank <= MAX_TOKENS:
+        raise RequestError(
+            f"tokens must be at least 1 a rank and at most {MAX_TOKENS:,}, not {tokens_per_rank}",
+            param="tokens",
+        )
     formats, kernels, near = formats_for(device, weights), measured.kernels(device), domain_size(device)
     up, out = tiers(device)
     rows = []

@@ -34,6 +34,7 @@ STEP3_MODELS = (
 STEP3_HARDWARE = ("h800", "h20", "a800", "ascend-910b")
 MAX_NAMES = 64
 MAX_CONTEXT = 100_000_000
+MAX_TPOT_MS = 10_000
 
 
 def models(names: str, rule: Convention) -> list[ModelShape]:
@@ -111,6 +112,15 @@ def context(text: str) -> int:
     return value
 
 
+def tpot_s(milliseconds: float) -> float:
+    """Seconds a token may take."""
+    if not 0 < milliseconds < MAX_TPOT_MS:
+        raise RequestError(
+            f"tpot must be above 0 and below {MAX_TPOT_MS:,} ms, not {milliseconds:g}", param="tpot"
+        )
+    return milliseconds / 1e3
+
+
 def racks(names: str) -> list[RackSpec]:
     return [load_rack(name) for name in _split(names, tuple(rack_names()), "rack")]
 
@@ -121,6 +131,7 @@ def device_assumptions(devices: Iterable[HardwareSpec], *, prices: bool = True) 
     for device in devices:
         if device.status != "measured":
             said.append(Assumed(f"{device.name}.peaks", f"{device.status} of {device.date}", device.source))
+            said += [Assumed(f"{device.name}.note", note, "the catalogue") for note in device.notes]
         if prices and device.price is not None and device.price.status != "user":
             kind = "estimate" if device.price.status == "estimate" else "published"
             said.append(
@@ -143,9 +154,14 @@ def model_assumptions(shapes: Iterable[ModelShape]) -> tuple[Assumed, ...]:
 
 
 def require_prices(devices: Iterable[HardwareSpec]) -> None:
-    """Raise the RequestError of the first device without a price."""
+    """Raise a RequestError for the first device without a price."""
     for device in devices:
-        _ = device.usd_per_second
+        if device.price is None:
+            raise RequestError(
+                f"{device.name} has no price: give --price {device.name}=USD_PER_HOUR, or a file with `base: "
+                f"{device.name}` and `price`",
+                param="price",
+            )
 
 
 def _split(names: str, every: tuple[str, ...], field: str) -> list[str]:

@@ -176,6 +176,8 @@ def _verdict(capacity: Sequence[dict], moves: Sequence[dict], per_token: float) 
         f"{scaled(per_token, 'B')} a token. {most['hardware']} holds most: {most['sequences']} sequences on "
         f"{most['tp']} package{'s' if most['tp'] > 1 else ''}."
     )
+    if not moves:
+        return text + " The hardware names no link, so nothing can be handed over."
     if slow:
         return (
             text

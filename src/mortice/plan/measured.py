@@ -76,6 +76,14 @@ def read_measured(sources: Sequence[str] | None, devices: Iterable[HardwareSpec]
     for name, device in chosen.items():
         mine = [table for table in tables if table.hardware == name]
         calibration = calibrate(mine, device) if mine else shipped_calibration(device)
+        if mine and calibration is not None and not calibration.covers:
+            dropped = {
+                why for report in calibration.reports for why, count in report.dropped.items() if count
+            }
+            raise RequestError(
+                f"--profile: no operator of {name} has two usable rows (dropped: {', '.join(sorted(dropped)) or 'none'})",
+                param="--profile",
+            )
         if calibration is not None:
             calibrations.append(calibration)
     return Measured(calibrations)

@@ -123,16 +123,16 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
             usd_per_mtok=float(self.usd[i]),
         )
 
-    def fastest(self, tpot_s: float) -> Candidate:
+    def fastest(self, tpot_s: float, jitter_s: float = 0.0) -> Candidate:
         """The most tokens a package that meet the TPOT, price or no price. Raises as `best` does."""
-        good = self._good(tpot_s)
+        good = self._good(tpot_s, jitter_s)
         rate = self.batch[good] / self.tpot_s[good] / (self.tp[good] * self.dp[good] * self.pp[good])
-        return self.candidate(int(good[np.argmax(rate)]))
+        return with_jitter(self.candidate(int(good[np.argmax(rate)])), jitter_s)
 
-    def best(self, tpot_s: float, count: int = 1) -> list[Candidate]:
-        """The cheapest that meet the TPOT, at most one a hardware and layout. Raises RequestError naming what binds and
-        the nearest feasible value."""
-        order = self._good(tpot_s)
+    def best(self, tpot_s: float, count: int = 1, jitter_s: float = 0.0) -> list[Candidate]:
+        """The cheapest that meet the TPOT with `jitter_s` of stragglers on each token, at most one a hardware and layout.
+        Raises RequestError naming what binds and the nearest feasible value."""
+        order = self._good(tpot_s, jitter_s)
         order = order[np.argsort(self.usd[order], kind="stable")]
         found: dict[tuple[int, ...], Candidate] = {}
         for i in order:
@@ -140,21 +140,21 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
                 int(column[i]) for column in (self.hardware, self.weights, self.tp, self.dp, self.ep, self.pp)
             )
             if key not in found:
-                found[key] = self.candidate(int(i))
+                found[key] = with_jitter(self.candidate(int(i)), jitter_s)
                 if len(found) == count:
                     break
         return list(found.values())
 
-    def _good(self, tpot_s: float) -> NDArray[np.int64]:
+    def _good(self, tpot_s: float, jitter_s: float) -> NDArray[np.int64]:
         if not self.fits.any():
             raise RequestError(
                 "model: no placement holds it on the given hardware, not even one sequence; give more packages "
                 "(max_packages), a smaller weight dtype, or hardware with more memory",
                 param="model",
             )
-        good = self.fits & (self.tpot_s <= tpot_s)
+        good = self.fits & (self.tpot_s + jitter_s <= tpot_s)
         if not good.any():
-            nearest = float(self.tpot_s[self.fits].min())
+            nearest = float(self.tpot_s[self.fits].min()) + jitter_s
             raise RequestError(
                 f"tpot: nothing meets {tpot_s * 1e3:g} ms; nearest feasible is {nearest * 1e3:.1f} ms",
                 param="tpot",
@@ -162,12 +162,17 @@ class PlacementTable(msgspec.Struct, frozen=True, kw_only=True):
         return np.flatnonzero(good)
 
 
-def formats_for(device: HardwareSpec, weights: str | None = None, kv: str = "fp8") -> Formats:
-    """8-bit weights and KV where the card computes in 8 bit, else 16 bit; attention in BF16."""
+def formats_for(
+    device: HardwareSpec, weights: str | None = None, kv: str = "fp8", attention: str = "bf16"
+) -> Formats:
+    """8-bit weights and KV where the card computes in 8 bit, else 16 bit; attention in BF16, or in `attention` where the
+    card computes in it."""
     if weights is None:
         weights = next((name for name in ("fp8", "int8") if name in device.peaks), "bf16")
     wire = "fp8" if weights in ("fp8", "int8", "fp8_block") else "bf16"
-    return Formats(weights=weights, kv=kv, wire_out=wire)
+    return Formats(
+        weights=weights, kv=kv, wire_out=wire, attention=attention if attention in device.peaks else "bf16"
+    )
 
 
 def placement_table(
@@ -182,6 +187,7 @@ def placement_table(
     framework: str = "",
     measured: Measured = MODELLED,
     context_variance: float = 0.0,
+    attention: str = "bf16",
 ) -> PlacementTable:
     """Price every candidate. A device without a price has no USD (infinite) but a time.
 
@@ -194,7 +200,7 @@ def placement_table(
     for index, device in enumerate(devices):
         kernels = measured.kernels(device, framework=framework)
         for wanted in weights:
-            formats = formats_for(device, wanted, kv)
+            formats = formats_for(device, wanted, kv, attention)
             if not _computes(kernels, formats):
                 continue
             if formats.weights not in chosen:

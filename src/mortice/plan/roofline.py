@@ -115,7 +115,9 @@ def _verdict(rows: Sequence[dict]) -> str:
 def _charts(
     rows: Sequence[dict], devices: Sequence[HardwareSpec], ridges: dict[str, float], kv_dtype: str
 ) -> tuple[Lines | Bars, ...]:
-    xs = tuple(float(x) for x in np.geomspace(1, max([2000.0, *(2 * r for r in ridges.values())]), 60))
+    far = max([2000.0, *(2 * r for r in ridges.values())])
+    # The ridges themselves are among the points, so that each corner is drawn as one.
+    xs = tuple(sorted({*(float(x) for x in np.geomspace(1, far, 60)), *ridges.values()}))
     roofs = tuple(
         Series(
             d.name,

@@ -11,7 +11,8 @@ from mortice.plan import afd
 from mortice.plan.answer import Answer, Assumed, Bars, Column, Table
 from mortice.plan.context import AttentionShape, context_parallel_s, pipeline_bubble
 from mortice.plan.inputs import device_assumptions, model_assumptions
-from mortice.plan.placement import formats_for, placement_table, with_jitter
+from mortice.plan.measured import MODELLED
+from mortice.plan.placement import formats_for, placement_table
 from mortice.plan.words import scaled, seconds
 from mortice.plan.words import tokens as token_words
 from mortice.specs.catalogue import load_hardware
@@ -176,6 +177,7 @@ def supernode_question(
 ) -> Answer:
     """Each rack against the same packages on boards of eight."""
     rows, prefill, sums, notes = [], [], [], []
+    used = [load_hardware(name) for name in dict.fromkeys(name for rack in racks for name in rack.parts)]
     for rack in racks:
         sums += rack_sums(rack)
         device = load_hardware(rack.domain) if rack.domain else load_hardware(next(iter(rack.parts)))
@@ -222,6 +224,9 @@ def supernode_question(
                 "at its dense FP4 peak",
                 "its precision and exponent rate are not public",
             ),
+            *MODELLED.assumed(used),
+            *(Assumed(a.name, a.value, a.why) for device in used for a in Links(device).assumptions()),
+            *(Assumed(a.name, a.value, a.why) for a in (afd.imbalance_assumed(None),)),
             *device_assumptions([load_hardware(name) for rack in racks for name in rack.parts]),
             *model_assumptions([model]),
         ),
@@ -265,7 +270,7 @@ def _serving_row(
     notes = []
     try:
         table = placement_table(model, [system], context, max_packages=packages)
-        best = with_jitter(table.fastest(tpot_s - afd.JITTER_S), afd.JITTER_S)
+        best = table.fastest(tpot_s, afd.JITTER_S)
         row |= {
             "layout": f"tp{best.tp} dp{best.dp} ep{best.ep} pp{best.pp}",
             "ep_tgs": best.tokens_per_s_per_package,
@@ -316,8 +321,13 @@ def _verdict(rows: Sequence[dict], prefill: Sequence[dict], tokens: int) -> str:
                 parts[-1] += f", AFD inside it {better:.2f} times plain expert parallelism"
     if prefill:
         best = min(prefill, key=lambda r: r["seconds"])
+        caveat = (
+            ", if its attention runs at the FP4 peak, which nobody has published"
+            if "cpx" in best["system"]
+            else ""
+        )
         parts.append(
-            f"{token_words(tokens)} tokens prefill fastest on {best['system']} in {seconds(best['seconds'])}"
+            f"{token_words(tokens)} tokens prefill fastest on {best['system']} in {seconds(best['seconds'])}{caveat}"
         )
     return "; ".join(parts) + "." if parts else "No rack here serves this model."
 
@@ -383,14 +393,24 @@ def _sums_table(rows: Sequence[dict]) -> Table:
 
 def _charts(rows: Sequence[dict], prefill: Sequence[dict], tokens: int) -> tuple[Bars, ...]:
     charts = []
-    served = [r for r in rows if "ep_tgs" in r]
+    # One bar a way of serving: (label, together, AFD), one of the two 0.
+    served = [
+        bar
+        for r in rows
+        for bar in (
+            (f"{r['rack']}, {r['system']}", r.get("ep_tgs", 0.0), 0.0),
+            (f"AFD {r.get('afd_plan', '')}", 0.0, r.get("afd_tgs", 0.0)),
+        )
+        if bar[1] or bar[2]
+    ]
     if served:
+        labels, together, cut = zip(*served, strict=True)
         charts.append(
             Bars(
                 title="Decode, tokens a second and package",
                 x_label="tokens/s a package",
-                labels=tuple(f"{r['rack']}, {r['system']}" for r in served),
-                parts=(("experts and attention together", tuple(r["ep_tgs"] for r in served)),),
+                labels=labels,
+                parts=(("together", together), ("AFD", cut)),
             )
         )
     if prefill:

@@ -7,6 +7,7 @@ import msgspec
 from mortice.cost import (
     Convention,
     Formats,
+    Kernels,
     Layout,
     Speculation,
     Step,
@@ -75,15 +76,16 @@ def token_cost(
     *,
     drafts: Speculation = NO_DRAFTS,
     kv_dtype: str = "fp8",
+    attention: str = "bf16",
     measured: Measured = MODELLED,
 ) -> TokenCost:
     """Step-3's formulas (section 4), or with `rule.kernel_shares` what kernels take for them: tiles, their share of peak
-    and bandwidth, attention in 16 bit, router, head and norms; measured where measured. Either way at a batch so large
+    and bandwidth, attention in `attention`, router, head and norms; measured where measured. Either way at a batch so large
     that weights and launches do not show and with communication hidden: a lower bound, which `plan afd` and `plan compare`
     lift to whole instances."""
-    return (_of_kernels if rule.kernel_shares else _at_roofline)(
-        model, device, context, rule, drafts, kv_dtype, measured
-    )
+    if rule.kernel_shares:
+        return _of_kernels(model, device, context, rule, drafts, kv_dtype, attention, measured)
+    return _at_roofline(model, device, context, rule, drafts, kv_dtype)
 
 
 def _at_roofline(
@@ -93,7 +95,6 @@ def _at_roofline(
     rule: Convention,
     drafts: Speculation,
     kv_dtype: str,
-    measured: Measured,
 ) -> TokenCost:
     unit = unit_cost(device)
     rows = device.tile_rows if rule.pad_tiles else 1
@@ -122,15 +123,16 @@ def _of_kernels(
     rule: Convention,
     drafts: Speculation,
     kv_dtype: str,
+    attention: str,
     measured: Measured,
 ) -> TokenCost:
-    step = large_step(model, device, context, drafts, kv_dtype, measured)
+    formats = formats_for(device, None, kv_dtype, attention)
+    step = large_step(model, device, context, drafts, formats, measured)
     usd = 1e6 * device.usd_per_second
     kernels = measured.kernels(device)
     prompt, trained = (
-        prefill_step(model, kernels, Layout(), context, batch=MANY, formats=formats).total_s
-        / (MANY * context)
-        for formats in (formats_for(device, None, kv_dtype), Formats())
+        prefill_step(model, kernels, Layout(), context, batch=MANY, formats=each).total_s / (MANY * context)
+        for each in (formats, Formats())
     )
     ffn = float(step.ffn_s) / MANY / drafts.accepted
     whole = float(step.total_s) / MANY / drafts.accepted
@@ -142,7 +144,7 @@ def _of_kernels(
         ffn_usd_per_mtok=usd * ffn,
         prefill_usd_per_mtok=usd * float(prompt),
         training_usd_per_mtok=usd * 3 * float(trained),
-        bound=_waits_for(model, device, context, rule, drafts, kv_dtype, measured),
+        bound=_waits_for(model, kernels, context, rule, drafts, formats),
         price_estimated=_estimated(device),
     )
 
@@ -152,7 +154,7 @@ def large_step(
     device: HardwareSpec,
     context: int,
     drafts: Speculation = NO_DRAFTS,
-    kv_dtype: str = "fp8",
+    formats: Formats | None = None,
     measured: Measured = MODELLED,
 ) -> Step:
     """One decode step of `MANY` sequences on one package that is as large as need be."""
@@ -162,25 +164,25 @@ def large_step(
         Layout(),
         MANY,
         context,
-        formats=formats_for(device, None, kv_dtype),
+        formats=formats or formats_for(device),
         speculation=drafts,
     )
 
 
 def _waits_for(
     model: ModelShape,
-    device: HardwareSpec,
+    kernels: Kernels,
     context: int,
     rule: Convention,
     drafts: Speculation,
-    kv_dtype: str,
-    measured: Measured,
+    formats: Formats,
 ) -> str:
-    shares = measured.kernels(device).shares
+    """What core attention of the commonest kind of layer waits for."""
+    device, shares = kernels.hardware, kernels.shares
     family = max(model.groups, key=lambda group: group.count).attention.family
     flops = float(attention_flops(model, context, rule, device.tile_rows, drafts.drafted + 1))
-    arithmetic = flops / (device.peak("bf16") * shares.attention_compute[family])
-    moved = float(kv_read_bytes(model, context, kv_dtype, rule))
+    arithmetic = flops / (device.peak(formats.attention) * shares.attention_compute[family])
+    moved = float(kv_read_bytes(model, context, formats.kv, rule))
     memory = moved / (device.memory_bytes_per_s * shares.attention_memory)
     return "arithmetic" if arithmetic >= memory else "memory"
 

@@ -28,6 +28,10 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
+from mortice.sandbox.effects import Effect, EffectLedger
+from mortice.sandbox.epochs import Epoch, Epochs, Resumed
+from mortice.sandbox.home import Home
+from mortice.sandbox.pool import WarmPool
 from mortice.sandbox.supervisor import Sandboxes
 
 __all__ = [
@@ -35,16 +39,22 @@ __all__ = [
     "BackendUnavailable",
     "BoxInfo",
     "CellError",
+    "Effect",
+    "EffectLedger",
     "Egress",
+    "Epoch",
+    "Epochs",
     "Failure",
     "ForkOutcome",
     "GuestFileError",
+    "Home",
     "LeaseLost",
     "Limits",
     "NotSupported",
     "OnOutput",
     "Probe",
     "Reason",
+    "Resumed",
     "RunResult",
     "Sandbox",
     "SandboxBusy",
@@ -55,4 +65,5 @@ __all__ = [
     "Sandboxes",
     "SnapshotRefused",
     "Strength",
+    "WarmPool",
 ]

@@ -1,6 +1,12 @@
 """What the host's control groups say of a box: memory used, and whether the limit killed it. Versions 1 and 2."""
 
+import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
+
+from mortice.sandbox.contract import SandboxError
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "mortice"
@@ -57,10 +63,78 @@ def touched_limit(box_id: str) -> bool:
         return oom_kills(box_id) > 0
 
 
-def remove(box_id: str) -> None:
-    """Take away what an ended box left; a group that still holds processes stays."""
-    for path in (*ROOT.glob(f"*/{PARENT}/{box_id}"), ROOT / PARENT / box_id):
-        try:
-            path.rmdir()
-        except OSError:
-            continue
+def groups(box_id: str) -> list[Path]:
+    """Every directory of the box's groups, over all controllers."""
+    return [p for p in (*ROOT.glob(f"*/{PARENT}/{box_id}"), ROOT / PARENT / box_id) if p.exists()]
+
+
+async def empty(box_id: str) -> None:
+    """End every process that is still in the box's groups and take the groups away."""
+    for attempt in range(200):
+        left: set[int] = set()
+        for group in groups(box_id):
+            try:
+                left |= {int(pid) for pid in (group / "cgroup.procs").read_text().split()}
+            except OSError:
+                continue
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for group in groups(box_id):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        if not groups(box_id):
+            return
+        await asyncio.sleep(0.001 * min(attempt, 20))
+    raise SandboxError(f"processes of {box_id} do not end; look into {ROOT}/*/{PARENT}/{box_id}")
+
+
+def create(box_id: str, memory_bytes: int, num_processes: int, cpus: float) -> list[Path]:
+    """Groups with these limits, for a back end that makes its own. Returns the folders whose `cgroup.procs` to join."""
+    quota = int(cpus * 100_000)
+    if (ROOT / "cgroup.controllers").exists():
+        parent = ROOT / PARENT
+        parent.mkdir(exist_ok=True)
+        for folder in (ROOT, parent):
+            with contextlib.suppress(OSError):
+                (folder / "cgroup.subtree_control").write_text("+memory +pids +cpu")
+        group = parent / box_id
+        group.mkdir()
+        (group / "memory.max").write_text(str(memory_bytes))
+        (group / "pids.max").write_text(str(num_processes))
+        (group / "cpu.max").write_text(f"{quota} 100000")
+        return [group]
+    made = []
+    settings = {
+        "memory": {"memory.limit_in_bytes": memory_bytes},
+        "pids": {"pids.max": num_processes},
+        "cpu": {"cpu.cfs_period_us": 100_000, "cpu.cfs_quota_us": quota},
+        "cpuacct": {},
+        "freezer": {},
+    }
+    for controller, values in settings.items():
+        if not (ROOT / controller).is_dir():
+            raise SandboxError(f"this machine has no control group {controller!r}; the limits could not hold")
+        group = ROOT / controller / PARENT / box_id
+        group.mkdir(parents=True)
+        for name, value in values.items():
+            (group / name).write_text(str(value))
+        made.append(group)
+    return made
+
+
+async def freeze(box_id: str, *, frozen: bool) -> None:
+    """Stop every process of the box, or let them go on."""
+    old, new = ROOT / "freezer" / PARENT / box_id / "freezer.state", ROOT / PARENT / box_id / "cgroup.freeze"
+    try:
+        if old.exists():
+            want = "FROZEN" if frozen else "THAWED"
+            for _ in range(200):
+                old.write_text(want)
+                if old.read_text().strip() == want:
+                    return
+                await asyncio.sleep(0.01)
+            raise SandboxError(f"{box_id} did not come to rest")
+        new.write_text("1" if frozen else "0")
+    except OSError as error:
+        raise SandboxError(f"{box_id} cannot be stopped or let go: {error}") from None

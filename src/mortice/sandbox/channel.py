@@ -43,6 +43,11 @@ class Channel:
         self.closed: BaseException | None = None
         self._loop.add_reader(read_fd, self._readable)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests without an answer yet."""
+        return len(self._waiting)
+
     async def hello(self, timeout_s: float) -> Message:
         """Meet the agent: whatever lies in the pipes from before is skipped."""
         self._nonce = secrets.token_hex(8)
@@ -190,7 +195,10 @@ class Channel:
             listener = self._listeners.get(name)
             if listener is not None:
                 try:
-                    listener(2 if message.get("s") == 2 else 1, binascii.a2b_base64(str(message.get("d"))))
+                    listener(
+                        2 if message.get("s") == 2 else 1,
+                        binascii.a2b_base64(str(message.get("d")), strict_mode=True),
+                    )
                 except binascii.Error:
                     self.fail(SandboxError("the guest sent output that cannot be read"))
         elif event == "net":

@@ -1,5 +1,6 @@
 """What a back end owes the rest of the room: a machine with an agent at the end of two descriptors."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,12 @@ class Machine(Protocol):
     async def pause(self) -> None: ...
 
     async def resume(self) -> None: ...
+
+    def park(self) -> None:
+        """Stop the host's processes of the machine at once; `unpark` lets them go on."""
+        ...
+
+    def unpark(self) -> None: ...
 
     def memory_bytes(self) -> int | None: ...
 
@@ -86,3 +93,10 @@ def open_fifos(place: Path) -> tuple[int, int]:
 def make_fifos(place: Path) -> None:
     for name in ("in", "out"):
         os.mkfifo(place / name, 0o600)
+
+
+def put_first(fd: int, data: bytes) -> None:
+    """Lay the agent's code into its input before it starts; a pipe holds it whole."""
+    fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, max(65536, len(data)))
+    if os.write(fd, data) != len(data):
+        raise OSError("the agent's code did not fit into a pipe")

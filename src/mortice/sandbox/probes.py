@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -14,6 +14,18 @@ from mortice.sandbox.home import Home, images_folder, new_id, write_whole
 from mortice.sandbox.machine import Backend, Machine
 
 PROBE_TIMEOUT_S = 60.0
+
+
+class Probed(Protocol):
+    """What can be asked whether it works."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    async def probe(self) -> Probe: ...
 
 
 async def ask_guest(backend: Backend, place: Path, *, round_trip: bool) -> Probe:
@@ -68,7 +80,7 @@ async def _answers(machine: Machine, code: str) -> None:
         channel.close()
 
 
-async def cached_probe(backend: Backend, home: Home) -> Probe:
+async def cached_probe(backend: Probed, home: Home) -> Probe:
     """The last finding for this boot, kernel, back end version and user; or a new one."""
     path = images_folder() / "probes.json"
     key = f"{backend.name}:{backend.version}:{_boot()}:{os.geteuid()}"

@@ -6,6 +6,7 @@ host and its configuration is left alone. Programs built for a newer Debian run 
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mortice.sandbox.backends.wasm import interpreter, module_path
 from mortice.sandbox.contract import SandboxError
 from mortice.sandbox.home import images_folder
 
@@ -46,6 +48,7 @@ def provision(say: Say) -> list[str]:
             parts: list[tuple[str, Callable[[], None]]] = [
                 ("runsc", lambda: _runsc(folder, apt, say)),
                 ("base image", lambda: _base_image(folder, apt, say)),
+                ("wasm", lambda: _wasm(say)),
             ]
             for name, make in parts:
                 try:
@@ -127,6 +130,16 @@ def _runsc(folder: Path, apt: Apt, say: Say) -> None:
     shutil.copy(program, part)
     part.chmod(0o755)
     part.rename(target)
+
+
+def _wasm(say: Say) -> None:
+    """Compile the Python of the wasm back end, where its packages are installed."""
+    if not module_path().exists() and interpreter() is not None and importlib.util.find_spec("wasmtime"):
+        say("Python for wasm (half a minute of compiling)")
+        module_path().parent.mkdir(parents=True, exist_ok=True)
+        program = "import sys; from mortice.sandbox.backends.wasm_worker import compile_module; from pathlib import Path;"
+        program += "compile_module(Path(sys.argv[1]), Path(sys.argv[2]))"
+        _run([sys.executable, "-c", program, str(interpreter()), str(module_path())])
 
 
 def _base_image(folder: Path, apt: Apt, say: Say) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.backends.microvm import MicroVM
+from mortice.sandbox.backends.process import Process
+from mortice.sandbox.backends.wasm import Wasm, WasmBox
 from mortice.sandbox.box import Box, BoxRecord, Lease
 from mortice.sandbox.contract import (
     BackendUnavailable,
@@ -19,17 +23,19 @@ from mortice.sandbox.contract import (
     ForkOutcome,
     NotSupported,
     Probe,
+    Sandbox,
     SandboxBusy,
     SandboxError,
     SandboxLost,
     SandboxNotFound,
     SandboxSpec,
 )
+from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Rules, check_addresses, resolve
 from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
 from mortice.sandbox.images import find_image
 from mortice.sandbox.machine import Backend, Machine, alive, started_at
-from mortice.sandbox.probes import cached_probe
+from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.recorder import Recorder
 from mortice.sandbox.snapshots import Manifest, Snapshots
 from mortice.specs.errors import MorticeError, RequestError
@@ -52,7 +58,10 @@ class Sandboxes:
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
-        self.backends: dict[str, Backend] = {"gvisor": GVisor(self.home)}
+        self.backends: dict[str, Backend] = {b.name: b for b in (MicroVM(), GVisor(self.home), Process())}
+        self.resolve: Resolve = resolve
+        self.check_addresses: CheckAddresses = check_addresses
+        self.wasm = Wasm()
         self._mine: dict[str, Box] = {}
 
     async def __aenter__(self) -> "Sandboxes":
@@ -75,8 +84,26 @@ class Sandboxes:
 
     async def create(
         self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
-    ) -> Box:
+    ) -> Sandbox:
         """A fresh sandbox. Raises BackendUnavailable rather than take a weaker wall than was asked for."""
+        if spec.backend != "wasm":
+            return await self.create_box(spec, name=name, keep=keep)
+        if keep or spec.egress.mode != "none":
+            raise NotSupported(
+                "wasm has nothing to keep and no way out; gvisor has", param="keep" if keep else "egress"
+            )
+        probe = await cached_probe(self.wasm, self.home)
+        if not probe.works:
+            raise BackendUnavailable(
+                f"wasm: {probe.why_not} ({probe.remedy})", param="backend", code="backend_unavailable"
+            )
+        return WasmBox(spec, name, self.audit)
+
+    async def create_box(
+        self, spec: SandboxSpec = DEFAULT_SPEC, *, name: str | None = None, keep: bool = False
+    ) -> Box:
+        """As `create`, for back ends that have a machine."""
+        Rules(spec.egress)  # a rule that cannot be is told before anything is made
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
         return await self._bring_up(record, place, lease, backend, None)
@@ -181,9 +208,14 @@ class Sandboxes:
         return box
 
     def _box(self, record: BoxRecord, place: Path, machine: Machine, backend: Backend, lease: Lease) -> Box:
-        return Box(
+        box = Box(
             record, place, machine, backend, lease, self.audit, self._gone, self._save_snapshot, self._fork
-        )
+        )  # fmt: skip
+        if record.spec.egress.mode != "none":
+            box.gate = Gate(
+                record.spec.egress, box.note, resolve=self.resolve, check_addresses=self.check_addresses
+            )
+        return box
 
     def _gone(self, box: Box) -> None:
         self._mine.pop(box.record.id, None)
@@ -196,31 +228,38 @@ class Sandboxes:
         place = self.home.box(record.id)
         lease = Lease(place)
         try:
-            backend = self.backends[record.backend]
-            machine = None
-            if record.pid and started_at(record.pid) == record.started:
-                machine = backend.attach(record.id, place, record.pid)
-            if machine is None:
-                await self._bury(record, place)
-                hint = f"; restore {record.last_snapshot}" if record.last_snapshot else ""
-                raise SandboxLost(
-                    f"{record.name}: its machine is gone{hint}",
-                    reason="lost", last_snapshot=record.last_snapshot,
-                )  # fmt: skip
-            record.generation += 1
-            box = self._box(record, place, machine, backend, lease)
-            paused = record.state == "paused"
-            if paused:
-                await machine.resume()
-            await box.connect(renew=False)
-            if paused:
-                await box.unquiesce()
-            self._book(record, place)
+            box = await self._take_over(record, place, lease)
+        except SandboxLost as lost:
+            await self._bury(record, place)
+            lease.release()
+            hint = f"; restore {record.last_snapshot}" if record.last_snapshot else ""
+            raise SandboxLost(
+                f"{record.name}: its machine is gone{hint}",
+                reason=lost.reason,
+                last_snapshot=record.last_snapshot,
+            ) from None
         except BaseException:
             lease.release()
             raise
         self.audit.append("attach", chain=record.id, box=record.id, name=record.name, gen=record.generation)
         self._mine[record.id] = box
+        return box
+
+    async def _take_over(self, record: BoxRecord, place: Path, lease: Lease) -> Box:
+        if not record.pid or not alive(record.pid) or started_at(record.pid) != record.started:
+            raise SandboxLost("gone", reason="lost")
+        backend = self.backends[record.backend]
+        machine = backend.attach(record.id, place, record.pid)
+        record.generation += 1
+        box = self._box(record, place, machine, backend, lease)
+        machine.unpark()
+        paused = record.state == "paused"
+        if paused:
+            await machine.resume()
+        await box.connect(renew=False)
+        if paused:
+            await box.unquiesce()
+        self._book(record, place)
         return box
 
     def list(self) -> Infos:
@@ -257,7 +296,13 @@ class Sandboxes:
 
     async def probe(self) -> Probes:
         """Every back end, strongest first."""
-        return [await cached_probe(backend, self.home) for backend in self.backends.values()]
+        order: Sequence[Probed] = [
+            self.backends["microvm"],
+            self.backends["gvisor"],
+            self.wasm,
+            self.backends["process"],
+        ]
+        return [await cached_probe(backend, self.home) for backend in order]
 
     async def strongest(self) -> str | None:
         """What `auto` takes here, or None."""
@@ -350,6 +395,7 @@ class Sandboxes:
             self.snapshots.abandon(snapshot_id)
             raise
         box.record.last_snapshot = snapshot_id
+        box.changed = box.num_running > 0
         self._book(box.record, box.place)
         done = self.audit.append(
             "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,

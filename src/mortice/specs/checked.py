@@ -22,7 +22,9 @@ def checked(values: Any, kind: type[T]) -> T:
         found = _PLACE.fullmatch(str(error))
         place = found[2] if found else ""
         what = found[1] if found else str(error)
-        if what.startswith("Invalid enum value"):
+        if (
+            what.startswith("Invalid enum value") and "[" not in place
+        ):  # a path through a list cannot be followed
             choices = ", ".join(map(str, _choices(kind, place)))
             what = f"{_at(values, place)!r} is not one of {choices}"
         raise RequestError(f"{place}: {what}" if place else what, param=place or None) from error

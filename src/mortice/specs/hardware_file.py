@@ -13,6 +13,7 @@ from mortice.specs.errors import RequestError
 from mortice.specs.hardware import HardwareSpec, Link, Price, PriceStatus, RackSpec, Status, TierName
 from mortice.specs.quantity import quantity
 
+MAX_NAME = 80
 ROUNDING = 0.015  # a stated rack total has two digits: 8 EFLOP/s for 7.92
 DTYPES = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp6", "fp4", "int4")
 
@@ -92,7 +93,7 @@ def convert(values: Any, schema: type[Any], where: str) -> Any:
 
 def read_hardware(values: dict[str, Any]) -> HardwareSpec:
     """A spec from the dictionary of a hardware file. Raises RequestError naming the first wrong field."""
-    file: HardwareFile = convert(values, HardwareFile, str(values.get("name", "hardware")))
+    file: HardwareFile = convert(values, HardwareFile, _named(values, "hardware"))
     where = file.name
     dies = _count(file.dies_per_package, f"{where}: dies_per_package")
     per = dies if file.per == "die" else 1
@@ -123,6 +124,14 @@ def read_hardware(values: dict[str, Any]) -> HardwareSpec:
         price=_price(file.price, where),
         notes=file.notes,
     )
+
+
+def _named(values: dict[str, Any], kind: str) -> str:
+    """What a file calls itself, for messages before it is known to be right."""
+    name = values.get("name")
+    if name is not None and (not isinstance(name, str) or not 0 < len(name) <= MAX_NAME):
+        raise RequestError(f"{kind}: name must be text of 1 to {MAX_NAME} characters", param="name")
+    return name or kind
 
 
 def _peaks(file: HardwareFile, per: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -197,7 +206,16 @@ def _count(value: int, field: str) -> int:
 def read_rack(values: dict[str, Any], hardware: dict[str, HardwareSpec]) -> RackSpec:
     """A rack from its file; every stated total must be within 1.5 % of what the parts sum to, or be listed under
     `discrepancies`. That is what finds a count of dies multiplied by a figure per package."""
-    file: RackFile = convert(values, RackFile, str(values.get("name", "rack")))
+    file: RackFile = convert(values, RackFile, _named(values, "rack"))
+    if not file.parts:
+        raise RequestError(
+            f"{file.name}: parts is empty; it counts packages or dies by hardware", param="parts"
+        )
+    if file.domain and file.domain not in file.parts:
+        raise RequestError(
+            f"{file.name}: domain {file.domain!r} is none of its parts: {', '.join(file.parts)}",
+            param="domain",
+        )
     parts: dict[str, int] = {}
     for name, text in file.parts.items():
         field = f"{file.name}: parts.{name}"

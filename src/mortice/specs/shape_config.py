@@ -6,6 +6,7 @@ from typing import Any
 from mortice.specs.model_fields import Config
 from mortice.specs.shape import ModelShape
 from mortice.specs.shape_families import (
+    DENSE,
     read_deepseek_shape,
     read_ernie_shape,
     read_gemma_shape,
@@ -20,7 +21,7 @@ from mortice.specs.shape_fields import Noted
 
 SHAPE_READERS: dict[str, Callable[[Noted], ModelShape]] = {
     **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "mixtral", "glm4_moe", "minimax_m2"),
+        (*DENSE, "qwen2_moe", "qwen3_moe", "mixtral", "glm4_moe", "minimax_m2"),
         read_grouped_shape,
     ),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "kimi_k2"), read_deepseek_shape),

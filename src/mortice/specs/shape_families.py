@@ -7,9 +7,12 @@ import msgspec
 from mortice.specs.shape import AttentionShape, FfnShape, ModelShape
 from mortice.specs.shape_fields import Noted
 
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "ernie4_5")  # one gated MLP a layer
+
 
 def read_grouped_shape(config: Noted) -> ModelShape:
-    """Llama, Mistral, Qwen2/3, Mixtral, Qwen3-MoE, GLM-4.5, MiniMax-M2: grouped attention, gated MLP or experts."""
+    """Llama, Mistral, Gemma, dense ERNIE 4.5, Qwen2/3, Mixtral, Qwen3-MoE, GLM-4.5, MiniMax-M2: grouped attention, gated MLP
+    or experts."""
     attention = config.grouped()
     windows = _windows(config)
     layers = []
@@ -23,7 +26,7 @@ def read_grouped_shape(config: Noted) -> ModelShape:
 def _grouped_ffn(config: Noted, layer: int) -> FfnShape:
     kind = config.values["model_type"]
     dense = FfnShape(dense_size=config.size("intermediate_size"))
-    if kind in ("llama", "mistral", "qwen2", "qwen3"):
+    if kind in DENSE:
         return dense
     if kind == "glm4_moe":
         first = config.integer("first_k_dense_replace", 0, least=0)

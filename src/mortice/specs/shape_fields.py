@@ -1,5 +1,6 @@
 """A config whose reader keeps a list of what it had to assume."""
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,15 +19,46 @@ WEIGHT_DTYPES = {
     "gptq": "int4",
     "awq": "int4",
 }
+TIED = ("gemma", "ernie4_5")  # families whose configs leave out that the head is the embedding
 LIMIT = 1 << 20  # no dimension of a decoder is beyond it (vocabularies are below two million)
 MAX_LAYERS = 4096
+SIZE = re.compile(r"(size|dim|rank|heads|layers|experts|window|chunk|groups|width|top_?k)(_|$)")
+NO_SIZE = {  # fields whose names say size and that no cost hangs on: sampling, training, how groups are chosen
+    "num_key_value_heads",  # read wherever keys have heads; a latent has none
+    "top_k",
+    "chunk_size_feed_forward",
+    "decoder_sparse_step",
+    "max_window_layers",
+    "n_group",
+    "num_expert_group",
+    "ep_size",
+    "topk_group",
+    "min_group_size",
+}
+
+
+class _Read(dict[str, Any]):
+    """A dictionary that remembers which keys were asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.seen: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(key)
+        return super().__getitem__(key)
 
 
 class Noted(Config):
     """A `Config` that writes down each assumed value, and bounds what a stranger's file can say."""
 
     def __init__(self, values: dict[str, Any], name: str, prefix: str = "") -> None:
-        super().__init__(values, prefix)
+        self._read = _Read(values)
+        super().__init__(self._read, prefix)
         self.name = name
         self.assumed: list[str] = []
 
@@ -87,24 +119,45 @@ class Noted(Config):
             self.assumed.append(f"{self.prefix}torch_dtype is not in the config: bf16 weights")
         return WEIGHT_DTYPES.get(dtype.removeprefix("torch."), "bf16")
 
+    def _tied(self) -> bool:
+        """Whether the head is the embedding; a config that leaves it open means its family's habit."""
+        usual = str(self.values["model_type"]).startswith(TIED)
+        if usual and not self.has("tie_word_embeddings"):
+            self.assumed.append(f"{self.prefix}tie_word_embeddings is not in the config: true, as its family")
+        return self.flag("tie_word_embeddings", usual)
+
+    def _note_unread(self) -> None:
+        """Sizes that the file has and this family does not: a variant that is not known costs something else."""
+        for field, value in self._read.items():
+            counts = isinstance(value, int) and not isinstance(value, bool) and value > 1
+            if counts and field not in self._read.seen | NO_SIZE and SIZE.search(field):
+                self.assumed.append(
+                    f"{self.prefix}{field} = {value} is not known of this family and was not used"
+                )
+
     def shape(self, layers: list[tuple[AttentionShape, FfnShape]], context_field: str = "") -> ModelShape:
         """The model whose layers these are, in order; equal layers become a group."""
+        tied, dtype = self._tied(), self.weight_dtype()
+        width, vocabulary = self.size("hidden_size"), self.size("vocab_size")
+        context = self.integer(context_field or "max_position_embeddings", 1 << 20)
+        drafts = self.integer("num_nextn_predict_layers", 0, least=0)
+        self._note_unread()
         groups = list(dict.fromkeys(layers))
         order = tuple(groups.index(layer) for layer in layers)
         return ModelShape(
             name=self.name,
             family=str(self.values["model_type"]),
-            hidden_size=self.size("hidden_size"),
-            vocab_size=self.size("vocab_size"),
-            max_context=self.integer(context_field or "max_position_embeddings", 1 << 20),
+            hidden_size=width,
+            vocab_size=vocabulary,
+            max_context=context,
             groups=tuple(
                 LayerGroup(count=order.count(i), attention=attention, ffn=ffn)
                 for i, (attention, ffn) in enumerate(groups)
             ),
             order=order,
-            tie_embeddings=self.flag("tie_word_embeddings", False),
-            draft_layers=self.integer("num_nextn_predict_layers", 0, least=0),
-            weight_dtype=self.weight_dtype(),
+            tie_embeddings=tied,
+            draft_layers=drafts,
+            weight_dtype=dtype,
             assumed=tuple(self.assumed),
             source=str(self.values.get("_source", "config.json")),
         )

@@ -17,24 +17,17 @@ from typing import Any
 
 from mortice.sandbox import cgroups
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
-from mortice.sandbox.guest.source import agent_source
+from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
+from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.home import Home
 from mortice.sandbox.images import Image, find_image, find_program
-from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos
+from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_first
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
-OWN_MEMORY = 64 * MIB  # of the limit, kept for the sentry, the agent and the interpreter
 AGENT_CAPABILITIES = [
     "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_ADMIN",
 ]  # fmt: skip
-WRITABLE = (
-    ("/work", "0755", True),
-    ("/home/user", "0755", True),
-    ("/tmp", "1777", False),
-    ("/dev/shm", "1777", False),
-    ("/run", "0755", False),
-)
 
 
 class GVisor:
@@ -68,7 +61,9 @@ class GVisor:
         self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None
     ) -> Machine:
         self._prepare(box_id, place, spec, trace)
-        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace)
+        image = find_image(spec.image)
+        assert image is not None  # _prepare has seen it
+        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace, agent_code(image))
         return RunscMachine(self, box_id, place, self._pid_of(place))
 
     async def restore(
@@ -101,15 +96,23 @@ class GVisor:
             "--platform=systrap",
             "--network=none",
             "--overlay2=none",
+            "--cpu-num-from-quota",
             f"--log={place / 'runsc.log'}",
         ]
         if traced:
             flags.append(f"--pod-init-config={place / 'trace.json'}")
         return [*flags, *arguments]
 
-    async def _launch(self, place: Path, arguments: list[str], trace: dict[str, Any] | None) -> None:
+    def state_files(self, box_id: str) -> list[Path]:
+        """What runsc itself remembers of a sandbox."""
+        return [*self._home.runsc.glob(f"{box_id}*"), *self._home.runsc.glob(f"runsc-{box_id}*")]
+
+    async def _launch(
+        self, place: Path, arguments: list[str], trace: dict[str, Any] | None, first: bytes = b""
+    ) -> None:
         arguments[1:1] = ["-pid-file", str(place / "pid")]
         out_fd, in_fd = open_fifos(place)
+        put_first(in_fd, first)
         os.set_blocking(out_fd, True)
         os.set_blocking(in_fd, True)
         try:
@@ -169,6 +172,13 @@ class RunscMachine:
     async def resume(self) -> None:
         await self._backend.call(self._place, ["resume", self._id], traced=False)
 
+    def park(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def unpark(self) -> None:
+        if alive(self.pid):
+            os.kill(self.pid, signal.SIGCONT)
+
     def memory_bytes(self) -> int | None:
         return cgroups.memory_bytes(self._id)
 
@@ -178,39 +188,31 @@ class RunscMachine:
         return "lost", "the sandbox's kernel process ended"
 
     async def remove(self) -> None:
+        """What `runsc delete -force` does, without starting 30 MB for it or waiting a second for someone to reap."""
         if self.pid and alive(self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        try:
-            await self._backend.call(self._place, ["delete", "-force", self._id], traced=False)
-        finally:
-            cgroups.remove(self._id)
+        await cgroups.empty(self._id)
+        for path in self._backend.state_files(self._id):
+            path.unlink(missing_ok=True)
 
 
 def _oci(box_id: str, image: Image, spec: SandboxSpec) -> dict[str, Any]:
     limits = spec.limits
-    config = {
-        "processes": limits.num_processes + 1,  # the interpreter is one of the user's
-        "data_bytes": max(32 * MIB, limits.memory_bytes - OWN_MEMORY),
-        "egress": spec.egress.mode != "none",
-        "env": spec.env,
-    }
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}
     ]
-    for path, mode, owned in WRITABLE:
+    for path, mode, owner in WRITABLE:
         size = limits.disk_bytes if path not in ("/run", "/dev/shm") else 16 * MIB
-        options = ["nosuid", "nodev", f"size={size}", f"mode={mode}"] + (
-            ["uid=1000", "gid=1000"] if owned else []
-        )
+        options = ["nosuid", "nodev", f"size={size}", f"mode={mode}", f"uid={owner}", f"gid={owner}"]
         mounts.append({"destination": path, "type": "tmpfs", "source": "tmpfs", "options": options})
     return {
         "ociVersion": "1.0.2",
         "hostname": box_id,
         "process": {
             "user": {"uid": 0, "gid": 0},
-            "args": ["/usr/bin/python3", "-I", "-S", "-c", agent_source(), json.dumps(config)],
-            "env": ["PATH=/usr/bin:/bin"],
+            "args": ["/usr/bin/python3", "-I", "-S", "-c", BOOT, agent_config(spec, apart=True)],
+            "env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
             "cwd": "/",
             "noNewPrivileges": True,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), AGENT_CAPABILITIES),

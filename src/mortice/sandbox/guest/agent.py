@@ -6,21 +6,21 @@ for cells and commands carry an id that runs at most once: results stay in this 
 snapshot. Guest code runs under another uid and can neither end this process nor write to its channel.
 """
 
+import _posixsubprocess
+import _socket
 import binascii
 import errno
-import json
 import os
 import resource
 import select
 import signal
-import socket
 import stat
 import sys
 import time
 
-from mortice.sandbox.guest.gateway import Gateway
 from mortice.sandbox.guest.interpreter import Interpreter, write_all
 from mortice.sandbox.guest.jobs import CHUNK, HIGH_WATER, Job, b64
+from mortice.sandbox.guest.wire import dumps, loads
 
 VERSION = 1
 MAX_LINE = 1 << 20
@@ -63,18 +63,27 @@ class Agent:
         wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.wake = wake_r
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(ignored, signal.SIG_IGN)
+        for caught in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(
+                caught, lambda *_: None
+            )  # not SIG_IGN: what is caught is reset in commands, what is ignored is not
         self.poll.register(self.wake, select.POLLIN)
         self.poll.register(self.in_fd, select.POLLIN)
 
     # ---- the loop
 
     def run(self):
-        self.start_kernel()
+        mounting = self.stand_apart() if self.config.get("apart") else 0
+        self.limit()
         if self.config.get("egress"):
+            from mortice.sandbox.guest.gateway import (
+                Gateway,
+            )  # needs the socket module, which few sandboxes do
+
             self.net = Gateway(self)
+        self.start_kernel()
+        if mounting and os.waitpid(mounting, 0)[1] != 0:
+            os._exit(72)
         while True:
             wanted = select.POLLOUT if self.outbuf else 0
             if self.in_fd == self.out_fd:
@@ -125,7 +134,7 @@ class Agent:
     # ---- the channel
 
     def send(self, **message):
-        self.outbuf += json.dumps(message).encode() + b"\n"
+        self.outbuf += dumps(message).encode() + b"\n"
         self.flush()
 
     def flush(self):
@@ -160,7 +169,7 @@ class Agent:
 
     def handle(self, line):
         try:
-            request = json.loads(line)
+            request = loads(line)
             method = getattr(self, "op_" + request["op"])
         except (ValueError, TypeError, KeyError, AttributeError):
             self.send(ev="bad")
@@ -210,25 +219,28 @@ class Agent:
         if request.get("eof"):
             job.stdin_eof = True
 
-        def body():
-            os.chdir(request.get("cwd") or "/work")
-            os.execvpe(argv[0], argv, env)
-
-        self.spawn(job, body)
+        self.launch(job, argv, env, request.get("cwd") or "/work")
 
     def op_read(self, request):
-        job = self.admit(request, "file")
+        """Small files are read here, as the user; what may block or is large by a child."""
         path, limit = request["path"], request["max"]
+        data = self.as_user(read_small, path, limit)
+        if data is not None:
+            if data:
+                self.send(ev="out", id=request["id"], s=1, d=b64(data))
+            self.send(ev="done", id=request["id"], ok=True)
+            return
+        job = self.admit(request, "file")
 
         def body():
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(
-                    errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL, "not a regular file"
+                    errno.EISDIR if stat.S_ISDIR(info.st_mode) else errno.EINVAL, "not a regular file", path
                 )
             if info.st_size > limit:
-                raise OSError(errno.EFBIG, "holds %d bytes, more than %d" % (info.st_size, limit))
+                raise OSError(errno.EFBIG, "holds %d bytes, more than %d" % (info.st_size, limit), path)
             left = limit
             while left > 0:
                 data = os.read(fd, min(left, 65536))
@@ -240,27 +252,44 @@ class Agent:
         self.spawn(job, body)
 
     def op_write(self, request):
+        path = request["path"]
+        if "data" in request:
+            data = binascii.a2b_base64(request["data"])
+            try:
+                self.as_user(write_file, path, lambda fd: write_all(fd, data))
+                self.send(ev="done", id=request["id"], ok=True)
+            except OSError as error:
+                said = "%s: %s" % (error.filename or path, error.strerror)
+                self.send(
+                    ev="done", id=request["id"], ok=False, stderr=said, errno=errno.errorcode.get(error.errno)
+                )
+            return
         job = self.admit(request, "file")
         job.stdin_eof = False
-        path = request["path"]
 
         def body():
-            part = path + ".part-%d" % os.getpid()
-            os.makedirs(os.path.dirname(path) or "/", exist_ok=True)
-            fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            try:
+            def fill(fd):
                 while True:
                     data = os.read(0, 65536)
                     if not data:
-                        break
+                        return
                     write_all(fd, data)
-                os.fsync(fd)
-                os.rename(part, path)
-            except BaseException:
-                os.unlink(part)
-                raise
+
+            write_file(path, fill)
 
         self.spawn(job, body)
+
+    def as_user(self, call, *arguments):
+        """Do something with the rights of the guest's user; the agent does nothing else meanwhile."""
+        if os.getuid() != 0:
+            return call(*arguments)
+        os.setegid(self.uid)
+        os.seteuid(self.uid)
+        try:
+            return call(*arguments)
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
 
     def op_stdin(self, request):
         job = self.jobs.get(request["id"])
@@ -279,7 +308,8 @@ class Agent:
         number = getattr(signal, "SIG" + request["sig"])
         if job is not None:
             self.kill(job, number)
-        self.send(ev="ack", id=request["ack"], ok=job is not None)
+        if request.get("ack"):
+            self.send(ev="ack", id=request["ack"], ok=job is not None)
 
     def op_quiesce(self, request):
         """Nothing of a cell may be half done in a snapshot; commands may run on."""
@@ -318,7 +348,7 @@ class Agent:
                 pass  # the sandbox's clock is the host's
         mix_entropy(seed)
         try:
-            socket.sethostname(request["hostname"])
+            _socket.sethostname(request["hostname"])
         except OSError:
             pass
         put("/run/machine-id", binascii.hexlify(seed[:16]) + b"\n")
@@ -336,16 +366,20 @@ class Agent:
                 usage[path] = [(s.f_blocks - s.f_bfree) * s.f_frsize, s.f_blocks * s.f_frsize]
             except OSError:
                 pass
-        processes = sum(1 for name in os.listdir("/proc") if name.isdigit()) - 1
+        processes = threads = 0
+        for name in os.listdir("/proc"):
+            if name.isdigit() and name != "1":
+                processes += 1
+                try:
+                    threads += len(os.listdir("/proc/%s/task" % name))
+                except OSError:
+                    pass
+        only_interpreter = processes == 1 and threads == 1
         self.send(
-            ev="ack",
-            id=request["id"],
-            ok=True,
-            disk=usage,
-            processes=processes,
-            running=list(self.jobs),
+            ev="ack", id=request["id"], ok=True, disk=usage, processes=processes, running=list(self.jobs),
             held=len(self.done),
-        )
+            quiet=only_interpreter and not self.jobs and not (self.net and self.net.conns),
+        )  # fmt: skip
 
     def op_net(self, request):
         if self.net:
@@ -361,7 +395,7 @@ class Agent:
                 for name in sorted(files):
                     path = os.path.join(folder, name)
                     s = os.lstat(path)
-                    line = json.dumps([path, s.st_size, s.st_mtime_ns, stat.S_IFMT(s.st_mode)])
+                    line = dumps([path, s.st_size, s.st_mtime_ns, stat.S_IFMT(s.st_mode)])
                     write_all(1, line.encode() + b"\n")
 
         self.spawn(job, body)
@@ -444,6 +478,9 @@ class Agent:
             "HOME": "/home/user",
             "USER": "user",
             "LANG": "C.UTF-8",
+            "MALLOC_ARENA_MAX": "2",
+            "OPENBLAS_NUM_THREADS": self.config.get("cpus", "1"),
+            "OMP_NUM_THREADS": self.config.get("cpus", "1"),
             "TERM": "dumb",
         }
         if self.net:
@@ -452,15 +489,30 @@ class Agent:
         env.update(self.env)
         return env
 
-    def become_user(self):
-        limits = self.config
+    def stand_apart(self):
+        """Guest code gets a process namespace below ours: in any /proc that it can see or mount, we are not.
+
+        gVisor lets every user open every process's descriptors through /proc, our channel among them. The namespace's first
+        process only lives, and has its children reaped by ignoring them. Returns the process that mounts the new /proc.
+        """
+        os.unshare(os.CLONE_NEWPID)
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        os.posix_spawn("/usr/bin/sleep", ["sleep", "infinity"], {})
+        signal.signal(signal.SIGCHLD, before)
+        argv = ["/usr/bin/mount", "-t", "proc", "-o", "nosuid,nodev,noexec", "proc", "/proc"]
+        return os.posix_spawn(argv[0], argv, {"PATH": "/usr/bin"})
+
+    def limit(self):
+        """Inherited by all that starts here; the number of processes counts by user, the agent's own is another."""
         for which, value in (
-            (resource.RLIMIT_NPROC, limits.get("processes", 64)),
-            (resource.RLIMIT_DATA, limits.get("data_bytes", resource.RLIM_INFINITY)),
+            (resource.RLIMIT_NPROC, self.config.get("processes", 64)),
+            (resource.RLIMIT_AS, self.config.get("process_bytes", resource.RLIM_INFINITY)),
             (resource.RLIMIT_NOFILE, 1024),
             (resource.RLIMIT_CORE, 0),
         ):
             resource.setrlimit(which, (value, value))
+
+    def become_user(self):
         if os.getuid() == 0:
             os.setgroups([])
             os.setresgid(self.uid, self.uid, self.uid)
@@ -508,6 +560,9 @@ class Agent:
                 write_all(2, ("%s: %s\n" % (type(error).__name__, error)).encode())
             finally:
                 os._exit(code)
+        self.adopt(job, pid, in_r, in_w, out_r, out_w, err_r, err_w)
+
+    def adopt(self, job, pid, in_r, in_w, out_r, out_w, err_r, err_w):
         for fd in (in_r, out_w, err_w):
             os.close(fd)
         job.pid = pid
@@ -520,6 +575,46 @@ class Agent:
         os.set_blocking(in_w, False)
         job.stdin_fd = in_w
         self.feed(job)
+
+    def launch(self, job, argv, env, cwd):
+        """A command, started without a step of Python between fork and exec: a fork's copies are dear in here."""
+        ends = [os.pipe2(os.O_CLOEXEC) for _ in range(4)]
+        (in_r, in_w), (out_r, out_w), (err_r, err_w), (bad_r, bad_w) = ends
+        places = (
+            [argv[0]]
+            if "/" in argv[0]
+            else [p + "/" + argv[0] for p in env.get("PATH", "/usr/bin:/bin").split(":")]
+        )
+        root = os.getuid() == 0
+        try:
+            pid = _posixsubprocess.fork_exec(
+                argv, tuple(os.fsencode(p) for p in places), True, (bad_w,), cwd,
+                [os.fsencode("%s=%s" % item) for item in env.items()],
+                in_r, in_w, out_r, out_w, err_r, err_w, bad_r, bad_w, True, True, -1,
+                self.uid if root else None, [] if root else None, self.uid if root else None, 0o022, None, True,
+            )  # fmt: skip
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            for pair in ends:
+                for fd in pair:
+                    os.close(fd)
+            full = isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM)
+            job.out[2].add(("%s: %s\n" % (type(error).__name__, error)).encode())
+            self.finish(job, ok=False, exit=None, cpu=0.0, reason="processes" if full else "not_found")
+            return
+        os.close(bad_w)
+        job.bad_fd = bad_r
+        self.adopt(job, pid, in_r, in_w, out_r, out_w, err_r, err_w)
+
+    def why_not_started(self, job):
+        """What stood in the way of exec, written by the child for its parent: `OSError:<errno in hex>:<what>`."""
+        said = os.read(job.bad_fd, 4096)
+        os.close(job.bad_fd)
+        job.bad_fd = None
+        if not said:
+            return None
+        number = int(said.split(b":")[1] or b"0", 16)
+        job.out[2].add(("%s: %s\n" % ("cwd" if b":noexec" in said else "exec", os.strerror(number))).encode())
+        return number
 
     def feed(self, job):
         while job.stdin and job.stdin_fd is not None:
@@ -638,6 +733,11 @@ class Agent:
                 job = self.by_pid.pop(pid)
                 self.drain(job)
                 reason = None
+                if job.bad_fd is not None:
+                    number = self.why_not_started(job)
+                    if number is not None:
+                        code = 127 if number in (errno.ENOENT, errno.ENOTDIR) else 126
+                        reason = "processes" if number in (errno.EAGAIN, errno.ENOMEM) else None
                 if code < 0 and job.reason is None:
                     reason = "signal"
                 name = errno.errorcode.get(code - 200) if job.kind == "file" and code > 200 else None
@@ -671,6 +771,8 @@ class Agent:
                 os.environ.update(env)
                 os.chdir("/work")
                 Interpreter().run()
+            except BaseException as error:
+                write_all(2, ("the interpreter failed: %r\n" % error).encode())
             finally:
                 os._exit(70)
         for fd in (ctl_r, res_w, out_w, err_w):
@@ -682,7 +784,7 @@ class Agent:
         self.kernel_buf.clear()
 
     def to_kernel(self, message):
-        write_all(self.kernel[1], json.dumps(message).encode() + b"\n")
+        write_all(self.kernel[1], dumps(message).encode() + b"\n")
 
     def next_cell(self):
         if self.cell is not None or not self.queue:
@@ -732,7 +834,7 @@ class Agent:
             line = bytes(self.kernel_buf[:end])
             del self.kernel_buf[: end + 1]
             try:
-                self.kernel_says(json.loads(line))
+                self.kernel_says(loads(line))
             except (ValueError, KeyError, TypeError):
                 os.kill(self.kernel[0], signal.SIGKILL)  # guest code wrote into its own interpreter's channel
                 return
@@ -776,6 +878,44 @@ class Agent:
         self.next_cell()
 
 
+def read_small(path, limit):
+    """The bytes of a small regular file outside /proc, or None: then a child has to look."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(fd)
+        real = os.readlink("/proc/self/fd/%d" % fd)
+        if (
+            not stat.S_ISREG(info.st_mode)
+            or info.st_size > min(limit, CHUNK)
+            or real.startswith(("/proc", "/sys"))
+        ):
+            return None
+        return os.read(fd, CHUNK)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def write_file(path, fill):
+    """Whole or not at all, and never through a link that stands at its place."""
+    part = path + ".part-%d" % time.monotonic_ns()
+    os.makedirs(os.path.dirname(path) or "/", exist_ok=True)
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        fill(fd)
+        os.fsync(fd)
+        os.rename(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+    finally:
+        os.close(fd)
+
+
 def put(path, data):
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -810,7 +950,7 @@ def mix_entropy(seed):
 
 
 def main():
-    config = json.loads(sys.argv[1])
+    config = loads(sys.argv[1])
     in_fd, out_fd = 0, 1
     if config.get("channel"):
         in_fd = out_fd = os.open(config["channel"], os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)

@@ -2,23 +2,23 @@
 
 import binascii
 import errno
-import json
 import os
 import signal
 import sys
 import time
+
+from mortice.sandbox.guest.wire import dumps, loads
 
 
 class Interpreter:
     """The Python whose variables live between cells; runs as the guest's user. 3: requests, 4: answers."""
 
     def __init__(self):
-        import types
-
-        self.main = types.ModuleType("__main__")
+        module = type(sys)
+        self.main = module("__main__")
         self.main.__dict__["__builtins__"] = __builtins__
         sys.modules["__main__"] = self.main
-        guest = types.ModuleType("mortice_guest", "Hooks of the sandbox around this interpreter.")
+        guest = module("mortice_guest", "Hooks of the sandbox around this interpreter.")
         self.hooks = []
         guest.on_restore = self.hooks.append
         guest.generation = ""
@@ -43,13 +43,13 @@ class Interpreter:
                     return
                 buffer += data
                 continue
-            request = json.loads(buffer[:end])
+            request = loads(buffer[:end])
             del buffer[: end + 1]
             if request["op"] == "renew":
                 self.renew(request)
                 write_all(4, b'{"op": "renewed"}\n')
             else:
-                write_all(4, json.dumps(self.cell(request)).encode() + b"\n")
+                write_all(4, dumps(self.cell(request)).encode() + b"\n")
 
     def cell(self, request):
         import _ast

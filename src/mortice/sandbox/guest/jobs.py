@@ -47,6 +47,7 @@ class Job:
         self.pid = 0
         self.fds = {}  # fd -> 1 stdout, 2 stderr
         self.stdin_fd = None
+        self.bad_fd = None  # where a command tells why it could not start
         self.stdin = bytearray()
         self.stdin_eof = False
         self.started = time.monotonic()

@@ -63,11 +63,14 @@ def load_model(name: str) -> ModelShape:
         title = path.parent.name if path.name == "config.json" else path.stem
     try:
         values = msgspec.json.decode(_read(path))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON: {error}", param="model") from error
     if not isinstance(values, dict):
         raise RequestError(f"{path}: a config is a JSON object", param="model")
-    return read_shape(values, title or "model")
+    try:
+        return read_shape(values, title or "model")
+    except RequestError as error:
+        raise RequestError(f"{path}: {error.message.removeprefix('config: ')}", param=error.param) from error
 
 
 @cache
@@ -115,7 +118,7 @@ def _read(path: Path) -> bytes:
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(_read(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         line = " ".join(str(error).split())
         raise RequestError(f"{path}: not YAML: {line}", param=str(path)) from error
     if not isinstance(values, dict):

@@ -1,0 +1,290 @@
+"""The sandbox of a run: its tools, and how it comes back after a crash with its variables and files.
+
+Each call that can change the machine is one step of the journal and ends with a snapshot whose id is in the step's
+result: journal and machine move by the same epoch. A machine that lives is attached to again, and a call that a crash
+interrupted is sent again under its cell id, which the guest does not run twice. One that is gone is restored from the
+last snapshot the journal has.
+"""
+
+import ast
+import asyncio
+import json
+import mimetypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from mortice.agent.artifacts import Artifacts
+from mortice.agent.spec import Machine
+from mortice.agent.tool import CallContext, Output, Tool, ToolError
+from mortice.obs.log import Log
+from mortice.sandbox import (
+    Egress,
+    GuestFileError,
+    Limits,
+    RunResult,
+    Sandbox,
+    SandboxLost,
+    SandboxNotFound,
+    SandboxSpec,
+)
+
+_log = Log("agent")
+MAX_TEXT_BYTES = 1 << 20
+_LIST = (
+    '__import__(\'json\').dumps(sorted([f\'{d[6:] + "/" if d != "/work" else ""}{f}\', '
+    "int(__import__('os').lstat(d + '/' + f).st_mtime_ns), __import__('os').lstat(d + '/' + f).st_size] "
+    "for d, _, fs in __import__('os').walk('/work') for f in fs)[:2000])"
+)
+
+
+class Boxes(Protocol):
+    """What is used of `mortice.sandbox.Sandboxes`."""
+
+    async def create(self, spec: SandboxSpec, *, name: str | None = None, keep: bool = False) -> Sandbox: ...
+
+    async def attach(self, name: str) -> Sandbox: ...
+
+    async def restore(self, snapshot_id: str, *, name: str | None = None, keep: bool = False) -> Sandbox: ...
+
+
+class SandboxTools:
+    """A source of tools for one run. `last_epoch` gives the snapshot that the run's history ends with."""
+
+    def __init__(
+        self,
+        boxes: Boxes,
+        run_id: str,
+        machine: Machine,
+        artifacts: Artifacts,
+        last_epoch: Callable[[], str | None],
+    ) -> None:
+        self._boxes = boxes
+        self._name = box_name(run_id)
+        self._machine = machine
+        self._artifacts = artifacts
+        self._last_epoch = last_epoch
+        self._box: Sandbox | None = None
+        self._seen: dict[str, list] | None = None
+        self._turn = asyncio.Lock()
+        self._notices: list[str] = []
+
+    async def refresh(self) -> None:
+        pass
+
+    def drain(self) -> list[str]:
+        notices, self._notices = self._notices, []
+        return notices
+
+    def tools(self) -> list[Tool]:
+        made = [
+            self._tool("run_python", _PYTHON, {"code": {"type": "string"}}, self._run_python),
+            self._tool(
+                "run_command",
+                "Run a shell command in the sandbox, in /work. Gives its output and exit code.",
+                {"command": {"type": "string"}},
+                self._run_command,
+            ),
+            self._tool(
+                "write_file",
+                "Write a text file in the sandbox; paths are under /work.",
+                {"path": {"type": "string"}, "text": {"type": "string"}},
+                self._write_file,
+            ),
+            self._tool(
+                "read_file", "Read a text file of the sandbox.", {"path": {"type": "string"}}, self._read_file
+            ),
+            self._tool(
+                "keep_file",
+                "Bring a file out of the sandbox, a plot or a report, so that the user gets it.",
+                {"path": {"type": "string"}},
+                self._keep_file,
+            ),
+        ]
+        return made
+
+    def _tool(self, name: str, text: str, properties: dict[str, Any], run: Any) -> Tool:
+        async def alone(arguments: dict[str, Any], context: CallContext) -> Output:
+            async with self._turn:
+                return await self._guarded(run, arguments, context)
+
+        return Tool(
+            name=name,
+            description=text,
+            parameters={
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            },
+            run=alone,
+            effect="write_local",
+            idempotency="keyed",
+            timeout_s=self._machine.timeout_s + 30.0,
+            origin="sandbox",
+        )
+
+    async def _guarded(self, run: Any, arguments: dict[str, Any], context: CallContext) -> Output:
+        """A machine lost on the way is brought back once; the model is told what it lost."""
+        try:
+            box = await self._ensure()
+            return await run(box, arguments, context)  # type: ignore[no-any-return]
+        except SandboxLost as error:
+            self._box = None
+            _log.warning("a sandbox was lost", reason=error.reason)
+            text = f"The sandbox died ({error.reason}): {error.message}"
+            epoch = self._last_epoch()
+            box = await self._ensure()
+            back = (
+                "it is back as it was before this call" if epoch else "a new, empty one has taken its place"
+            )
+            return Output(text=f"{text}; {back}.", is_error=True, strength=str(box.info.strength))
+
+    async def _ensure(self) -> Sandbox:
+        if self._box is not None:
+            return self._box
+        epoch = self._last_epoch()
+        try:
+            self._box = await self._boxes.attach(self._name)
+        except (SandboxNotFound, SandboxLost):
+            if epoch is None:
+                self._box = await self._create()
+            else:
+                self._box = await self._boxes.restore(epoch, name=self._name, keep=True)
+                self._notices.append("the sandbox was restored from its last snapshot")
+        return self._box
+
+    async def destroy(self) -> None:
+        """End the machine, if there is one."""
+        if self._box is not None:
+            box, self._box = self._box, None
+            await box.destroy()
+            return
+        try:
+            box = await self._boxes.attach(self._name)
+        except (SandboxNotFound, SandboxLost):
+            return
+        await box.destroy()
+
+    async def _create(self) -> Sandbox:
+        machine = self._machine
+        egress = Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
+        spec = SandboxSpec(
+            backend=machine.backend,  # type: ignore[arg-type]
+            limits=Limits(memory_bytes=machine.memory_mib << 20, timeout_s=machine.timeout_s),
+            egress=egress,
+        )
+        box = await self._boxes.create(spec, name=self._name, keep=True)
+        for inside, here in machine.files.items():
+            await box.write(_path(inside), await asyncio.to_thread(Path(here).read_bytes))
+        return box
+
+    async def _run_python(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
+        before = await self._files(box, context.key + ":before") if self._seen is None else self._seen
+        result = await box.run_cell(
+            arguments["code"], cell_id=context.key, timeout_s=self._limit(context), output_cap=MAX_TEXT_BYTES
+        )
+        return await self._ended(box, result, before, context)
+
+    async def _run_command(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
+        before = await self._files(box, context.key + ":before") if self._seen is None else self._seen
+        result = await box.exec(
+            ["sh", "-c", arguments["command"]],
+            cell_id=context.key,
+            timeout_s=self._limit(context),
+            output_cap=MAX_TEXT_BYTES,
+        )
+        return await self._ended(box, result, before, context)
+
+    async def _ended(
+        self, box: Sandbox, result: RunResult, before: dict[str, list], context: CallContext
+    ) -> Output:
+        after = await self._files(box, context.key + ":after")
+        changed = tuple(sorted(p for p in {*before, *after} if before.get(p) != after.get(p)))
+        self._seen = after
+        return Output(
+            text=_text(result),
+            is_error=not result.ok,
+            sandbox_seconds=result.wall_s,
+            changed=changed,
+            epoch=await box.snapshot(epoch=context.turn),
+            strength=str(result.strength),
+        )
+
+    async def _write_file(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
+        path = _path(arguments["path"])
+        try:
+            await box.write(path, arguments["text"].encode())
+        except GuestFileError as error:
+            raise ToolError(error.message) from error
+        started = time.monotonic()
+        epoch = await box.snapshot(epoch=context.turn)
+        return Output(
+            text=f"wrote {len(arguments['text'].encode())} bytes to {path}",
+            changed=(path.removeprefix("/work/"),),
+            epoch=epoch,
+            strength=str(box.info.strength),
+            sandbox_seconds=time.monotonic() - started,
+        )
+
+    async def _read_file(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
+        try:
+            data = await box.read(_path(arguments["path"]), max_bytes=MAX_TEXT_BYTES)
+        except GuestFileError as error:
+            raise ToolError(error.message) from error
+        return Output(text=data.decode(errors="replace"), strength=str(box.info.strength))
+
+    async def _keep_file(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
+        path = _path(arguments["path"])
+        try:
+            data = await box.read(path)
+        except GuestFileError as error:
+            raise ToolError(error.message) from error
+        media_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        file = self._artifacts.put(path.rsplit("/", 1)[-1], data, media_type)
+        text = f"kept {path}, {len(data)} bytes, as {file.uri}"
+        return Output(text=text, files=(file,), strength=str(box.info.strength))
+
+    async def _files(self, box: Sandbox, cell_id: str) -> dict[str, list]:
+        """Files of /work by name: time and size. Asked of the guest, so advisory."""
+        result = await box.run_cell(_LIST, cell_id=cell_id, timeout_s=10.0)
+        if not result.ok or result.value is None:
+            return {}
+        try:
+            rows = json.loads(ast.literal_eval(result.value))
+            return {str(name): [when, size] for name, when, size in rows}
+        except (ValueError, SyntaxError, TypeError):
+            return {}
+
+    def _limit(self, context: CallContext) -> float:
+        return max(min(self._machine.timeout_s, context.timeout_s - 5.0), 1.0)
+
+
+_PYTHON = (
+    "Run Python in the sandbox. Variables and imports live on from call to call; files are in /work; there is no "
+    "network. Gives what is printed and the value of the last expression."
+)
+
+
+def box_name(run_id: str) -> str:
+    return "agent-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in run_id)
+
+
+def _path(path: str) -> str:
+    return path if path.startswith("/") else f"/work/{path}"
+
+
+def _text(result: RunResult) -> str:
+    parts = [result.stdout.rstrip("\n")]
+    if result.stderr.strip():
+        parts.append(f"[stderr]\n{result.stderr.rstrip()}")
+    if result.value is not None:
+        parts.append(result.value)
+    if result.error is not None:
+        parts.append(result.error.traceback.rstrip() or f"{result.error.type}: {result.error.message}")
+    if result.failure is not None:
+        parts.append(f"[{result.failure.reason}] {result.failure.message} {result.failure.remedy}".rstrip())
+    elif result.exit_code not in (0, None):
+        parts.append(f"[exit code {result.exit_code}]")
+    return "\n".join(part for part in parts if part) or "(no output)"

@@ -1,0 +1,153 @@
+"""One epoch binds a run's journal, its sandbox's memory and files, its effects and the head of the audit chain.
+
+A turn ends by committing an epoch; after any crash the run goes on from the last one, whole. An epoch is one small file,
+written aside, synced and renamed, that names a published snapshot: it exists whole or not at all.
+"""
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mortice.sandbox.box import Box
+from mortice.sandbox.contract import SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
+from mortice.sandbox.effects import EffectLedger
+from mortice.sandbox.home import write_whole
+from mortice.sandbox.supervisor import Sandboxes
+from mortice.specs.errors import RequestError
+
+KEEP_LAST = 3
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of a run after one of its turns. `journal` is the caller's: a step number, a database row, what it needs."""
+
+    run: str
+    number: int
+    journal: dict[str, Any]
+    box: str
+    snapshot: str
+    audit_chain: str
+    audit_seq: int
+    audit_head: str
+    num_effects: int
+    created_at: float
+    pinned: bool = False
+    digest: str = ""
+
+    def computed_digest(self) -> str:
+        return hashlib.sha256(
+            msgspec.json.encode(msgspec.structs.replace(self, digest=""), order="sorted")
+        ).hexdigest()
+
+
+class Resumed(msgspec.Struct, frozen=True, kw_only=True):
+    """`attached`: the living sandbox was taken over and may be ahead of the epoch: send the turn's cell ids again, they run
+    once. `restored`: it stands exactly at the epoch."""
+
+    box: Box
+    epoch: Epoch
+    how: Literal["attached", "restored"]
+
+
+class Epochs:
+    """The epochs of one run, and its effect ledger."""
+
+    def __init__(self, boxes: Sandboxes, run: str, *, branch: str = "main") -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+            raise RequestError(
+                "a run's name has letters, digits, dots, dashes and underscores, at most 100", param="run"
+            )
+        self.run = run
+        self._boxes = boxes
+        self._folder = boxes.home.runs / run
+        (self._folder / "epochs").mkdir(parents=True, exist_ok=True)
+        self.effects = EffectLedger(self._folder / "effects.jsonl", run=run, branch=branch)
+
+    async def commit(self, box: Box, journal: dict[str, Any], *, pinned: bool = False) -> Epoch:
+        """Publish the state after a turn. A sandbox in which nothing ran since its last snapshot is not saved again."""
+        last = self.last()
+        number = last.number + 1 if last else 0
+        quiet = bool((await box.status()).get("quiet"))  # else something inside may have gone on by itself
+        if box.changed or not quiet or box.record.last_snapshot is None:
+            snapshot = await box.snapshot(epoch=number)
+        else:
+            snapshot = box.record.last_snapshot
+        manifest = self._boxes.snapshots.manifest(snapshot)
+        box.check_lease()
+        epoch = Epoch(
+            run=self.run, number=number, journal=journal, box=box.record.id, snapshot=snapshot,
+            audit_chain=manifest.audit_chain, audit_seq=manifest.audit_seq, audit_head=manifest.audit_head,
+            num_effects=self.effects.num_entries, created_at=time.time(), pinned=pinned,
+        )  # fmt: skip
+        epoch = msgspec.structs.replace(epoch, digest=epoch.computed_digest())
+        write_whole(self._path(number), epoch)
+        box.note("epoch", run=self.run, epoch=number, snapshot=snapshot, digest=epoch.digest)
+        self._drop_old()
+        return epoch
+
+    def last(self) -> Epoch | None:
+        """The newest epoch that can be read and was not altered."""
+        for path in sorted((self._folder / "epochs").glob("*.json"), reverse=True):
+            epoch = self._read(path)
+            if epoch is not None:
+                return epoch
+        return None
+
+    def all(self) -> list[Epoch]:
+        """Every sound epoch, oldest first."""
+        found = (self._read(p) for p in sorted((self._folder / "epochs").glob("*.json")))
+        return [epoch for epoch in found if epoch is not None]
+
+    async def resume(self, *, rewind: bool = False, keep: bool = False) -> Resumed:
+        """Go on after a crash: take over the living sandbox, or restore the last epoch whose snapshot is sound.
+
+        `rewind` leaves a living sandbox alone and goes back to the epoch as it was. Effects recorded after that epoch have
+        happened; the ledger knows them, and `effects.since(epoch)` words them as facts.
+        """
+        last = self.last()
+        if last is None:
+            raise SandboxNotFound(f"run {self.run!r} has no epoch to resume from", param="run")
+        if not rewind:
+            try:
+                return Resumed(box=await self._boxes.attach(last.box), epoch=last, how="attached")
+            except (SandboxLost, SandboxNotFound):
+                pass  # then from its snapshot
+            except SandboxBusy:
+                raise
+        problems = []
+        for epoch in reversed(self.all()):
+            try:
+                box = await self._boxes.restore(epoch.snapshot, keep=keep)
+            except (SnapshotRefused, SandboxNotFound) as error:
+                problems.append(error.message)
+                continue
+            self.effects.rewind(epoch.number)
+            return Resumed(box=box, epoch=epoch, how="restored")
+        raise SnapshotRefused(f"no epoch of run {self.run!r} can be restored: {'; '.join(problems)}")
+
+    def _drop_old(self) -> None:
+        """Snapshots of all but the last epochs go; pinned ones stay."""
+        epochs = self.all()
+        kept = {e.snapshot for e in epochs if e.pinned} | {e.snapshot for e in epochs[-KEEP_LAST:]}
+        for epoch in epochs[:-KEEP_LAST]:
+            if not epoch.pinned:
+                self._path(epoch.number).unlink()
+                if epoch.snapshot not in kept:
+                    try:
+                        self._boxes.snapshots.remove(epoch.snapshot)
+                    except SandboxNotFound:
+                        continue
+
+    def _path(self, number: int) -> Path:
+        return self._folder / "epochs" / f"{number:08d}.json"
+
+    def _read(self, path: Path) -> Epoch | None:
+        try:
+            epoch = msgspec.json.decode(path.read_bytes(), type=Epoch)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return epoch if epoch.digest == epoch.computed_digest() else None

@@ -1,0 +1,44 @@
+"""Sandboxes for tests: a home of their own, and a check that nothing is left on the host."""
+
+import glob
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from mortice.sandbox import Limits, Sandboxes, SandboxSpec
+from mortice.sandbox.box import Box
+from mortice.sandbox.images import find_image, find_program
+
+MIB = 1 << 20
+Make = Callable[..., Awaitable[Box]]
+
+
+@pytest.fixture
+async def boxes(tmp_path: Path) -> AsyncIterator[Sandboxes]:
+    if os.geteuid() != 0 or find_program("runsc") is None or find_image("base") is None:
+        pytest.skip(
+            "needs root and what `mortice sandbox setup` installs (runsc, a guest's root file system)"
+        )
+    async with Sandboxes(tmp_path / "home") as found:
+        yield found
+        ids = [record.id for record in found._records()]
+    for box_id in ids:
+        assert not glob.glob(f"/sys/fs/cgroup/*/mortice/{box_id}"), "a control group was left behind"
+    assert not list((tmp_path / "home" / "boxes").iterdir())
+
+
+@pytest.fixture(params=["gvisor", "process"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every test of the contract runs on each of these; `only_gvisor` narrows one to what the others cannot do."""
+    return str(request.param)
+
+
+@pytest.fixture
+def make(boxes: Sandboxes, backend: str) -> Make:
+    async def make(name: str | None = None, **limits: float) -> Box:
+        spec = SandboxSpec(backend=backend, limits=Limits(**({"memory_bytes": 256 * MIB} | limits)))  # type: ignore[arg-type]
+        return await boxes.create(spec, name=name)
+
+    return make

@@ -1,0 +1,228 @@
+"""What a caller may rely on, tried on the back end that is the default here."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from mortice.obs.audit_verify import records, verify
+from mortice.sandbox import (
+    BackendUnavailable,
+    GuestFileError,
+    NotSupported,
+    SandboxBusy,
+    Sandboxes,
+    SandboxSpec,
+    Strength,
+)
+from mortice.sandbox.box import Box
+
+Make = Callable[..., Awaitable[Box]]
+only_gvisor = pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
+
+
+async def test_variables_live_between_cells_and_the_last_expression_is_the_value(make: Make) -> None:
+    box = await make()
+    first = await box.run_cell("import math\nx = 6", cell_id="a")
+    second = await box.run_cell("print('hi'); x * 7", cell_id="b")
+    assert (first.ok, first.value, second.value, second.stdout) == (True, None, "42", "hi\n")
+    assert second.strength is box.backend.strength in (Strength.GVISOR, Strength.PROCESS)
+
+
+async def test_an_exception_is_told_with_its_own_lines_only(make: Make) -> None:
+    box = await make()
+    result = await box.run_cell("def f(d):\n    return d['k']\nf({})", cell_id="a")
+    assert not result.ok
+    assert result.error is not None
+    assert result.error.type == "KeyError"
+    assert "return d['k']" in result.error.traceback
+    assert "interpreter" not in result.error.traceback
+
+
+async def test_one_id_runs_once(make: Make) -> None:
+    box = await make()
+    await box.run_cell("n = 0", cell_id="a")
+    first = await box.run_cell("n += 1\nn", cell_id="b")
+    again = await box.run_cell("n += 1\nn", cell_id="b")
+    assert (first.value, first.replayed, again.value, again.replayed) == ("1", False, "1", True)
+    one = await box.exec(["sh", "-c", "echo x >> /work/log"], cell_id="c")
+    two = await box.exec(["sh", "-c", "echo x >> /work/log"], cell_id="c")
+    assert (one.replayed, two.replayed, await box.read("/work/log")) == (False, True, b"x\n")
+
+
+async def test_commands_stream_take_input_and_signals(make: Make) -> None:
+    box = await make()
+    seen: list[tuple[str, bytes]] = []
+    first = asyncio.Event()
+
+    def watch(stream: str, data: bytes) -> None:
+        seen.append((stream, data))
+        first.set()
+
+    running = asyncio.create_task(
+        box.exec(
+            ["sh", "-c", "read a; echo got $a; read b; echo $b >&2"], cell_id="s", stdin=b"", on_output=watch
+        )
+    )
+    await asyncio.sleep(0.1)
+    await box.send_stdin("s", b"one\n")
+    await asyncio.wait_for(first.wait(), 10)
+    assert seen == [("stdout", b"got one\n")]
+    await box.send_stdin("s", b"two\n", close=True)
+    result = await running
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "got one\n", "two\n")
+
+    sleeping = asyncio.create_task(box.exec(["sleep", "60"], cell_id="t"))
+    await asyncio.sleep(0.2)
+    await box.signal("t", "TERM")
+    ended = await asyncio.wait_for(sleeping, 10)
+    assert (ended.ok, ended.exit_code, ended.failure and ended.failure.reason) == (False, -15, "signal")
+
+
+async def test_a_command_that_is_not_there_and_a_folder_that_is_not(make: Make) -> None:
+    box = await make()
+    gone = await box.exec(["no-such-program"], cell_id="a")
+    assert (gone.exit_code, gone.failure and gone.failure.reason) == (127, "not_found")
+    nowhere = await box.exec(["true"], cell_id="b", cwd="/nowhere")
+    assert not nowhere.ok
+    assert "cwd" in nowhere.stderr
+    env = await box.exec(["sh", "-c", "echo $HOME $WHO; id -u; pwd"], cell_id="c", env={"WHO": "me"})
+    assert env.stdout == "/home/user me\n1000\n/work\n"
+
+
+async def test_files_in_and_out(make: Make) -> None:
+    box = await make()
+    for size in (0, 10, 300_000, 5_000_000):
+        data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+        await box.write(f"/work/deep/er/{size}", data)
+        assert await box.read(f"/work/deep/er/{size}") == data
+    for path, code in (
+        ("/work/none", "ENOENT"),
+        ("/etc/shadow", "EACCES"),
+        ("/work", "EISDIR"),
+        ("rel", "EINVAL"),
+    ):
+        with pytest.raises(GuestFileError) as caught:
+            await box.read(path)
+        assert caught.value.code == code, path
+    with pytest.raises(GuestFileError) as caught:
+        await box.write("/usr/bin/x", b"no")
+    assert caught.value.code in ("EROFS", "EACCES")
+    with pytest.raises(GuestFileError) as caught:
+        await box.read("/work/deep/er/5000000", max_bytes=1000)
+    assert caught.value.code == "EFBIG"
+
+
+@only_gvisor
+async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, boxes: Sandboxes) -> None:
+    box = await make("box")
+    await box.run_cell("data = list(range(1000)); open('/work/f', 'w').write('old')", cell_id="a")
+    await box.exec(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo started"], cell_id="b")
+    snapshot = await box.snapshot(epoch=3)
+    await box.run_cell("data = None; open('/work/f', 'w').write('new')", cell_id="c")
+    await box.destroy()
+    again = await boxes.restore(snapshot)
+    assert (await again.run_cell("sum(data), open('/work/f').read()", cell_id="d")).value == "(499500, 'old')"
+    assert (await again.run_cell("data = None", cell_id="a")).replayed, "ids travel in the snapshot"
+    assert "sleep" in (await again.exec(["sh", "-c", "cat /proc/*/comm"], cell_id="e")).stdout
+    assert boxes.snapshots.manifest(snapshot).epoch == 3
+
+
+@only_gvisor
+async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
+    box = await make()
+    await box.run_cell("import random, uuid, os, socket, tempfile; random.seed(1); x = [1]", cell_id="a")
+    forks = await box.fork(3)
+    assert [o.error for o in forks] == [None] * 3
+    clones = [o.box for o in forks if o.box is not None]
+    draws = []
+    for n, one in enumerate([box, *clones]):
+        names = "socket.gethostname(), open('/etc/machine-id').read()"
+        code = f"x.append({n}); (x, random.random(), str(uuid.uuid4()), {names})"
+        result = await one.run_cell(code, cell_id="b")
+        draws.append(eval(result.value or ""))
+    assert [d[0] for d in draws] == [[1, n] for n in range(4)]
+    for column in range(1, 5):
+        assert len({d[column] for d in draws}) == 4, draws
+    seen = {one.info.name for one in [box, *clones]}
+    assert len(seen) == 4
+
+
+@only_gvisor
+async def test_no_snapshot_in_the_middle_of_a_cell(make: Make) -> None:
+    box = await make()
+    running = asyncio.create_task(box.run_cell("import time; time.sleep(1.5)", cell_id="a"))
+    await asyncio.sleep(0.4)
+    with pytest.raises(SandboxBusy):
+        await box.snapshot()
+    assert (await running).ok
+    assert await box.snapshot()
+
+
+async def test_pause_stops_time_for_deadlines(make: Make) -> None:
+    box = await make()
+    running = asyncio.create_task(box.exec(["sleep", "1.2"], cell_id="a", timeout_s=2.0))
+    await asyncio.sleep(0.4)
+    await box.pause()
+    with pytest.raises(SandboxBusy):
+        await box.run_cell("1", cell_id="b")
+    await asyncio.sleep(2.0)
+    await box.resume()
+    assert (await running).ok
+
+
+async def test_one_owner_at_a_time(make: Make, boxes: Sandboxes) -> None:
+    box = await make("mine")
+    other = Sandboxes(boxes.home.root)
+    try:
+        with pytest.raises(SandboxBusy):
+            await other.attach("mine")
+        with pytest.raises(SandboxBusy):
+            await other.create(box.record.spec, name="mine")
+    finally:
+        await other.close()
+    assert (await box.run_cell("1 + 1", cell_id="a")).value == "2"
+
+
+async def test_what_is_not_there_is_refused_by_name_and_never_replaced(boxes: Sandboxes) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        await boxes.create(SandboxSpec(backend="microvm"))
+    assert "microvm" in caught.value.message
+    assert boxes.list() == []
+
+
+@only_gvisor
+async def test_every_act_stands_in_the_log_with_its_strength(make: Make, boxes: Sandboxes) -> None:
+    box = await make()
+    await box.exec(["python3", "-c", "open('/work/out', 'w'); open('/etc/shadow')"], cell_id="a")
+    await box.exec(
+        ["python3", "-c", "import socket; socket.create_connection(('192.0.2.7', 443))"], cell_id="b"
+    )
+    await box.write("/work/x", b"1")
+    chain = box.record.id
+    await box.destroy()
+    for _ in range(100):
+        found = list(records(boxes.home.audit, chain))
+        events = [r for r in found if r["kind"] == "event"]
+        if any(e["what"] == "connect" for e in events):
+            break
+        await asyncio.sleep(0.05)
+    mine = [r for r in found if r["kind"] not in ("event", "gap", "buried")]
+    assert {"create", "exec", "exit", "write", "destroy"} <= {r["kind"] for r in mine}
+    assert all(r["strength"] == "gvisor" for r in mine)
+    assert any(e["what"] == "exec" and "/usr/bin/python3" in e["path"] for e in events)
+    assert any(e["what"] == "open" and e["path"] == "/work/out" for e in events)
+    assert any(e["what"] == "open" and e["path"] == "/etc/shadow" and e["errno"] == "EACCES" for e in events)
+    assert any(e["what"] == "connect" and e["address"] == "192.0.2.7:443" for e in events)
+    assert verify(boxes.home.audit).ok, json.dumps(found[-3:])
+
+
+@pytest.mark.parametrize("backend", ["process"], indirect=True)
+async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
+    box = await make()
+    with pytest.raises(NotSupported, match="gvisor"):
+        await box.snapshot()
+    with pytest.raises(NotSupported, match="gvisor"):
+        await box.fork(2)
+    assert (await box.run_cell("1 + 1", cell_id="a")).value == "2"
