@@ -1,8 +1,8 @@
 """Workers of another host: they join over TCP with a token, and a host that is cut off is fenced.
 
 The other host is a network namespace with a mount namespace of its own, so that it shares neither the network nor the shared
-memory of this one; its link has the delay and rate of a real one (tc netem). Where namespaces are not allowed, the tests
-that need them are skipped, and say why.
+memory of this one; its link has the delay and rate of a real one where the kernel can shape it (tc netem, or tbf). Where
+namespaces are not allowed, the tests that need them are skipped, and say why.
 """
 
 import asyncio
@@ -180,6 +180,18 @@ def sh(*command: str) -> None:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
+def shape(link: Link, far_device: str) -> None:
+    """A delay and a rate where the kernel has netem, a rate alone where it has a token bucket, else as it is."""
+    shapes = ("netem delay 2ms rate 1gbit", "tbf rate 1gbit burst 128kb latency 20ms")
+    for where, device in (((), link.near_device), (("-n", link.namespace), far_device)):
+        for how in shapes:
+            try:
+                sh("tc", *where, "qdisc", "add", "dev", device, "root", *how.split())
+                break
+            except OSError as error:
+                print(f"no {how.split()[0]} here: {error}")
+
+
 @pytest.fixture
 def link() -> Iterator[Link]:
     if os.geteuid() or not shutil.which("ip") or not shutil.which("tc"):
@@ -199,9 +211,7 @@ def link() -> Iterator[Link]:
         sh(*far, "link", "set", far_device, "up")
         sh(*far, "link", "set", "lo", "up")
         sh("unshare", "-m", "true")
-        for where in ((), ("-n", made.namespace)):
-            device = far_device if where else made.near_device
-            sh("tc", *where, "qdisc", "add", "dev", device, "root", "netem", "delay", "2ms", "rate", "1gbit")
+        shape(made, far_device)
     except OSError as error:
         subprocess.run(["ip", "netns", "del", made.namespace], capture_output=True)
         subprocess.run(["ip", "link", "del", made.near_device], capture_output=True)
