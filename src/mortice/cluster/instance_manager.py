@@ -97,7 +97,10 @@ class InstanceManager:
         """Ask for a decision every period, and carry it out. Until cancelled."""
         while True:
             await asyncio.sleep(period_s)
-            self.carry_out(self._decisions.decide())
+            try:
+                self.carry_out(self._decisions.decide())
+            except Exception:  # requests go on with the roles there are
+                log.exception("a turn of the control loop failed")
 
     def carry_out(self, decision: Decision) -> None:
         for action in decision.actions:
