@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from mortice.cluster.api import Happening, ModelInfo, WorkerInfo
+from mortice.cluster.api import Division, Happening, ModelInfo, Role, Roles, Turn, WorkerInfo
 from mortice.specs.errors import MorticeError, NotFound, RequestError, Unavailable, WrongState
 from mortice.specs.messages import WorkerStats
 from mortice.specs.request import Delta, FinishReason, Request, TokenLogprob
@@ -82,6 +82,8 @@ class FakeCluster:
       cancelled         ids of requests whose iterator was closed before they ended
       ended             (request id, index) of sequences that `end_sequence` ended
       calls             (verb, args, worker_id) of every admin call
+      worn              role by worker, as `wear` and `divide` left it
+      turns             what `roles` shows of the control loop; a test fills it
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class FakeCluster:
         self.cancelled: list[str] = []
         self.ended: list[tuple[str, int]] = []
         self.calls: list[tuple[str, dict[str, Any], str | None]] = []
+        self.worn: dict[str, str] = {"prefill-0": "prefill", "decode-0": "decode"}
+        self.turns: list[Turn] = []
         self.state = "starting"
         self._sleep = sleep
         self._running: set[str] = set()
@@ -206,9 +210,9 @@ class FakeCluster:
         return self.state == "running"
 
     def workers(self) -> list[WorkerInfo]:
-        def worker(role: str) -> WorkerInfo:
+        def worker(name: str, role: str) -> WorkerInfo:
             stats = WorkerStats(
-                worker_id=f"{role}-0",
+                worker_id=name,
                 state=self.state,
                 num_running=len(self._running) if role == "decode" else 0,
                 num_free_blocks=1024,
@@ -217,9 +221,40 @@ class FakeCluster:
                 counters={"generation_tokens_total": float(self._generated)} if role == "decode" else {},
                 adapters=self.model.adapters,
             )
-            return WorkerInfo(id=f"{role}-0", role=role, pid=os.getpid(), state=self.state, stats=stats)
+            return WorkerInfo(id=name, role=role, pid=os.getpid(), state=self.state, stats=stats)
 
-        return [worker("prefill"), worker("decode")]
+        return [worker(name, role) for name, role in self.worn.items()]
+
+    def roles(self) -> Roles:
+        worn = list(self.worn.values())
+        return Roles(
+            policy="static",
+            division=Division(worn.count("prefill"), worn.count("decode"), worn.count("mixed")),
+            starting=0,
+            draining=0,
+            most_workers=None,
+            ttft_ms=2000.0,
+            tpot_ms=80.0,
+            period_s=10.0,
+            workers=self.workers(),
+            turns=self.turns,
+        )
+
+    def wear(self, worker_id: str, role: Role) -> None:
+        if worker_id not in self.worn:
+            raise NotFound(f"no worker named {worker_id!r}", param="worker_id")
+        if set({**self.worn, worker_id: role}.values()) == {"prefill"}:
+            raise WrongState("somebody has to decode")
+        before, self.worn[worker_id] = self.worn[worker_id], role
+        self.happen("role", worker_id=worker_id, detail=f"{before} to {role}")
+
+    def divide(self, division: Division) -> None:
+        wanted = ["prefill"] * division.prefill + ["decode"] * division.decode + ["mixed"] * division.mixed
+        if len(wanted) != len(self.worn):
+            raise RequestError(f"there are {len(self.worn)} workers to divide", param="prefill")
+        if set(wanted) == {"prefill"}:
+            raise WrongState("somebody has to decode")
+        self.worn = dict(zip(self.worn, wanted, strict=True))
 
     async def call(self, verb: str, args: dict[str, Any], worker_id: str | None = None) -> dict[str, dict]:
         self.calls.append((verb, args, worker_id))

@@ -5,9 +5,10 @@ import time
 import urllib.request
 from threading import Thread
 
+import msgspec
 import pytest
 
-from mortice.cluster.api import WorkerInfo
+from mortice.cluster.api import Division, Turn, WorkerInfo
 from mortice.serve.options import ServeOptions
 from mortice.testing import FakeCluster
 
@@ -184,6 +185,51 @@ def test_colocated_has_no_prefill_lane_and_a_death_shows(serve, open_browser):
         server.cluster.life, server.cluster.state_of_first = 2, "running"
         wait(lambda: number_of(driver, f'{first}.born[data-state="running"]') == 1, "the return")
         assert text(driver, f"{first} .name span") == "life 2"
+
+
+class Divided(FakeCluster):
+    """Three workers under a policy that has decided twice."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.worn = {"worker-0.1": "prefill", "worker-1.1": "decode", "worker-2.1": "decode"}
+        self.turns = [
+            self.turn(10.0),
+            self.turn(20.0, actions=["worker-2.1 becomes prefill"], reason="drift"),
+        ]
+
+    def turn(self, t_s, **fields):
+        given = {"rate": 2.0, "expected_rate": 3.5, "prompt_mean": 90.0, "output_mean": 20.0, "met": 1.0}
+        given |= {"now": Division(1, 2), "wanted": Division(2, 1), "other": Division(0, 0, 3)}
+        return Turn(t_s=t_s, **(given | {"actions": [], "reason": "<b>calm</b>", "distrusted": []} | fields))
+
+    def roles(self):
+        return msgspec.structs.replace(super().roles(), policy="mortice")
+
+
+def test_roles_follow_flips_and_decisions_say_why(serve, open_browser):
+    with serve(cluster=Divided) as server, open_browser() as driver:
+        load(driver, server)
+        assert text(driver, "#ratio") == "1P : 2D"
+        assert "mortice" in text(driver, "#policy")
+        assert text(driver, "#moving") == "wanted 2P : 1D"
+        first = "#decisions li:first-child"
+        assert text(driver, f"{first} b") == "worker-2.1 becomes prefill"
+        assert text(driver, f"{first} .why") == "drift"
+        assert text(driver, f"{first} .other") == "next best 3 undivided"
+        assert text(driver, "#decisions li:last-child .why") == "<b>calm</b>"
+        assert number_of(driver, "#load .rate") == number_of(driver, "#load .expected") == 1
+        assert number_of(driver, "#load .changed") == 1
+        server.on_loop(server.cluster.wear, "worker-2.1", "prefill")
+        wait(
+            lambda: number_of(driver, "#lane-prefill .worker.worn.prefill") == 1, "the box in the other lane"
+        )
+        wait(lambda: text(driver, "#ratio") == "2P : 1D", "the new division")
+        assert number_of(driver, "#lane-decode .worker") == 1
+        server.on_loop(server.cluster.wear, "worker-0.1", "mixed")
+        wait(lambda: text(driver, "#ratio") == "1P : 1D + 1 undivided", "the undivided one")
+        assert number_of(driver, "#lane-decode .worker.mixed") == 1
+        assert driver.get_log("browser") == []
 
 
 def test_a_token_opens_the_feed_and_stays_in_the_tab(serve, open_browser):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 
+from mortice.cluster.api import Division, Turn
 from mortice.obs.timeline import Timeline
 from mortice.obs.trace import Ended
 from mortice.serve import dashboard
@@ -45,6 +46,41 @@ async def test_overview_names_workers_and_model(server):
     assert data["model"] == "fake"
     assert data["state"] == "ready"
     assert data["workers"][0]["blocks"] == data["workers"][0]["free_blocks"] == 1024
+
+
+def turn(t_s: float, **fields) -> Turn:
+    given = {
+        "rate": 2.0,
+        "expected_rate": 3.0,
+        "prompt_mean": 100.0,
+        "output_mean": 20.0,
+        "met": 0.9,
+        "now": Division(1, 1),
+        "wanted": Division(1, 1),
+        "other": Division(0, 0, 2),
+        "actions": [],
+        "reason": "as it is",
+        "distrusted": [],
+    }
+    return Turn(t_s=t_s, **(given | fields))
+
+
+async def test_turns_of_the_control_loop_are_told_once(server):
+    server.cluster.turns = [turn(1.0), turn(2.0, actions=["decode-0 becomes prefill"])]
+    seen = []
+    async with contextlib.aclosing(feed(server)) as events:
+        async for name, data in events:
+            if name != "overview":
+                continue
+            assert data["roles"]["policy"] == "static"
+            seen += data["roles"]["turns"]
+            if len(seen) == 2:
+                server.cluster.turns.append(turn(3.0, reason="drift"))
+            if len(seen) >= 3:
+                break
+    assert [t["t_s"] for t in seen] == [1.0, 2.0, 3.0]
+    assert seen[1]["actions"] == ["decode-0 becomes prefill"]
+    assert (seen[2]["reason"], seen[2]["other"]) == ("drift", {"prefill": 0, "decode": 0, "mixed": 2})
 
 
 async def test_a_request_is_followed_from_queue_to_finish(server):
@@ -178,7 +214,7 @@ async def test_the_page_and_its_files(server):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "innerHTML" not in answer.text
         total += len(answer.content)
-    assert total < 60_000
+    assert total < 66_000
     for path in ("/page/dashboard.py", "/page/..%2fdashboard.py", "/page/"):
         assert (await server.http.get(path)).status_code == 404
 

@@ -73,6 +73,40 @@ async def test_states_and_verbs(server):
     assert (await http.post("/admin/weights", json={"path": "x"})).json()["error"]["param"] == "version"
 
 
+async def test_roles_are_shown_and_changed(server):
+    http, cluster = server.http, server.cluster
+    shown = (await http.get("/admin/roles")).json()
+    assert shown["policy"] == "static"
+    assert shown["division"] == {"prefill": 1, "decode": 1, "mixed": 0}
+    assert [w["role"] for w in shown["workers"]] == ["prefill", "decode"]
+    changed = await http.post("/admin/roles", json={"worker_id": "prefill-0", "role": "mixed"})
+    assert changed.json()["division"] == {"prefill": 0, "decode": 1, "mixed": 1}
+    assert cluster.worn["prefill-0"] == "mixed"
+    divided = await http.post("/admin/roles", json={"prefill": 1, "decode": 1})
+    assert divided.json()["division"] == {"prefill": 1, "decode": 1, "mixed": 0}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({}, 400, "worker_id"),
+        ({"worker_id": "decode-0"}, 400, "worker_id"),
+        ({"worker_id": "decode-0", "role": "prefill", "decode": 1}, 400, "worker_id"),
+        ({"worker_id": "decode-0", "role": "cook"}, 400, "role"),
+        ({"worker_id": "nobody", "role": "decode"}, 404, "worker_id"),
+        ({"worker_id": "decode-0", "role": "prefill"}, 409, None),
+        ({"prefill": 2}, 409, None),
+        ({"prefill": 9, "decode": 1}, 400, "prefill"),
+        ({"prefill": -1, "decode": 3}, 400, "prefill"),
+    ],
+)
+async def test_roles_that_cannot_be_are_refused(server, body, status, param):
+    refused = await server.http.post("/admin/roles", json=body)
+    assert refused.status_code == status
+    assert refused.json()["error"]["param"] == param
+    assert server.cluster.worn == {"prefill-0": "prefill", "decode-0": "decode"}
+
+
 async def test_adapters_come_and_go(server, tmp_path):
     http = server.http
     given = {"lora_name": "poet", "lora_path": str(tmp_path)}

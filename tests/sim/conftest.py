@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 import torch
 
+from mortice.cluster.decisions import Decisions
 from mortice.cluster.flight import Flight
-from mortice.cluster.traffic import Traffic
+from mortice.cluster.kv_connector import KVConnector
+from mortice.cluster.request_router import RequestRouter
 from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.core import Engine
 from mortice.engine.sampler import draw
 from mortice.models.fake import FakeModel, _fingerprints
-from mortice.sched.prefix_map import PrefixMap, block_names
+from mortice.sched import events
+from mortice.sched.plane import Setup
+from mortice.sched.prefix_map import block_names
 from mortice.sched.recovery import MAX_ATTEMPTS
-from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment, EngineLimits, Transfer
 from mortice.specs.errors import MorticeError
 from mortice.specs.kv import KVLayout
@@ -89,7 +92,7 @@ class Worker:
 
 
 class World:
-    """Implements `cluster.traffic.Crew`."""
+    """Implements `cluster.request_router.Crew`."""
 
     def __init__(self, *, mode: str, seed: int, num_blocks: dict[str, int], faults: Faults) -> None:
         torch.set_num_threads(1)
@@ -102,8 +105,10 @@ class World:
             transfer=Transfer(mode=mode, checksum="full"),
         )
         self.num_blocks = num_blocks
-        self.prefixes = PrefixMap(BLOCK)
-        self.traffic = Traffic(Router(local_prefill_tokens=3, prefixes=self.prefixes), self)
+        self.decisions = Decisions(Setup(block_size=BLOCK, local_prefill_tokens=3), clock=self.clock)
+        self.connector = KVConnector(self)
+        self.traffic = RequestRouter(self.decisions, self.connector, self)
+        self.roles: dict[str, str] = {place: place.partition("-")[0] for place in num_blocks}
         self.workers: dict[str, Worker] = {}
         self.expected: dict[str, list[list[int]]] = {}
         self.failed: dict[str, MorticeError] = {}
@@ -121,20 +126,6 @@ class World:
             return False
         worker.inbox.append(encode(message))
         return True
-
-    def loads(self, assigned: dict[str, int], prompt_tokens: dict[str, int]) -> list[Load]:
-        return [
-            Load(
-                w.worker_id,
-                w.place.partition("-")[0],
-                assigned.get(w.worker_id, 0),
-                prompt_tokens.get(w.worker_id, 0),
-                w.engine.pool.num_free,
-                w.engine.pool.num_blocks,
-            )
-            for w in self.workers.values()
-            if not w.is_buried
-        ]
 
     def can_decode(self) -> bool:
         return True
@@ -212,7 +203,20 @@ class World:
             clock=self.clock,
         )
         self.workers[place] = Worker(place, life, engine, pool)
-        self.traffic.retry_pending()
+        now = self.decisions.now()
+        self.decisions.hear(events.Joined(now, f"{place}.{life}", self.roles[place], self.num_blocks[place]))
+        self.traffic.retry_held()
+
+    def flip(self, place: str) -> None:
+        """Give a worker the other coat, unless nobody would be left to decode."""
+        role = "decode" if self.roles[place] == "prefill" else "prefill"
+        if role == "prefill" and sum(r == "decode" for r in self.roles.values()) < 2:
+            return
+        self.roles[place] = role
+        worker = self.workers[place]
+        if not worker.is_buried:
+            self.decisions.hear(events.Worn(self.decisions.now(), worker.worker_id, role))
+            self.traffic.retry_held()
 
     def close(self) -> None:
         for worker in self.workers.values():
@@ -227,9 +231,10 @@ class World:
         """The cluster sees that this worker is dead; from here on its last words are ignored."""
         worker = self.workers[place]
         worker.is_buried = True
+        self.decisions.hear(events.Left(self.decisions.now(), worker.worker_id))
         for other in self.workers.values():
             self.send(other.worker_id, PeerGone(worker.pool.address.pool_id))
-        self.traffic.worker_died(worker.worker_id)
+        self.traffic.worker_left(worker.worker_id)
 
     def _act(self, worker: Worker, words: Callable[[], list[FromWorker]]) -> None:
         self.fabric.acting = worker
@@ -271,7 +276,11 @@ class World:
             if worker.is_alive:
                 self._act(worker, lambda: worker.engine.hear(decode_to_worker(data)))
         elif not worker.is_buried:
-            self.traffic.hear(worker.worker_id, decode_from_worker(data))  # type: ignore[arg-type]
+            word = decode_from_worker(data)
+            if isinstance(word, LEASE_WORDS):
+                self.traffic.leases_over(self.connector.hear(worker.worker_id, word))
+            else:
+                self.traffic.hear(worker.worker_id, word)  # type: ignore[arg-type]
             self.hang_up()
 
     def move_blocks(self, count: int) -> None:

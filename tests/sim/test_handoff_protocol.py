@@ -131,6 +131,10 @@ class Handoff(RuleBasedStateMachine):
     def restart(self) -> None:
         self.world.start(next(p for p, w in self.world.workers.items() if w.is_buried))
 
+    @rule(place=st.sampled_from(PLACES))
+    def flip(self, place: str) -> None:
+        self.world.flip(place)
+
     @invariant()
     def holds(self) -> None:
         self.world.check()

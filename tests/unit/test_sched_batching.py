@@ -164,6 +164,21 @@ def test_waiting_work_and_waiting_kv_never_wait_for_each_other() -> None:
     worker.run()
 
 
+def test_two_workers_whose_leases_keep_each_other_out_let_go() -> None:
+    """After their roles changed each may hold KV that the other waits to read, and no room for what it is to read."""
+    worker = Worker(8)
+    worker.lent = worker.pool.allocate(7) or []
+    arrival = worker.submit(8, 2, arrives=True)
+    worker.step()
+    assert worker.scheduler.returned == ["lease-0"]  # its owner can go on, and end the leases here
+    assert not worker.scheduler.arriving
+    assert len(worker.scheduler.waiting) == 1
+    worker.pool.release(worker.lent)
+    worker.lent = []
+    worker.run()
+    assert arrival.id in worker.finished
+
+
 @pytest.mark.parametrize("num_blocks", range(1, 9))
 def test_a_pool_of_few_blocks_makes_progress_whatever_is_asked_of_it(num_blocks: int) -> None:
     """No livelock: however often sequences take blocks from each other, all end, in a bounded number of steps."""

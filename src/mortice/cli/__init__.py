@@ -16,6 +16,7 @@ from mortice.cli.sandbox import sandbox
 from mortice.cli.serve import serve
 from mortice.cli.sim import sim
 from mortice.cli.tile import tile
+from mortice.cli.worker import worker
 from mortice.specs.errors import MorticeError, RequestError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pull, serve, chat, bench, doctor):
+for verb in (pull, serve, worker, chat, bench, doctor):
     app.command(verb.__name__)(verb)
 app.add_typer(plan)
 app.add_typer(sim)

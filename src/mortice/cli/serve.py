@@ -18,8 +18,9 @@ from mortice.serve.start import serve_deployment
 from mortice.specs.checked import checked
 from mortice.specs.deployment import Deployment, load_deployment
 from mortice.specs.errors import RequestError
+from mortice.transport.curve import read_token
 
-_MODEL, _SPLIT, _LIMITS, _EDGE = "Model", "Prefill and decode", "Limits", "HTTP"
+_MODEL, _SPLIT, _ROLES, _LIMITS, _EDGE = "Model", "Prefill and decode", "Roles", "Limits", "HTTP"
 
 
 def serve(
@@ -77,6 +78,52 @@ def serve(
     local_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Uncached prompts up to this long stay with decode.", rich_help_panel=_SPLIT),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Who wears which role: static, reactive, dopd or mortice.", rich_help_panel=_ROLES),
+    ] = None,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Workers may be started up to so many, and stopped; without it roles change, not numbers.",
+            rich_help_panel=_ROLES,
+        ),
+    ] = None,
+    slo_ttft_ms: Annotated[
+        float | None, typer.Option(help="Limit on TTFT that the policy works for.", rich_help_panel=_ROLES)
+    ] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(help="Limit on TPOT.", rich_help_panel=_ROLES)] = None,
+    control_period_s: Annotated[
+        float | None, typer.Option(help="Seconds between decisions.", rich_help_panel=_ROLES)
+    ] = None,
+    forecast: Annotated[
+        str | None, typer.Option(help="last, ewma, arima or quantile.", rich_help_panel=_ROLES)
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every event and decision to this file; mortice sim replay reads it.",
+            rich_help_panel=_ROLES,
+        ),
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="Where workers run: local or ray (needs mortice[ray]).", rich_help_panel=_ROLES),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="A running Ray cluster; without it a small one here.", rich_help_panel=_ROLES),
+    ] = None,
+    workers_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="ADDRESS:PORT where workers of other hosts join (mortice worker --join); needs --token-file.",
+            rich_help_panel=_ROLES,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Secret that joining hosts must know.", rich_help_panel=_ROLES)
     ] = None,
     kv_bytes: Annotated[
         int | None, typer.Option(help="Bytes of KV blocks a worker.", rich_help_panel=_LIMITS)
@@ -140,6 +187,8 @@ def serve(
         deterministic=deterministic,
         local_prefill_tokens=local_prefill_tokens,
         ledger=str(ledger) if ledger else None,
+        launcher=launcher,
+        ray_address=ray_address,
         adapters=dict(map(_name_and_folder, adapter)) if adapter else None,
         transfer=_set({"transport": transport, "mode": transfer, "checksum": checksum}),
         limits=_set(
@@ -152,6 +201,15 @@ def serve(
             }
         ),
         admission=_set({"max_queued": max_queued}),
+        cluster=_set(
+            {
+                "policy": policy,
+                "max_gpus": max_workers,
+                "slo": _slo(chosen, slo_ttft_ms, slo_tpot_ms),
+                "period_s": control_period_s,
+                "forecast": forecast,
+            }
+        ),
     )
     chosen.check()
     if log_level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -167,6 +225,10 @@ def serve(
         deployment=chosen,
         trace_endpoint=trace_endpoint,
     )
+    joining = _joining(workers_listen, token_file)
+    if workers_listen is not None and chosen.transfer.listen == "127.0.0.1":
+        # Others must reach the blocks of the workers here as well.
+        chosen = _override(chosen, transfer={"listen": workers_listen.rpartition(":")[0].strip("[]")})
     drafter = chosen.speculation.draft_model if chosen.speculation else None
 
     async def run() -> None:
@@ -182,6 +244,9 @@ def serve(
             draft_model_path=store.pull(drafter, _say) if drafter else None,
             host=host,
             port=port,
+            decision_log=decisions,
+            workers_listen=workers_listen,
+            join_token=joining,
             on_ready=on_ready,
         )
 
@@ -207,6 +272,23 @@ def _override(deployment: Deployment, **given: Any) -> Deployment:
         elif value is not None:
             document[name] = value
     return checked(document, Deployment)
+
+
+def _joining(address: str | None, token_file: Path | None) -> str:
+    """The token of joining hosts, "" where none may join."""
+    if (address is None) != (token_file is None):
+        raise RequestError("--workers-listen and --token-file go together", param="workers_listen")
+    if address is None or token_file is None:
+        return ""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise RequestError(f"workers_listen is ADDRESS:PORT, not {address!r}", param="workers_listen")
+    return read_token(token_file)
+
+
+def _slo(deployment: Deployment, ttft_ms: float | None, tpot_ms: float | None) -> dict[str, Any] | None:
+    given = _set({"ttft_ms": ttft_ms, "tpot_ms": tpot_ms})
+    return given and msgspec.to_builtins(deployment.control.slo) | given
 
 
 def _name_and_folder(text: str) -> tuple[str, str]:

@@ -1,35 +1,41 @@
 """The live cluster: carries requests between the edge and worker processes, through their deaths.
 
-All of it runs on one event loop. Decisions (where a request goes, whether a dead worker is replaced) are `sched`'s; here
-they are carried out.
+The parts are DOPD's five: resource_monitor, request_router, kv_connector, instance_manager, request_scheduler; decisions.py
+is the control plane that they tell and ask. Here they are put together, and the words between them and the workers passed
+on. All of it runs on one event loop.
 """
 
 import asyncio
 import itertools
 import logging
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import zmq
-import zmq.asyncio
 
-from mortice.cluster.api import Happening, ModelInfo, WorkerInfo
+from mortice.cluster.api import Division, Happening, ModelInfo, Role, Roles, WorkerInfo
+from mortice.cluster.decisions import Decisions
 from mortice.cluster.feed import Feed
 from mortice.cluster.flight import Flight
-from mortice.cluster.launcher import LocalLauncher, kill, oom_kills
-from mortice.cluster.member import Member
-from mortice.cluster.traffic import Traffic
+from mortice.cluster.host_words import PREFIX
+from mortice.cluster.hosts import MAX_WORKERS, Hosts
+from mortice.cluster.instance_manager import STARTUP_S, InstanceManager
+from mortice.cluster.kv_connector import KVConnector
+from mortice.cluster.launcher import Launcher, LocalLauncher
+from mortice.cluster.membership import Member, Membership
+from mortice.cluster.request_router import RequestRouter
+from mortice.cluster.resource_monitor import ResourceMonitor
+from mortice.cluster.switchboard import Switchboard
+from mortice.cluster.views import roles_view
+from mortice.cost.step_fit import fit_steps
 from mortice.engine.config import WorkerConfig
-from mortice.sched.fleet import Role
-from mortice.sched.prefix_map import PrefixMap, block_names
-from mortice.sched.recovery import is_blamed
-from mortice.sched.router import Load, Router
+from mortice.sched import events
+from mortice.sched.plane import Setup
+from mortice.sched.prefix_map import block_names
+from mortice.sched.setup import needs_times, setup_of
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError, Unavailable, WrongState
 from mortice.specs.messages import (
@@ -40,7 +46,6 @@ from mortice.specs.messages import (
     KVEvents,
     LeaseRelease,
     LeaseRenew,
-    PeerGone,
     Prefilled,
     Pushed,
     PushTarget,
@@ -51,17 +56,15 @@ from mortice.specs.messages import (
     encode,
 )
 from mortice.specs.request import Delta, Request
-from mortice.transport.segment import sweep
+from mortice.specs.worker_times import WorkerTimes
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 60.0  # a worker that says nothing for so long is taken for dead
-STARTUP_S = 300.0
 CALL_S = 120.0
 
 
 class LiveCluster:
-    """Implements `cluster.api.Cluster` on processes of this host."""
+    """Implements `cluster.api.Cluster` on worker processes."""
 
     def __init__(
         self,
@@ -70,33 +73,53 @@ class LiveCluster:
         model_path: str,
         draft_model_path: str | None,
         threads: int,
+        launcher: Launcher | None = None,
+        decision_log: str | Path | None = None,
+        workers_listen: str | None = None,
+        join_token: str = "",
     ) -> None:
+        """`launcher`: where workers are started; None: on this host. `decision_log`: file that gets every event with its
+        answer. `workers_listen`: ADDRESS:PORT where other hosts may join who know `join_token`; None: nowhere."""
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
         self._threads = threads
-        counts: dict[Role, int] = {"prefill": deployment.prefill, "decode": deployment.decode}
-        self._members = {
-            place: Member(place, role)
-            for role, count in counts.items()
-            for place in (f"{role}-{i}" for i in range(count))
-        }
-        self._prefixes = PrefixMap(deployment.limits.block_size)
-        router = Router(local_prefill_tokens=deployment.local_prefill_tokens, prefixes=self._prefixes)
-        self._traffic = Traffic(router, self)
-        self._launcher = LocalLauncher()
         self._token = secrets.token_hex(32)
         self._shm_prefix = f"mortice-{secrets.token_hex(4)}"
+        self._launcher = launcher or LocalLauncher()
+        self._feed = Feed()
+        self._switchboard = Switchboard(self._receive)
+        self.decisions = Decisions(journal=decision_log)
+        self._members = Membership(deployment.control.silence_s)
+        self._monitor = ResourceMonitor(self.decisions)
+        self._connector = KVConnector(self)
+        self._router = RequestRouter(self.decisions, self._connector, self)
+        self._manager = InstanceManager(
+            decisions=self.decisions,
+            members=self._members,
+            router=self._router,
+            feed=self._feed,
+            launcher=self._launcher,
+            config_of=self._config_of,
+            send=self.send,
+            on_gone=self._forget,
+            shm_prefix=self._shm_prefix,
+        )
+        self._workers_listen, self._join_token = workers_listen, join_token
+        self._is_open = workers_listen is not None  # to other hosts
+        self.joined_at = ""  # where other hosts join
+        self._may_join = False  # not before the first workers are ready
+        self._hosts = Hosts(
+            say=lambda identity, data: self._switchboard.send(identity, data, is_remote=True),
+            order=self._manager.order,
+            room=lambda: (deployment.control.max_gpus or MAX_WORKERS) - len(self._members),
+            silence_s=deployment.control.silence_s,
+        )
         self._call_ids = itertools.count(1)
         self._calls: dict[int, tuple[str, asyncio.Future[dict]]] = {}
         self._tasks: set[asyncio.Task] = set()
         self._standing: list[tuple[str, dict[str, Any]]] = []  # verbs that a new life of a worker must repeat
-        self._feed = Feed()
         self._stopping = False
-        self._num_oom_kills = oom_kills()
         self._model: ModelInfo | None = None
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
-        self._folder: Path | None = None
 
     # -- the contract of cluster/api.py -----------------------------------------------------------------------
 
@@ -106,48 +129,44 @@ class LiveCluster:
         return self._model
 
     async def start(self) -> None:
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="mortice-")
-        )  # mode 0700: only this user reaches the sockets
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.bind(f"ipc://{self._folder}/workers")
-        self._spawn(self._receive())
-        self._spawn(self._watch_silence())
-        for member in self._members.values():
-            await self._launch(member)
+        self._switchboard.open()
+        self._spawn(self._manager.watch_over(min(1.0, self._members.silence_s / 4)))
+        if self._launcher.host and self._workers_listen is None:
+            # Its workers may be anywhere on this host: they come over TCP, with a token of their own.
+            self._workers_listen, self._join_token = "127.0.0.1:0", secrets.token_hex(32)
+        if self._workers_listen is not None:
+            self.joined_at = self._switchboard.listen(self._workers_listen, self._join_token)
+        await self._manager.start({"prefill": self.deployment.prefill, "decode": self.deployment.decode})
         deadline = time.monotonic() + STARTUP_S
-        while not all(member.hello for member in self._members.values()):
-            failed = next((m for m in self._members.values() if m.failure), None)
+        while not all(member.hello for member in self._members):
+            failed = next((m for m in self._members if m.failure), None)
             if failed is not None:
                 raise _error_of(failed.failure_status, failed.failure or "")
             if time.monotonic() > deadline:
                 raise EngineError(f"the workers were not ready after {STARTUP_S:.0f} s")
             await asyncio.sleep(0.02)
+        self.decisions.begin(await self._setup())
+        if self._is_open:
+            log.info("workers of other hosts may join at %s", self.joined_at)
+            self._may_join = True
+            self._spawn(self._watch_hosts())
+        self._spawn(self._manager.run(self.deployment.control.period_s))
 
     async def stop(self, drain_s: float) -> None:
         self._stopping = True
         deadline = time.monotonic() + drain_s
-        while self._traffic and time.monotonic() < deadline:
+        while self._router and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for flight in self._traffic.flights():
+        for flight in self._router.flights():
             flight.fail(Unavailable("the server is shutting down"))
-        # A worker that has not said hello hears nothing yet: it gets no time to end by itself.
-        processes = [(m.process, 5.0 if m.hello else 0.0) for m in self._members.values() if m.process]
-        for member in self._members.values():
-            if member.hello is not None:
-                self.send(member.worker_id, Call(id=0, verb="shutdown"))
-        await asyncio.gather(*(self._launcher.end(process, grace_s) for process, grace_s in processes))
-        sweep(self._shm_prefix, ())
+        await self._hosts.close()
+        await self._manager.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-        self._context.term()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        await self._launcher.close()
+        await self._switchboard.close()
+        self.decisions.close()
 
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         if self._stopping:
@@ -161,36 +180,36 @@ class LiveCluster:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        if any(m.state == "asleep" for m in self._members.values()):
+        if any(m.state == "asleep" for m in self._members):
             raise WrongState("the engine is asleep; wake it first")
-        if request.id in self._traffic:
+        if request.id in self._router:
             raise RequestError(f"request id {request.id!r} is in use", param="request_id")
         heard: asyncio.Queue[Delta | MorticeError] = asyncio.Queue()
         flight = Flight(request, self._names_of(request), heard.put_nowait)
         try:
-            self._traffic.open(flight)
+            self._router.open(flight)
             while not (flight.is_over and heard.empty()):
                 item = await heard.get()
                 if isinstance(item, MorticeError):
                     raise item
                 yield item
         finally:
-            self._traffic.close(flight)
+            self._router.close(flight)
 
     def end_sequence(self, request_id: str, index: int) -> None:
-        self._traffic.end_sequence(request_id, index)
+        self._router.end_sequence(request_id, index)
 
     def num_in_flight(self) -> int:
-        return len(self._traffic)
+        return len(self._router)
 
     def ready(self) -> bool:
-        return not self._stopping and any(m.is_ready and m.role == "decode" for m in self._members.values())
+        return not self._stopping and any(m.is_ready and m.role != "prefill" for m in self._members)
 
     def workers(self) -> list[WorkerInfo]:
-        return [member.info() for member in self._members.values()]
+        return [member.info() for member in self._members]
 
     async def call(self, verb: str, args: dict[str, Any], worker_id: str | None = None) -> dict[str, dict]:
-        targets = [m for m in self._members.values() if m.hello and worker_id in (None, m.worker_id, m.place)]
+        targets = [m for m in self._members if m.hello and worker_id in (None, m.worker_id, m.place)]
         if not targets:
             raise RequestError(f"no live worker {worker_id!r}", param="worker_id")
         futures = {}
@@ -214,29 +233,32 @@ class LiveCluster:
         self._remember(verb, args)
         return answers
 
+    def roles(self) -> Roles:
+        return roles_view(self.decisions.plane, self.decisions.turns, self.workers())
+
+    def wear(self, worker_id: str, role: Role) -> None:
+        self._manager.wear(worker_id, role)
+
+    def divide(self, division: Division) -> None:
+        self._manager.divide(
+            {"prefill": division.prefill, "decode": division.decode, "mixed": division.mixed}
+        )
+
     def happenings(self) -> AsyncIterator[Happening]:
         return self._feed.subscribe()
 
-    # -- what traffic needs of the workers (cluster/traffic.py, Crew) ---------------------------------------------
+    # -- what the parts need of the workers ---------------------------------------------------------------------
 
     def send(self, worker_id: str, message: ToWorker) -> bool:
         """False if that worker does not live (any more)."""
-        member = self._members.get(worker_id.rpartition(".")[0])
-        if member is None or member.worker_id != worker_id or member.hello is None or self._socket is None:
+        member = self._members.living(worker_id)
+        if member is None or member.hello is None:
             return False
-        # The socket has no high-water mark, so this never waits; the future is done when it returns.
-        self._socket.send_multipart([worker_id.encode(), encode(message)])
+        self._switchboard.send(worker_id, encode(message), is_remote=bool(member.launcher.host))
         return True
 
-    def loads(self, assigned: dict[str, int], prompt_tokens: dict[str, int]) -> list[Load]:
-        return [
-            m.load(assigned.get(m.worker_id, 0), prompt_tokens.get(m.worker_id, 0))
-            for m in self._members.values()
-            if m.is_ready
-        ]
-
     def can_decode(self) -> bool:
-        return any(m.role == "decode" and not m.failure for m in self._members.values())
+        return any(m.role != "prefill" and not m.failure and not m.is_draining for m in self._members)
 
     def tell(
         self,
@@ -258,7 +280,7 @@ class LiveCluster:
         )
 
     def _names_of(self, request: Request) -> list[bytes]:
-        hello = next((m.hello for m in self._members.values() if m.hello), None)
+        hello = next((m.hello for m in self._members if m.hello), None)
         if hello is None:
             return []
         return block_names(
@@ -268,32 +290,43 @@ class LiveCluster:
             block_size=hello.layout.block_size,
         )
 
-    # -- words between workers ----------------------------------------------------------------------------------
+    # -- words of workers ---------------------------------------------------------------------------------------
 
-    async def _receive(self) -> None:
-        assert self._socket is not None
+    async def _watch_hosts(self) -> None:
+        turn_s = min(1.0, self._members.silence_s / 4)
         while True:
-            identity, data = await self._socket.recv_multipart()
-            try:
-                self._hear(identity.decode(), decode_from_worker(data))
-            except Exception:
-                log.exception("a message of worker %s could not be handled", identity)
+            before_s = time.monotonic()
+            await asyncio.sleep(turn_s)
+            if (
+                time.monotonic() - before_s < turn_s + self._members.silence_s / 2
+            ):  # else it was us who stood still
+                self._hosts.look()
+
+    def _receive(self, identity: str, data: bytes, is_remote: bool) -> None:
+        if is_remote and identity.startswith(PREFIX):
+            if self._may_join:
+                self._hosts.hear(identity, data)
+            return
+        member = self._members.find(identity)
+        if member is not None and bool(member.launcher.host) != is_remote:
+            return  # somebody speaks in the name of a worker of another place
+        self._hear(identity, decode_from_worker(data))
 
     def _hear(self, worker_id: str, message: FromWorker) -> None:
-        member = self._members.get(worker_id.rpartition(".")[0])
+        member = self._members.find(worker_id)
         if member is None or member.worker_id != worker_id:
             return  # a life that is over: fenced
         # Why it could not start may come after its end; nothing else is heard then.
-        if member.is_buried and not isinstance(message, Reply):
+        if member.is_fenced and not (isinstance(message, Reply) and message.id == 0):
             return
-        member.hear()
+        self._members.hear(member)
         match message:
-            case Deltas() | Prefilled() | LeaseRenew() | LeaseRelease() | PushTarget() | Pushed():
-                self._traffic.hear(worker_id, message)
-            case WorkerStats():
-                member.stats = message
-            case KVEvents():
-                self._prefixes.update(worker_id, message.stored, message.removed)
+            case Deltas() | Prefilled():
+                self._router.hear(worker_id, message)
+            case LeaseRenew() | LeaseRelease() | PushTarget() | Pushed():
+                self._router.leases_over(self._connector.hear(worker_id, message))
+            case WorkerStats() | KVEvents():
+                self._monitor.hear(member, message)
             case Reply():
                 self._replied(member, message)
             case Hello():
@@ -313,15 +346,12 @@ class LiveCluster:
 
     # -- workers ------------------------------------------------------------------------------------------------
 
-    async def _launch(self, member: Member) -> None:
-        assert self._folder is not None
-        member.life += 1
-        member.hello = member.stats = None
-        member.is_buried = member.is_silenced = False
-        member.started_s = time.monotonic()
-        config = WorkerConfig(
+    def _config_of(self, member: Member) -> WorkerConfig:
+        is_remote = bool(member.launcher.host)
+        return WorkerConfig(
             worker_id=member.worker_id,
-            endpoint=f"ipc://{self._folder}/workers",
+            endpoint=f"tcp://{self.joined_at}" if is_remote else self._switchboard.endpoint,
+            join_token=self._join_token if is_remote else "",
             token=self._token,
             model_path=self._model_path,
             deployment=self.deployment,
@@ -330,57 +360,9 @@ class LiveCluster:
             draft_model_path=self._draft_model_path,
             log_level=logging.getLevelName(log.getEffectiveLevel()),
         )
-        member.process = await self._launcher.start(config)
-        self._spawn(self._watch(member, member.process))
-
-    async def _watch(self, member: Member, process: asyncio.subprocess.Process) -> None:
-        """Wait for the end of one life; clear up after it, and start the next."""
-        code = await process.wait()
-        if self._stopping:
-            return
-        worker_id, was_ready = member.worker_id, member.hello is not None
-        lived_s = time.monotonic() - member.started_s
-        log.warning("worker %s ended with code %s after %.1f s", worker_id, code, lived_s)
-        self._feed.publish("worker", worker_id=worker_id, detail=f"ended with code {code}")
-        num_oom_kills = oom_kills()
-        ran_out_of_memory, self._num_oom_kills = num_oom_kills > self._num_oom_kills, num_oom_kills
-        self._bury(
-            member,
-            blamed=is_blamed(code, was_silenced=member.is_silenced, ran_out_of_memory=ran_out_of_memory),
-        )
-        if member.failure is not None:
-            return  # it said why it cannot start; trying again would change nothing
-        delay_s = member.restarts.died(became_ready=was_ready, lived_s=lived_s)
-        if delay_s is None:
-            member.failure = f"worker {member.place} could not be kept alive"
-            log.error("%s", member.failure)
-            self._traffic.retry_pending()
-            return
-        await asyncio.sleep(delay_s)
-        if not self._stopping:
-            await self._launch(member)
-
-    def _bury(self, member: Member, *, blamed: bool) -> None:
-        """The worker is gone: its calls fail, its prefixes are forgotten, its requests go elsewhere."""
-        worker_id, hello = member.worker_id, member.hello
-        member.hello, member.is_buried = None, True
-        self._prefixes.drop(worker_id)
-        sweep(
-            self._shm_prefix, [m.process.pid for m in self._members.values() if m.process and m is not member]
-        )
-        if hello is not None:
-            for other in self._members.values():
-                self.send(other.worker_id, PeerGone(hello.pool.pool_id))
-        for call_id, (callee, future) in list(self._calls.items()):
-            if callee == worker_id:
-                del self._calls[call_id]
-                if not future.done():
-                    future.set_exception(EngineError(f"worker {worker_id} died during the call"))
-        self._traffic.worker_died(worker_id, blamed=blamed)
 
     def _welcome(self, member: Member, hello: Hello) -> None:
-        member.hello = hello
-        member.ready_s = time.monotonic()
+        member.hello, member.was_ready = hello, True
         if self._model is None:
             self._model = ModelInfo(
                 name=self.deployment.served_name or Path(self.deployment.model).stem,
@@ -395,17 +377,55 @@ class LiveCluster:
         for verb, args in self._standing:
             self.send(member.worker_id, Call(id=next(self._call_ids), verb=verb, args=args))
         self._feed.publish("worker", worker_id=member.worker_id, detail="ready")
-        self._traffic.retry_pending()
+        self.decisions.hear(
+            events.Joined(
+                self.decisions.now(),
+                member.worker_id,
+                member.role,
+                hello.pool.num_blocks,
+                self.deployment.control.convertible,
+            )
+        )
+        if self.decisions.has_begun:
+            self._router.retry_held()
 
-    async def _watch_silence(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for member in self._members.values():
-                if member.hello and member.process and now - max(member.heard_s, member.ready_s) > SILENCE_S:
-                    log.error("worker %s has been silent for %.0f s: killing it", member.worker_id, SILENCE_S)
-                    member.is_silenced = True
-                    kill(member.process)
+    def _forget(self, worker_id: str) -> None:
+        """This life is over: nobody waits for its answers any more."""
+        self._monitor.forget(worker_id)
+        for call_id, (callee, future) in list(self._calls.items()):
+            if callee == worker_id:
+                del self._calls[call_id]
+                if not future.done():
+                    future.set_exception(EngineError(f"worker {worker_id} died during the call"))
+
+    async def _setup(self) -> Setup:
+        """The document's, with step times where decisions hang on them: those it gives, or those of a worker here."""
+        spec = self.deployment.control
+        prefill, decode = spec.prefill_times, spec.decode_times
+        if needs_times(self.deployment) and (prefill is None or decode is None):
+            measured = await self._measure()
+            prefill, decode = prefill or measured, decode or measured
+        return setup_of(self.deployment, prefill_times=prefill, decode_times=decode)
+
+    async def _measure(self) -> WorkerTimes:
+        """Step times of a worker of this cluster."""
+        member = next(iter(self._members))
+        assert member.hello is not None
+        layout = member.hello.layout
+        rows = (await self.call("measure", {}, member.worker_id))[member.worker_id]["rows"]
+        times = fit_steps(
+            rows,
+            kv_tokens=member.hello.pool.num_blocks * layout.block_size,
+            kv_token_bytes=layout.token_bytes,
+            source=f"{len(rows)} steps of worker {member.worker_id}",
+        )
+        log.info(
+            "measured: a prompt of 256 tokens %.1f ms, a step of one sequence %.1f ms, of 16 %.1f ms",
+            times.prefill_s(256) * 1e3,
+            times.decode_s(1, 256) * 1e3,
+            times.decode_s(16, 16 * 256) * 1e3,
+        )
+        return times
 
     def _remember(self, verb: str, args: dict[str, Any]) -> None:
         """Keep the shortest list of verbs that brings a fresh worker to where the others are."""
@@ -430,10 +450,15 @@ class LiveCluster:
                     weight_version=answer.get("weight_version", self.model.weight_version),
                 )
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the cluster failed", exc_info=task.exception())
 
 
 def _error_of(status: int, message: str) -> MorticeError:

@@ -9,6 +9,7 @@ running, paused: update_weights, load_adapter, unload_adapter between two steps;
 from collections.abc import Callable
 
 from mortice.engine.core import Engine
+from mortice.engine.measure import measure
 from mortice.specs.errors import RequestError, WrongState
 
 
@@ -31,6 +32,7 @@ class Admin:
             "unload_adapter": self.unload_adapter,
             "reset_prefix_cache": self.reset_prefix_cache,
             "check_integrity": self.check_integrity,
+            "measure": self.measure,
         }
 
     def call(self, verb: str, args: dict) -> dict:
@@ -135,6 +137,11 @@ class Admin:
             "num_received": self.engine.handoff.counters.num_received,
             "num_in_place": self.engine.handoff.counters.num_in_place,
         }
+
+    def measure(self) -> dict:
+        """Times of steps of many sizes, one row a step."""
+        self._need("measure", "running")
+        return {"rows": measure(self.engine)}
 
     def _need(self, verb: str, *states: str) -> None:
         if self.state not in states:

@@ -15,5 +15,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     deployment: Deployment
     threads: int
     shm_prefix: str  # of the names of this cluster's shared memory
+    join_token: str = ""  # of the connection to the cluster, where that crosses hosts
     draft_model_path: str | None = None
     log_level: str = "INFO"

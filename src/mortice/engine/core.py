@@ -17,7 +17,7 @@ from mortice.engine.decoding import Decoding
 from mortice.engine.guided import GrammarCompiler, GrammarError, GrammarMask
 from mortice.engine.handoff import Handoff
 from mortice.engine.idle import DeviceIdle
-from mortice.engine.ledger import Ledger
+from mortice.engine.ledger import Ledger, work_of
 from mortice.engine.runner import LogitRows, Runner
 from mortice.engine.sampler import SamplerState, draw_batch, edit, sample_one, token_logprobs
 from mortice.engine.speculate import Drafter, DraftLength
@@ -80,7 +80,7 @@ class Engine:
         self._drafter = drafter
         self._max_draft = max_draft
         self._eos = frozenset(eos_token_ids)
-        self._max_context = max_context
+        self.max_context = max_context
         self._model_identity = model_identity
         self._decoding: dict[Sequence, Decoding] = {}
         self._compiling: list[tuple[list[Sequence], Arrival | None, list[Future[GrammarMask]]]] = []
@@ -219,6 +219,7 @@ class Engine:
             self.idle.forget()
             return False, out
         rows: list[LogitRows] = []
+        work = work_of(plan)
         try:
             with stage("prepare"):
                 self.runner.copy_blocks(plan.copies)
@@ -237,6 +238,7 @@ class Engine:
             num_tokens=plan.num_tokens,
             context_tokens=sum(chunk.start + chunk.count for chunk in plan.chunks),
             num_outputs=len(rows),
+            work=work,
         )
         if not self.has_work:
             self.idle.forget()
@@ -415,8 +417,8 @@ class Engine:
             return f"adapter {request.adapter!r} is not loaded"
         known = len(request.prompt_token_ids) + max((len(r) for r in message.resumed if r), default=0)
         capacity = self.pool.num_blocks * self.scheduler.block_size
-        if known + 1 > min(capacity, self._max_context + 1):
-            return f"{known} tokens do not fit this worker, which holds {min(capacity, self._max_context)}"
+        if known + 1 > min(capacity, self.max_context + 1):
+            return f"{known} tokens do not fit this worker, which holds {min(capacity, self.max_context)}"
         return None
 
     def _sequences_of(self, message: Submit) -> list[Sequence]:
@@ -456,7 +458,7 @@ class Engine:
             sequence,
             sampler,
             self._eos,
-            self._max_context,
+            self.max_context,
             draft_length=DraftLength(self._max_draft) if self._drafter else None,
             is_announced=sequence.num_output > 0,
         )
@@ -502,7 +504,7 @@ class Engine:
                 continue
             length = self._decoding[sequence].draft_length
             left = sequence.request.sampling.max_tokens - sequence.num_output - 1
-            room = self._max_context - len(sequence.token_ids) - 1
+            room = self.max_context - len(sequence.token_ids) - 1
             sequences.append(sequence)
             limits.append(max(0, min(length.limit() if length else 0, left, room)))
         if any(limits):

@@ -151,6 +151,7 @@ class Loop:
             "estimated_write_bytes_per_gpu": engine.ledger.write_bytes,
             "step_gpu_idle_seconds": engine.idle.total_s(),
         }
+        counters |= engine.ledger.sums
         counters |= {f"step_host_seconds:{stage}": spent for stage, spent in engine.ledger.total_s.items()}
         return WorkerStats(
             worker_id=self._hello.worker_id,

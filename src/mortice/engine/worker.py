@@ -28,6 +28,7 @@ from mortice.specs.kv import KVLayout
 from mortice.specs.messages import Hello, Reply, encode
 from mortice.text.load import load_text_model
 from mortice.transport.choose import open_pool, open_transport
+from mortice.transport.curve import arm_client
 from mortice.transport.give_back import give_back
 
 log = logging.getLogger("mortice.engine")
@@ -47,6 +48,8 @@ def main() -> None:
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
+    if config.join_token:
+        arm_client(socket, config.join_token)
     socket.connect(config.endpoint)
     try:
         loop, close = build(config, socket)
@@ -158,7 +161,7 @@ def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment,
     it computes too slowly to use more. On a GPU most of what the weights left, as far as the host can mirror it."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    share = free // (4 * (deployment.prefill + deployment.decode))
+    share = free // (4 * deployment.most_workers)
     if device.type == "cuda":
         return min(int(torch.cuda.mem_get_info()[0] * 0.85), share)
     return min(layout.token_bytes * max_context * 3 // 2, share)

@@ -313,6 +313,8 @@ class BatchScheduler:
             ):  # nothing is copied but the last block, before each sequence writes to it
                 need = len(arrival.sequences)
             if need + len(self.running) > self.pool.num_free - self.pool.num_acquirable_free(hit):
+                if self._is_stuck():
+                    self._decline(arrival)
                 break
             if arrival.lent is not None:
                 self.arriving.pop(0)
@@ -328,6 +330,18 @@ class BatchScheduler:
             accepted.append(arrival)
             self.arriving.pop(0)
         return accepted
+
+    def _is_stuck(self) -> bool:
+        """Nothing here is going to make room: what holds it are leases of this worker, which wore another role before."""
+        return not (self.running or self.fetching or (self.waiting and self._fits(self.waiting[0])))
+
+    def _decline(self, arrival: Arrival) -> None:
+        """Give its lease back and compute it here when there is room. Two workers whose roles changed may each wait for room
+        that the other's KV holds; one that lets go frees the other."""
+        self.arriving.remove(arrival)
+        self.returned.append(arrival.lease_id)
+        for sequence in arrival.sequences:
+            self.add(sequence)
 
     def _read_in_place(self, arrival: Arrival, hit: list[int]) -> None:
         """Start the sequences of an arrival on blocks lent to this worker, after those of its own cache."""
@@ -352,11 +366,13 @@ class BatchScheduler:
         where nothing here is going to make room (leases hold it) it does not wait: the leases may wait for it."""
         if not self.waiting or arrival.rank < self.waiting[0].rank:
             return False
-        head = self.waiting[0]
-        hit = self._cached_prefix(head)
-        need = self._blocks_for(len(head.token_ids)) - len(hit)
-        fits = need <= self.pool.num_free - self.pool.num_acquirable_free(hit)
-        return bool(self.running or self.fetching or fits)
+        return bool(self.running or self.fetching or self._fits(self.waiting[0]))
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """There is room for all that it knows."""
+        hit = self._cached_prefix(sequence)
+        need = self._blocks_for(len(sequence.token_ids)) - len(hit)
+        return need <= self.pool.num_free - self.pool.num_acquirable_free(hit)
 
     def _commit_full_blocks(self, sequence: Sequence) -> None:
         if sequence.lease_id:  # no chain of this worker's own leads here

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 
+from mortice.cluster.api import Division
 from mortice.serve.answers import Done
 from mortice.serve.api import (
     AdminRequest,
     LoadAdapterRequest,
+    RolesRequest,
     SleepRequest,
     UnloadAdapterRequest,
     WeightsRequest,
@@ -62,6 +64,27 @@ async def unload_adapter(edge: Edge, link: Link, body: UnloadAdapterRequest) -> 
     if body.lora_name not in edge.cluster.model.adapters:
         raise NotFound(f"no adapter is named {body.lora_name!r}", param="lora_name")
     await _call(edge, link, "unload_adapter", {"name": body.lora_name})
+
+
+async def roles(edge: Edge, link: Link) -> None:
+    """Who wears which role, by which policy, and the last turns of the control loop."""
+    await link.json(edge.cluster.roles())
+
+
+async def set_roles(edge: Edge, link: Link, body: RolesRequest) -> None:
+    """Change one worker's role, or divide all anew. Nothing is reloaded: it holds when this answers."""
+    counts = (body.prefill, body.decode, body.mixed)
+    if body.worker_id is not None and body.role is not None and counts == (None, None, None):
+        edge.cluster.wear(body.worker_id, body.role)
+    elif body.worker_id is None and body.role is None and counts != (None, None, None):
+        edge.cluster.divide(Division(*(count or 0 for count in counts)))
+    else:
+        raise RequestError(
+            "give worker_id and role, or how many workers shall be prefill, decode and mixed",
+            param="worker_id",
+        )
+    edge.log.info("admin", verb="roles", worker_id=body.worker_id)
+    await link.json(edge.cluster.roles())
 
 
 async def drain(edge: Edge, link: Link, body: AdminRequest) -> None:

@@ -225,6 +225,16 @@ class AdminRequest(_Body, kw_only=True, frozen=True):
     worker_id: str | None = None
 
 
+class RolesRequest(_Body, kw_only=True, frozen=True):
+    """POST /admin/roles: one worker's `role`, or a division of all of them."""
+
+    worker_id: str | None = None
+    role: Literal["prefill", "decode", "mixed"] | None = None
+    prefill: Annotated[int, Meta(ge=0, le=4096)] | None = None
+    decode: Annotated[int, Meta(ge=0, le=4096)] | None = None
+    mixed: Annotated[int, Meta(ge=0, le=4096)] | None = None
+
+
 class SleepRequest(_Body, kw_only=True, frozen=True):
     """POST /admin/sleep: level 1 keeps the weights on the host, 2 drops them."""
 

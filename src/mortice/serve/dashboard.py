@@ -14,7 +14,7 @@ from importlib.resources import files
 
 import msgspec
 
-from mortice.cluster.api import Happening, WorkerInfo
+from mortice.cluster.api import Division, Happening, Turn, WorkerInfo
 from mortice.obs.metrics import PREFIX, Metrics
 from mortice.obs.timeline import Timeline
 from mortice.obs.trace import Ended, Tracer
@@ -62,6 +62,7 @@ class WorkerView(msgspec.Struct, frozen=True):
     role: str
     state: str
     pid: int
+    host: str
     running: int
     waiting: int
     pulling: int
@@ -69,6 +70,16 @@ class WorkerView(msgspec.Struct, frozen=True):
     free_blocks: int
     leased_blocks: int
     weight_version: int
+
+
+class RolesView(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wears what. `turns` are those of the control loop since the last overview of this watcher, oldest first."""
+
+    policy: str
+    division: Division
+    starting: int
+    draining: int
+    turns: list[Turn]
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +97,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     num_failed: int
     num_tokens: int  # given out since the start
     latencies: list[Latency]
+    roles: RolesView
 
 
 class Recent:
@@ -214,6 +226,7 @@ class _Watcher:
         self.edge = edge
         self._recent = recent
         self._num_seen = 0
+        self._turns_until_s = -1.0
         self._pending: deque[Happening] = deque(maxlen=KEEP_HAPPENINGS)
         self._counts: deque[tuple[float, int]] = deque()  # (time.monotonic(), tokens given out until then)
 
@@ -245,6 +258,19 @@ class _Watcher:
             num_failed=recent.num_failed,
             num_tokens=num_tokens,
             latencies=latencies,
+            roles=self._roles(),
+        )
+
+    def _roles(self) -> RolesView:
+        roles = self.edge.cluster.roles()
+        turns = [turn for turn in roles.turns if turn.t_s > self._turns_until_s]
+        self._turns_until_s = turns[-1].t_s if turns else self._turns_until_s
+        return RolesView(
+            policy=roles.policy,
+            division=roles.division,
+            starting=roles.starting,
+            draining=roles.draining,
+            turns=turns,
         )
 
     def _rate(self, now: float, num_tokens: int) -> float:
@@ -284,6 +310,7 @@ def view_of(worker: WorkerInfo) -> WorkerView:
         role=worker.role,
         state=worker.state,
         pid=worker.pid,
+        host=worker.host,
         running=stats.num_running if stats else 0,
         waiting=stats.num_waiting if stats else 0,
         pulling=stats.num_pulling if stats else 0,

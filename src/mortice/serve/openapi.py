@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from mortice import __version__
-from mortice.cluster.api import WorkerInfo
+from mortice.cluster.api import Roles, WorkerInfo
 from mortice.serve import answers, api
 from mortice.serve.edge import Edge
 from mortice.serve.errors import ErrorBody
@@ -42,6 +42,8 @@ _ROUTES: tuple[_Route, ...] = (
     ("post", "/v1/unload_lora_adapter", "Forget an adapter", api.UnloadAdapterRequest, answers.Done, ()),
     ("get", "/admin/workers", "The workers", None, list[WorkerInfo], ()),
     ("get", "/admin/deployment", "The deployment document", None, Deployment, ()),
+    ("get", "/admin/roles", "Who wears which role, and why", None, Roles, ()),
+    ("post", "/admin/roles", "Change roles", api.RolesRequest, Roles, ()),
     ("post", "/admin/pause", "Stop between steps", api.AdminRequest, answers.Done, ()),
     ("post", "/admin/resume", "Go on", api.AdminRequest, answers.Done, ()),
     ("post", "/admin/sleep", "Give memory back", api.SleepRequest, answers.Done, ()),

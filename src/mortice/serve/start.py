@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from mortice.cluster.launcher import Launcher, LocalLauncher
 from mortice.cluster.live import LiveCluster
+from mortice.cluster.ray_launcher import RayLauncher
 from mortice.serve.app import build_app
 from mortice.serve.options import ServeOptions
 from mortice.serve.run import bind, run_server
@@ -30,6 +32,9 @@ async def serve_deployment(
     draft_model_path: Path | None,
     host: str,
     port: int,
+    decision_log: Path | None = None,
+    workers_listen: str | None = None,
+    join_token: str = "",
     on_ready: Ready | None = None,
 ) -> None:
     """Serve until a signal ends it. `on_ready` runs beside the server once it answers, with its base URL.
@@ -46,6 +51,10 @@ async def serve_deployment(
         model_path=str(model_path),
         draft_model_path=str(draft_model_path) if draft_model_path else None,
         threads=deployment.threads or threads_per_worker(deployment),
+        launcher=_launcher(deployment, workers_listen),
+        decision_log=decision_log,
+        workers_listen=workers_listen,
+        join_token=join_token,
     )
     text = TextService(str(model_path))
     beside: set[asyncio.Task] = set()
@@ -67,6 +76,17 @@ async def serve_deployment(
         sock.close()
         await text.stop()
         await cluster.stop(0)
+
+
+def _launcher(deployment: Deployment, workers_listen: str | None) -> Launcher:
+    if deployment.launcher == "local":
+        return LocalLauncher()
+    return RayLauncher(
+        deployment.ray_address,
+        room=deployment.most_workers,
+        threads=deployment.threads or threads_per_worker(deployment),
+        listen=None if workers_listen else "127.0.0.1",
+    )
 
 
 async def _unless_told_to_stop(starting: asyncio.Future[Any]) -> bool:
@@ -96,4 +116,4 @@ async def _unless_told_to_stop(starting: asyncio.Future[Any]) -> bool:
 
 def threads_per_worker(deployment: Deployment) -> int:
     """The cores this process may use, shared out among the workers."""
-    return max(1, len(os.sched_getaffinity(0)) // (deployment.prefill + deployment.decode))
+    return max(1, len(os.sched_getaffinity(0)) // deployment.most_workers)

@@ -5,9 +5,7 @@ import msgspec
 from mortice.cost.layout import Formats, Layout
 from mortice.cost.links import Links
 from mortice.cost.worker_times import worker_times
-from mortice.sched.actions import Bounds
-from mortice.sched.controller import Pace
-from mortice.sched.plane import Setup
+from mortice.sched.setup import setup_of
 from mortice.sim.cluster import Body, Physics, Plan
 from mortice.specs.catalogue import load_hardware, load_model
 from mortice.specs.cluster import ClusterSpec, PolicyName
@@ -28,27 +26,12 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
             "(mortice plan place writes them)",
             param="cluster",
         )
+    spec.check_modelled()
     prefill = _times(deployment, spec, spec.prefill_tp, spec.prefill_pp, spec.prefill_times, "prefill")
     decode = _times(deployment, spec, spec.decode_tp, spec.decode_pp, spec.decode_times, "decode")
-    limits, chosen = deployment.limits, policy or spec.policy
+    limits = deployment.limits
     together = deployment.prefill == 0
-    bounds = Bounds(
-        can_scale=spec.max_gpus is not None and chosen != "static",
-        max_gpus=spec.max_gpus,
-        prefill_gpus=prefill.gpus,
-        decode_gpus=decode.gpus,
-    )
-    setup = Setup(
-        block_size=limits.block_size,
-        local_prefill_tokens=deployment.local_prefill_tokens,
-        token_budget=limits.token_budget,
-        prefill_times=prefill,
-        decode_times=decode,
-        slo=spec.slo,
-        policy=chosen,
-        bounds=bounds,
-        pace=Pace(period_s=spec.period_s, start_s=spec.start_s),
-    )
+    setup = setup_of(deployment, prefill_times=prefill, decode_times=decode, policy=policy)
     body = Body(
         times=prefill,
         token_budget=limits.token_budget,

@@ -12,6 +12,19 @@ from mortice.specs.worker_times import WorkerTimes
 PolicyName = Literal["static", "reactive", "dopd", "dopd-released", "mortice"]
 
 
+_ABOVE_0 = 1e-9
+_BOUNDS: dict[str, tuple[float, float]] = {  # lowest and highest that make sense
+    **dict.fromkeys(("prefill_tp", "prefill_pp", "decode_tp", "decode_pp"), (1, 1024)),
+    **dict.fromkeys(("start_s", "flip_s", "dwell_s", "hysteresis", "idle_s"), (0, math.inf)),
+    **dict.fromkeys(("port_bytes_per_s", "min_prefill"), (0, math.inf)),
+    **dict.fromkeys(("period_s", "silence_s", "reject_late"), (_ABOVE_0, math.inf)),
+    **dict.fromkeys(("min_decode", "patience"), (1, math.inf)),
+}
+
+
+_WORDS = {0: "not negative", _ABOVE_0: "above 0", 1: "at least 1"}
+
+
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`prefill` and `decode` of the document count instances; an instance is tp * pp devices. Without prefill instances the
     others do both. Seconds, bytes a second."""
@@ -36,29 +49,23 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     period_s: float = 10.0  # of the control loop
     port_bytes_per_s: float | None = None  # of one device, each direction; None: the hardware's link
     convertible: bool = False  # decode workers may prefill in a burst
+    min_prefill: int = 0
+    min_decode: int = 1  # decode and undivided workers together
+    patience: int = 6  # decisions that must agree before a pool shrinks
+    dwell_s: float = 20.0  # between two changes of the division, unless requests are late
+    hysteresis: float = 0.05  # gain in carried load that a change must bring
+    idle_s: float = 50.0  # without traffic, until that means less load
+    forecast: Literal["last", "ewma", "arima", "quantile"] = "quantile"
+    reject_late: float | None = None  # refuse a request whose expected TTFT is so many times the limit
+    silence_s: float = 60.0  # a live worker that says nothing for so long is fenced and replaced
 
     def check(self) -> None:
         """Raise RequestError naming the first field that makes no sense."""
-        for name in ("prefill_tp", "prefill_pp", "decode_tp", "decode_pp"):
-            if not 1 <= getattr(self, name) <= 1024:
-                raise RequestError(
-                    f"cluster.{name} must be 1 to 1024, not {getattr(self, name)}", param=f"cluster.{name}"
-                )
-        for name in ("start_s", "flip_s", "port_bytes_per_s"):
+        for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise RequestError(
-                    f"cluster.{name} must not be negative, not {value:g}", param=f"cluster.{name}"
-                )
-        if not (math.isfinite(self.period_s) and self.period_s > 0):
-            raise RequestError(
-                f"cluster.period_s must be above 0, not {self.period_s:g}", param="cluster.period_s"
-            )
-        if self.hardware is None and (self.prefill_times is None or self.decode_times is None):
-            raise RequestError(
-                "cluster.hardware: name the hardware, or give prefill_times and decode_times",
-                param="cluster.hardware",
-            )
+            if value is not None and not (math.isfinite(value) and low <= value <= high):
+                what = f"{low:g} to {high:g}" if math.isfinite(high) else _WORDS[low]
+                raise RequestError(f"cluster.{name} must be {what}, not {value:g}", param=f"cluster.{name}")
         for times in (self.prefill_times, self.decode_times):
             if times is not None:
                 times.check()
@@ -71,3 +78,11 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     "they cannot exchange KV",
                     param="cluster.decode_times.kv_token_bytes",
                 )
+
+    def check_modelled(self) -> None:
+        """Raise RequestError if nothing says how long the workers' steps take. Live workers are measured instead."""
+        if self.hardware is None and (self.prefill_times is None or self.decode_times is None):
+            raise RequestError(
+                "cluster.hardware: name the hardware, or give prefill_times and decode_times",
+                param="cluster.hardware",
+            )

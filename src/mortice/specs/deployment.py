@@ -80,12 +80,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     limits: EngineLimits = EngineLimits()
     speculation: Speculation | None = None
     transfer: Transfer = Transfer()
+    launcher: Literal["local", "ray"] = "local"  # ray: workers on the nodes of a Ray cluster
+    ray_address: str | None = None  # of that cluster; None: a small one on this host
     admission: Admission = Admission()
     adapters: dict[str, str] = {}  # served name -> folder of a LoRA adapter
     ledger: str | None = None  # file that gets one JSON line a step
-    cluster: ClusterSpec | None = (
-        None  # what the workers stand on, and who decides how many; for sim and plan
-    )
+    cluster: ClusterSpec | None = None  # what the workers stand on, and who decides how many
 
     def check_served(self) -> None:
         """Raise RequestError naming what `serve` does not run: instances of several devices, or beyond one host."""
@@ -100,6 +100,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
 
+    @property
+    def most_workers(self) -> int:
+        """Workers there may be at one time."""
+        started = self.prefill + self.decode
+        return max(started, self.cluster.max_gpus or 0) if self.cluster is not None else started
+
+    @property
+    def control(self) -> ClusterSpec:
+        """Who decides, how fast and within which bounds; the defaults where the document has no cluster section."""
+        return self.cluster or ClusterSpec()
+
     def check(self) -> None:
         """Raise RequestError naming the first field that makes no sense."""
         if self.prefill < 0 or self.decode < 0:
@@ -110,6 +121,17 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if self.cluster is not None:
             self.cluster.check()
+            most = self.cluster.max_gpus
+            if most is not None and most < self.prefill + self.decode:
+                raise RequestError(
+                    f"cluster.max_gpus: {most} devices are fewer than the {self.prefill + self.decode} workers at the start",
+                    param="cluster.max_gpus",
+                )
+            if self.cluster.min_prefill + self.cluster.min_decode > self.most_workers:
+                raise RequestError(
+                    f"cluster.min_prefill and min_decode are more than the {self.most_workers} workers there may be",
+                    param="cluster.min_prefill",
+                )
         elif self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
         limits = self.limits

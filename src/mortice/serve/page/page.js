@@ -93,6 +93,7 @@ async function watch() {
       $("locked").hidden = true;
       flow.forget();
       latencies.length = 0;
+      roles.forget();
       for await (const { event, data } of events(response)) {
         wait = 500;
         if (event === "overview") show(JSON.parse(data));
@@ -137,9 +138,10 @@ function show(overview) {
   set($("model"), overview.model);
   model = overview.model;
   const num = (role) => workers.filter((worker) => worker.role === role).length;
+  const undivided = num("mixed") ? ` + ${num("mixed")} undivided` : "";
   const versions = [...new Set(workers.filter((w) => w.state !== "dead" && w.blocks).map((w) => w.weight_version))];
-  const split = num("prefill") ? `${num("prefill")} prefill + ${num("decode")} decode` : `${num("decode")} colocated`;
-  set($("shape"), `${split}, weights v${versions.join(" and v") || "?"}`);
+  const split = num("prefill") ? `${num("prefill")} prefill + ${num("decode")} decode` : `${num("decode") + num("mixed")} colocated`;
+  set($("shape"), `${split}${num("prefill") ? undivided : ""}, weights v${versions.join(" and v") || "?"}`);
 
   rates.push(overview.tokens_per_s);
   if (rates.length > 120) rates.shift();
@@ -157,6 +159,7 @@ function show(overview) {
   latencies.splice(0, latencies.length - KEEP);
   if (overview.latencies.length || !charts.drawn) charts.draw();
   flow.workers(workers);
+  roles.show(overview.roles);
   flow.reconcile(overview.flights);
   const asked = overview.num_finished + overview.num_failed + overview.num_in_flight;
   $("empty").hidden = asked > 0;
@@ -318,6 +321,105 @@ function ticks(far, wanted) {
   return Array.from({ length: Math.floor((far * 0.97) / step) + 1 }, (_, i) => i * step);
 }
 
+// -- roles: who wears what, what load is expected, what was decided and why -----------------------------------------
+
+const KEEP_TURNS = 120;
+const DECISIONS = 5;
+
+const roles = {
+  turns: [],
+
+  forget() {
+    this.turns.length = 0;
+  },
+
+  show(state) {
+    this.turns.push(...state.turns);
+    this.turns.splice(0, this.turns.length - KEEP_TURNS);
+    const { division, policy } = state;
+    const last = this.turns.at(-1);
+    const names = { static: "static: roles stay as they are", reactive: "reactive thresholds", dopd: "DOPD's ratio", mortice: "mortice: the division that carries most" };
+    set($("policy"), names[policy] || policy);
+    const total = division.prefill + division.decode + division.mixed;
+    for (const role of ["prefill", "mixed", "decode"]) {
+      const bar = $(`share-${role}`);
+      bar.style.flexGrow = division[role];
+      bar.hidden = !division[role];
+      set(bar, total ? String(division[role]) : "");
+    }
+    set($("ratio"), ratio(division));
+    const asked = last && ratio(last.wanted) !== ratio(division) ? `wanted ${ratio(last.wanted)}` : "";
+    const moving = [asked, state.starting ? `${state.starting} starting` : "", state.draining ? `${state.draining} draining` : ""];
+    set($("moving"), moving.filter(Boolean).join(", "));
+    if (!state.turns.length && this.drawn) return;
+    this.drawn = true;
+    this.drawLoad();
+    this.tell(last);
+  },
+
+  // Arrivals of each turn, and what the forecast was ready for.
+  drawLoad() {
+    const box = $("load");
+    const { width, height } = box.getBoundingClientRect();
+    if (!width) return;
+    const { turns } = this;
+    const plot = { left: 34, right: width - 4, top: 8, bottom: height - 18 };
+    const expected = turns.filter((turn) => turn.expected_rate !== null);
+    const far = Math.max(0.1, ...turns.map((turn) => turn.rate), ...expected.map((turn) => turn.expected_rate)) * 1.1;
+    const x = (i) => plot.right - ((turns.length - 1 - i) * (plot.right - plot.left)) / Math.max(20, turns.length - 1);
+    const y = (rate) => plot.bottom - (rate / far) * (plot.bottom - plot.top);
+    const parts = [];
+    for (const tick of ticks(far, 2)) {
+      parts.push(svg("line", { class: "axis", x1: plot.left, x2: plot.right, y1: y(tick), y2: y(tick) }));
+      parts.push(svg("text", { class: "tick", x: plot.left - 6, y: y(tick) + 4, "text-anchor": "end" }, short(tick)));
+    }
+    turns.forEach((turn, i) => {
+      if (turn.actions.length) parts.push(svg("line", { class: "changed", x1: x(i), x2: x(i), y1: plot.top, y2: plot.bottom }));
+    });
+    const line = (of) => turns.flatMap((turn, i) => (of(turn) === null ? [] : [`${x(i).toFixed(1)},${y(of(turn)).toFixed(1)}`])).join("L");
+    if (turns.length) parts.push(svg("path", { class: "rate", d: `M${line((turn) => turn.rate)}` }));
+    if (expected.length) parts.push(svg("path", { class: "expected", d: `M${line((turn) => turn.expected_rate)}` }));
+    if (turns.length > 1) {
+      const ago = turns.at(-1).t_s - turns[0].t_s;
+      parts.push(svg("text", { class: "tick", x: x(0), y: height - 3 }, `${duration(Math.round(ago))} ago`));
+    } else parts.push(svg("text", { class: "none", x: plot.left + 10, y: y(far / 2) }, "The first turn of the control loop is still to come"));
+    box.setAttribute("aria-label", `Requests a second, ${turns.length} turns of the control loop`);
+    box.replaceChildren(...parts);
+  },
+
+  // The last turns that changed something or changed their reason.
+  tell(last) {
+    const told = [];
+    for (const turn of [...this.turns].reverse()) {
+      const before = told.at(-1);
+      if (before && !turn.actions.length && !before.actions.length && words(before.reason) === words(turn.reason)) continue;
+      told.push(turn);
+      if (told.length === DECISIONS) break;
+    }
+    $("decisions").replaceChildren(
+      ...told.map((turn) => {
+        const item = el("li", turn.actions.length ? "did" : "");
+        const age = Math.round(last.t_s - turn.t_s);
+        item.append(el("span", "age", age ? `${duration(age)} before` : "last turn"));
+        item.append(el("b", "", turn.actions.length ? turn.actions.join(", ") : `${ratio(turn.now)} stays`));
+        item.append(el("span", "why", turn.reason));
+        if (ratio(turn.other) !== ratio(turn.wanted)) item.append(el("span", "other", `next best ${ratio(turn.other)}`));
+        for (const doubt of turn.distrusted) item.append(el("span", "other", `not believed: ${doubt}`));
+        return item;
+      }),
+    );
+    $("no-decisions").hidden = told.length > 0;
+  },
+};
+
+const words = (reason) => reason.replace(/[\d.]+/g, "");
+
+// "2P : 3D", "4 undivided", "1P : 2D + 1 undivided"
+function ratio({ prefill, decode, mixed }) {
+  const cut = prefill || decode ? `${prefill}P : ${decode}D` : "";
+  return [cut, mixed ? `${mixed} undivided` : ""].filter(Boolean).join(" + ") || "nobody";
+}
+
 // -- the flow: queue, prefill, decode, done -------------------------------------------------------------------
 
 const LEG_MS = 520; // a mark takes so long from node to node, less if more of its way is already known
@@ -350,13 +452,12 @@ const flow = {
     const lanes = { prefill: 0, decode: 0 };
     let changed = false;
     for (const worker of list) {
-      lanes[worker.role] += 1;
+      lanes[laneOf(worker.role)] += 1;
       const known = this.nodes[worker.place];
-      if (!known || known.role !== worker.role) {
-        if (known) this.removeNode(worker.place);
-        this.addWorker(worker);
-        changed = true;
-      }
+      if (!known) this.addWorker(worker);
+      else if (known.coat !== worker.role) this.wear(known, worker.role);
+      changed ||= !known || known.coat !== worker.role || known.fresh;
+      this.nodes[worker.place].fresh = false;
       this.drawWorker(this.nodes[worker.place], worker);
     }
     const places = new Set(list.map((worker) => worker.place));
@@ -380,8 +481,17 @@ const flow = {
     const meter = el("div", "meter");
     meter.append(parts.used, parts.leased);
     box.append(name, el("div", "tray"), el("span", "more"), load, meter);
-    $(`lane-${role}`).append(box);
-    this.nodes[place] = Object.assign(this.node(place, box, role), parts);
+    $(`lane-${laneOf(role)}`).append(box);
+    this.nodes[place] = Object.assign(this.node(place, box, laneOf(role)), parts, { coat: role });
+  },
+
+  // A worker changed its role: the box moves to the other lane, and what it has stays with it.
+  wear(node, role) {
+    node.box.classList.replace(node.coat, role);
+    Object.assign(node, { coat: role, role: laneOf(role), fresh: true });
+    $(`lane-${node.role}`).append(node.box);
+    $(`lane-${node.role}`).hidden = false;
+    this.flash(node, "worn");
   },
 
   removeNode(place) {
@@ -398,7 +508,8 @@ const flow = {
     if (before === "running" && (worker.state === "starting" || worker.state === "dead")) this.died(node);
     if ((before === "starting" || before === "dead") && worker.state === "running") this.flash(node, "born");
     const life = Number(worker.id.slice(worker.place.length + 1));
-    set(node.life, life > 1 ? `life ${life}` : "");
+    const words = [worker.role === "mixed" ? "undivided" : "", worker.host, life > 1 ? `life ${life}` : ""];
+    set(node.life, words.filter(Boolean).join(", "));
     set(node.state, worker.state === "running" ? (worker.pid ? `pid ${worker.pid}` : "") : worker.state);
     const load = [`${count.format(worker.running)} running`];
     if (worker.waiting) load.push(`${count.format(worker.waiting)} waiting`);
@@ -418,7 +529,7 @@ const flow = {
   },
 
   flash(node, className) {
-    node.box.classList.remove("born", "died");
+    node.box.classList.remove("born", "died", "worn");
     void node.box.offsetWidth; // so that the animation begins again
     node.box.classList.add(className);
   },
@@ -432,6 +543,14 @@ const flow = {
         node.box.dataset.state = "dead";
         set(node.state, detail);
         this.died(node);
+      }
+      return;
+    }
+    if (kind === "role") {
+      const node = this.nodes[place], role = detail.split(" to ")[1];
+      if (node && node.coat !== role && ["prefill", "decode", "mixed"].includes(role)) {
+        this.wear(node, role);
+        this.layout();
       }
       return;
     }
@@ -704,6 +823,7 @@ const flow = {
   },
 };
 
+const laneOf = (role) => (role === "prefill" ? "prefill" : "decode"); // an undivided worker stands where it decodes
 const placeOf = (worker) => worker.replace(/\.\d+$/, "");
 const radius = (tokens) => Math.min(6, 3 + Math.log2(1 + tokens / 16) * 0.5).toFixed(1);
 const ease = (t) => (t < 0.5 ? 2 * t * t : 1 - 2 * (1 - t) * (1 - t));
@@ -882,6 +1002,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") $("key-box").open = false;
 });
 charts.make();
+new ResizeObserver(() => roles.drawn && roles.drawLoad()).observe($("load"));
 flow.make();
 chat.make();
 charts.draw();

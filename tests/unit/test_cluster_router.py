@@ -1,14 +1,17 @@
-"""Traffic without workers: what is said to whom; and the words of the dead."""
+"""The request router without workers: what is said to whom, what the control plane hears; and the words of the dead."""
 
 import signal
 from typing import Any
 
+from mortice.cluster.decisions import Decisions
 from mortice.cluster.flight import Flight
+from mortice.cluster.kv_connector import KVConnector
+from mortice.cluster.launcher import LocalLauncher
 from mortice.cluster.live import LiveCluster
-from mortice.cluster.traffic import Traffic
-from mortice.sched.prefix_map import PrefixMap
+from mortice.cluster.request_router import RequestRouter
+from mortice.sched import events
+from mortice.sched.plane import Setup
 from mortice.sched.recovery import MAX_ATTEMPTS, is_blamed
-from mortice.sched.router import Load, Router
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import MorticeError
 from mortice.specs.kv import KVDescriptor, KVLayout, PoolAddress
@@ -21,29 +24,35 @@ from mortice.specs.messages import (
     Prefilled,
     Submit,
     ToWorker,
+    WorkerStats,
+    encode,
 )
 from mortice.specs.request import Delta, Request
 from mortice.specs.sampling import SamplingParams
+from mortice.testing import FakeClock
 
 
 class Crew:
     """One prefill and one decode worker that only listen; `living` says who is there."""
 
     def __init__(self) -> None:
-        self.living = ["prefill-0.1", "decode-0.1"]
+        self.living: list[str] = []
         self.said: list[tuple[str, ToWorker]] = []
+        setup = Setup(block_size=4, local_prefill_tokens=2)
+        self.decisions = Decisions(setup, clock=FakeClock())
+        for worker_id in ("prefill-0.1", "decode-0.1"):
+            self.join(worker_id)
+        self.router = RequestRouter(self.decisions, KVConnector(self), self)
+
+    def join(self, worker_id: str) -> None:
+        self.living.append(worker_id)
+        self.decisions.hear(events.Joined(0.0, worker_id, worker_id.partition("-")[0], 9))
 
     def send(self, worker_id: str, message: ToWorker) -> bool:
         if worker_id not in self.living:
             return False
         self.said.append((worker_id, message))
         return True
-
-    def loads(self, assigned: dict[str, int], prompt_tokens: dict[str, int]) -> list[Load]:
-        return [
-            Load(w, w.partition("-")[0], assigned.get(w, 0), prompt_tokens.get(w, 0), 9, 9)
-            for w in self.living
-        ]
 
     def can_decode(self) -> bool:
         return True
@@ -54,13 +63,14 @@ class Crew:
     def replace(self, worker_id: str) -> str:
         place, _, life = worker_id.rpartition(".")
         self.living.remove(worker_id)
-        self.living.append(f"{place}.{int(life) + 1}")
+        self.decisions.hear(events.Left(0.0, worker_id))
+        self.join(f"{place}.{int(life) + 1}")
         return self.living[-1]
 
 
-def fly(n: int = 1) -> tuple[Traffic, Crew, Flight, list[Delta | MorticeError]]:
+def fly(n: int = 1) -> tuple[RequestRouter, Crew, Flight, list[Delta | MorticeError]]:
     crew, heard = Crew(), []
-    traffic = Traffic(Router(local_prefill_tokens=2, prefixes=PrefixMap(4)), crew)
+    traffic = crew.router
     request = Request(id="r", prompt_token_ids=[1] * 9, sampling=SamplingParams(max_tokens=50), n=n)
     flight = Flight(request, [], heard.append)
     traffic.open(flight)
@@ -103,7 +113,7 @@ def test_a_sequence_that_ended_before_a_death_is_not_told_twice() -> None:
     traffic, crew, flight, heard = fly(n=2)
     traffic.hear("prefill-0.1", Deltas([Delta("r", 0, [], finish_reason="error", error="grammar")]))
     crew.replace("prefill-0.1")
-    traffic.worker_died("prefill-0.1")
+    traffic.worker_left("prefill-0.1")
     first = [Delta("r", 0, [5]), Delta("r", 1, [6])]
     traffic.hear(flight.worker_id or "", Prefilled(request_id="r", first=first, descriptor=None))
     assert flight.given == [[], [6]]
@@ -115,14 +125,14 @@ def test_deaths_count_against_a_request_only_as_long_as_it_makes_no_progress() -
     for token in range(3 * MAX_ATTEMPTS):
         worker = flight.worker_id or ""
         crew.replace(worker)
-        traffic.worker_died(worker)
+        traffic.worker_left(worker)
         traffic.hear(flight.worker_id or "", Deltas([Delta("r", 0, [token])]))
     assert flight.given == [list(range(3 * MAX_ATTEMPTS))]
     for _ in range(MAX_ATTEMPTS):
         assert not isinstance(heard[-1], MorticeError)
         worker = flight.worker_id or ""
         crew.replace(worker)
-        traffic.worker_died(worker)
+        traffic.worker_left(worker)
     assert isinstance(heard[-1], MorticeError)
     assert flight.is_over
 
@@ -132,7 +142,7 @@ def test_deaths_by_a_hand_from_outside_never_count() -> None:
     for _ in range(5 * MAX_ATTEMPTS):
         worker = flight.worker_id or ""
         crew.replace(worker)
-        traffic.worker_died(worker, blamed=False)
+        traffic.worker_left(worker, blamed=False)
     assert not heard
     killed = -signal.SIGKILL
     assert not is_blamed(killed, was_silenced=False, ran_out_of_memory=False)
@@ -151,7 +161,7 @@ def test_a_sequence_that_is_ended_frees_its_worker_and_is_not_taken_up_again() -
     traffic.hear("decode-0.1", Deltas([Delta("r", 0, [7]), Delta("r", 1, [8])]))
     assert flight.given == [[5], [6, 8]]
     crew.replace("decode-0.1")
-    traffic.worker_died("decode-0.1")
+    traffic.worker_left("decode-0.1")
     (again,) = [m for w, m in crew.said if w == "decode-0.2" and isinstance(m, Submit)]
     assert again.resumed == [None, [6, 8]]
     traffic.end_sequence("r", 1)
@@ -161,10 +171,11 @@ def test_a_sequence_that_is_ended_frees_its_worker_and_is_not_taken_up_again() -
     assert [d.finish_reason for d in heard if isinstance(d, Delta)] == [None, None, "abort", None, "abort"]
 
 
-def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> None:
+async def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> None:
     live = LiveCluster(Deployment(model="fake:"), model_path="fake:", draft_model_path=None, threads=1)
-    member = live._members["decode-0"]
-    member.life = 1
+    live.decisions.begin(Setup())
+    member = live._members.add("decode", LocalLauncher())
+    live._members.begin_life(member)
     hello = Hello(
         worker_id=member.worker_id,
         pid=1,
@@ -176,8 +187,23 @@ def test_a_worker_that_says_hello_after_its_death_is_not_taken_for_alive() -> No
         weight_version=0,
         startup_s={},
     )
+    fleet = live.decisions.plane.fleet
     live._hear(member.worker_id, hello)
-    assert live.loads({}, {})
-    live._bury(member, blamed=False)
+    assert list(fleet.workers) == [member.worker_id]
+    live._manager.bury(member, blamed=False)
     live._hear(member.worker_id, hello)
-    assert not live.loads({}, {}), "requests would go to a worker whose death was already dealt with"
+    assert not fleet.workers, "requests would go to a worker whose death was already dealt with"
+    live._receive(member.worker_id, encode(hello), True)
+    assert not fleet.workers
+
+
+def test_words_of_another_place_are_not_taken_for_those_of_a_worker_here() -> None:
+    live = LiveCluster(Deployment(model="fake:"), model_path="fake:", draft_model_path=None, threads=1)
+    live.decisions.begin(Setup())
+    member = live._members.add("decode", LocalLauncher())
+    live._members.begin_life(member)
+    stats = WorkerStats(worker_id=member.worker_id, state="running")
+    live._receive(member.worker_id, encode(stats), True)
+    assert member.stats is None
+    live._receive(member.worker_id, encode(stats), False)
+    assert member.stats == stats
