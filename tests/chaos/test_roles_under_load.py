@@ -241,15 +241,14 @@ async def test_a_policy_works_on_live_workers_and_its_log_replays(policy: str, t
     }
     async with cluster(1, 1, log=log, **control) as live:
         load = Load(live, 4, count=12)
-        await load.more(12)
+        async with asyncio.timeout(60):
+            while not any(t.expected_rate or policy == "reactive" for t in live.roles().turns):
+                await load.more(4)
         await load.end()
-        roles = live.roles()
-        assert roles.policy == policy
-        assert roles.turns
+        assert live.roles().policy == policy
         assert len(live.workers()) <= 4
         if policy != "reactive":
             assert live.decisions.plane.setup.decode_times is not None
-            assert any(turn.expected_rate for turn in roles.turns)
     again = replay(log)
     assert again.num_events > 50
     assert not again.differences
