@@ -200,7 +200,7 @@ class Search:
         asked = rate or question.gpus / (best_p.gpus / g_p + best_d.gpus / g_d)
         n, m = math.ceil(asked / g_p - 1e-9), math.ceil(asked / g_d - 1e-9)
         while rate is None and n * best_p.gpus + m * best_d.gpus > question.gpus and n + m > 2:
-            n, m = (n - 1, m) if n > 1 and n * g_p > m * g_d else (n, max(1, m - 1))
+            n, m = (n - 1, m) if m == 1 or (n > 1 and n * g_p > m * g_d) else (n, m - 1)
         return self._simulate([pair(question, best_p, best_d, n, m)])
 
     def _copies(self, goodput_: float, gpus: int, rate: float | None) -> int:
