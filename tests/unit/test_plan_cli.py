@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> Path:
 def test_the_verbs_are_these() -> None:
     assert sorted(command.name or "" for command in plan.registered_commands) == sorted(
         ["roofline", "cost", "density", "afd", "ep", "supernode", "kv", "design", "compare", "explain", "deploy",
-         "report", "profile", "calibrate"]
+         "report", "place", "profile", "calibrate"]
     )  # fmt: skip
 
 

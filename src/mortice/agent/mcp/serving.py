@@ -47,6 +47,7 @@ async def serve_http(server: MCPServer, address: str, auth: Auth | None) -> None
     )
     runner = uvicorn.Server(config)
     listener = config.bind_socket()
+    listener.listen(config.backlog)  # who reads the address may connect at once
     name, bound = listener.getsockname()[:2]
     print(
         f"listening on http://{f'[{name}]' if ':' in name else name}:{bound}/mcp", file=sys.stderr, flush=True
