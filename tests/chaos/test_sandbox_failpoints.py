@@ -18,10 +18,11 @@ def dying(real):
     def call(*arguments, **keywords):
         global count
         count += 1
-        if count == at and when == "before":
+        mine = count  # other threads sync too
+        if mine == at and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(*arguments, **keywords)
-        if count == at and when == "after":
+        if mine == at and when == "after":
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call

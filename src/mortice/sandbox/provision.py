@@ -84,7 +84,10 @@ class Apt:
         found = _output(
             ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
         )
-        return found.split("\n")[0].strip() or "http://deb.debian.org/debian/"
+        mirror = found.split("\n")[0].strip()
+        if not mirror:
+            raise SandboxError("apt has no list of Debian packages: run apt-get update and try again")
+        return mirror
 
     def download(self, *packages: str) -> list[Path]:
         """The .deb files of exactly these packages."""
