@@ -138,7 +138,8 @@ def serve(
     prefill_order: Annotated[
         str | None,
         typer.Option(
-            help="fcfs, or length: short prompts together and first, long ones alone.", rich_help_panel=_LIMITS
+            help="fcfs, or length: short prompts together and first, long ones alone.",
+            rich_help_panel=_LIMITS,
         ),
     ] = None,
     max_context: Annotated[
