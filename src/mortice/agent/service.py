@@ -37,7 +37,8 @@ OpenBoxes = Callable[[], AbstractAsyncContextManager[Boxes]]
 class Agents:
     """`async with Agents(home) as agents`: start, resume and branch runs; wait for their results.
 
-    Runs of one process share its loop and its sandboxes; hundreds at once are no trouble.
+    Runs of one process share its loop and its sandboxes; hundreds at once are no trouble. `takes_over`: it is going to
+    resume runs or branch off them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Agents:
         on_event: Callable[[str, Event | Ask], None] | None = None,
         open_boxes: OpenBoxes = Sandboxes,
         keep_sandbox: bool = False,
+        takes_over: bool = False,
     ) -> None:
         self._home = home
         self._given = durable
@@ -56,6 +58,7 @@ class Agents:
         self._on_event = on_event or (lambda run, event: None)
         self._open_boxes = open_boxes
         self._keep = keep_sandbox
+        self._takes_over = takes_over
         self._boxes: Boxes | None = None
         self._boxes_lock = asyncio.Lock()
         self._machines: dict[str, SandboxTools] = {}
@@ -68,7 +71,7 @@ class Agents:
             self.durable: Durable = self._given
         else:
             self.durable = await self._stack.enter_async_context(
-                DbosDurable(self._home.db, self._home.folder)
+                DbosDurable(self._home.db, self._home.folder, takes_over=self._takes_over)
             )
         self.ledger = await asyncio.to_thread(Ledger, self._home.ledger)
         self._stack.callback(self.ledger.close)

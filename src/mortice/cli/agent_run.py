@@ -41,7 +41,14 @@ def drive(
     state: dict[str, Any] = {"id": run_id}
 
     async def go() -> Result | None:
-        async with Agents(place, consent=watch, on_event=watch, keep_sandbox=keep_sandbox) as agents:
+        service = Agents(
+            place,
+            consent=watch,
+            on_event=watch,
+            keep_sandbox=keep_sandbox,
+            takes_over=resumed or made is not None,
+        )
+        async with service as agents:
             watch.agents = agents
             await begin(agents)
             state["id"] = made[0] if made else run_id
@@ -147,7 +154,7 @@ def drive_workflow(
         load_workflow(payload["workflow"])
 
     async def go() -> dict[str, Any]:
-        async with Agents(place) as agents:
+        async with Agents(place, takes_over=payload is None) as agents:
             if payload is not None:
                 await agents.start_workflow(payload, run_id)
             else:
