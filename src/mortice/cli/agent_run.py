@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from mortice.agent.durable import Cancelled, RunFailed
+from mortice.agent.epochs import Proof
 from mortice.agent.home import Home
 from mortice.agent.loop import Result
 from mortice.agent.model import EndpointSpec
@@ -50,7 +51,9 @@ def drive(
         )
         async with service as agents:
             watch.agents = agents
-            await begin(agents)
+            proof = await begin(agents)
+            if isinstance(proof, Proof):
+                watch.say(proof.said())
             state["id"] = made[0] if made else run_id
             watch.begin(state["id"])
             waiting = asyncio.create_task(agents.result(state["id"]))
