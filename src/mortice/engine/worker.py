@@ -20,7 +20,7 @@ from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.config import WorkerConfig
 from mortice.engine.draft import ModelDrafter
 from mortice.engine.loop import Loop, Waker
-from mortice.models.fake import FAKE_SCHEME, FakeModel
+from mortice.models.fake import FAKE_SCHEME, FAKE_TIMED, FakeModel, TimedFakeModel
 from mortice.models.load import load_model
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError
@@ -76,20 +76,7 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
     torch.set_num_threads(config.threads)
     device = torch.device(deployment.device if deployment.device != "auto" else _best_device())
     clock.mark("import")
-    model: Any
-    if config.model_path.startswith(FAKE_SCHEME):
-        model, dtype, max_context, eos = (
-            FakeModel(),
-            "float32",
-            FakeModel.max_context,
-            list(FakeModel.eos_token_ids),
-        )
-    else:
-        dtype = deployment.dtype or default_dtype(device)
-        model = load_model(
-            config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
-        )
-        max_context, eos = model.spec.max_context, list(model.spec.eos_token_ids)
+    model, dtype, max_context, eos = model_of(config, device)
     drafter = None
     if config.draft_model_path is not None:
         drafter = ModelDrafter.load(config.draft_model_path, dtype=dtype, vocab_size=model.vocab_size)
@@ -154,6 +141,27 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
         engine.ledger.close()
 
     return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s), close
+
+
+def model_of(config: WorkerConfig, device: torch.device) -> tuple[Any, str, int, list[int]]:
+    """The model, its dtype, the longest context and the tokens that end a text."""
+    deployment = config.deployment
+    if config.model_path.startswith(FAKE_SCHEME):
+        fake = FakeModel()
+        if config.model_path == FAKE_TIMED:
+            times = deployment.control.decode_times
+            if times is None or times != deployment.control.prefill_times:
+                raise RequestError(
+                    f"{FAKE_TIMED} takes its time from the document: give cluster.prefill_times and the same decode_times",
+                    param="cluster.decode_times",
+                )
+            fake = TimedFakeModel(times)
+        return fake, "float32", fake.max_context, list(fake.eos_token_ids)
+    dtype = deployment.dtype or default_dtype(device)
+    model = load_model(
+        config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
+    )
+    return model, dtype, model.spec.max_context, list(model.spec.eos_token_ids)
 
 
 def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment, device: torch.device) -> int:
