@@ -38,7 +38,7 @@ def test_a_step_lasts_as_the_times_say() -> None:
 
 def config(cluster: ClusterSpec | None) -> WorkerConfig:
     deployment = Deployment(model=FAKE_TIMED, cluster=cluster)
-    fields = {name: "" for name in WorkerConfig.__struct_fields__}
+    fields = dict.fromkeys(WorkerConfig.__struct_fields__, "")
     return WorkerConfig(**(fields | {"deployment": deployment, "model_path": FAKE_TIMED}))  # type: ignore[arg-type]
 
 
