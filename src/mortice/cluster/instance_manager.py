@@ -53,7 +53,8 @@ class InstanceManager:
         on_gone: Callable[[str], None],
         shm_prefix: str,
     ) -> None:
-        """`launcher` starts workers on this host, `hosts` are the others. `on_gone` hears the id of every life that is over, before its requests go elsewhere."""
+        """`launcher` starts workers on this host, `hosts` are the others. `on_gone` hears the id of every life that is over,
+        before its requests go elsewhere."""
         self._decisions = decisions
         self._members = members
         self._router = router
