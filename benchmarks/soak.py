@@ -103,12 +103,9 @@ class Watch:
         return workers
 
     def _name(self, pid: int) -> str:
-        """ "decode-0.1 (1234)": the worker's own name, or the module that runs."""
+        """ "worker-0.1 (1234)": as the process calls itself."""
         if pid not in self._names:
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            module = words[words.index("-m") + 1] if "-m" in words else words[0]
-            after = words[words.index(module) + 1] if module == "mortice.engine.worker" else module
-            self._names[pid] = f"{after} ({pid})"
+            self._names[pid] = f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
         return self._names[pid]
 
 

@@ -1,6 +1,7 @@
-"""The worker process: reads its configuration from standard input, loads the model, and runs the loop."""
+"""The worker process: loads the model of its configuration and runs the loop. The nursery forks it, or it is started by
+itself with the configuration on standard input.
+"""
 
-import ctypes
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.config import WorkerConfig
 from mortice.engine.draft import ModelDrafter
 from mortice.engine.loop import Loop, Waker
+from mortice.engine.parenthood import die_with_parent
 from mortice.models.fake import FAKE_SCHEME, FAKE_TIMED, FakeModel, TimedFakeModel
 from mortice.models.load import load_model
 from mortice.specs.deployment import Deployment
@@ -33,15 +35,18 @@ from mortice.transport.give_back import give_back
 
 log = logging.getLogger("mortice.engine")
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    die_with_parent()
+    run(config)
+
+
+def run(config: WorkerConfig) -> None:
+    """Be this worker until the cluster says that it is enough. Exits with 2 if it cannot start, having said why."""
     logging.basicConfig(
         level=config.log_level, format=f"%(asctime)s %(levelname)s {config.worker_id} %(message)s"
     )
-    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the cluster's to handle: it drains first
     socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, config.worker_id.encode())
@@ -203,11 +208,6 @@ def default_dtype(device: torch.device) -> str:
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return "bfloat16" if fast else "float32"
-
-
-def _die_with_parent() -> None:
-    """The kernel kills this process when the cluster's ends, however that came about."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":
