@@ -9,6 +9,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -126,6 +127,8 @@ class DbosDurable:
         if self._took_over:
             await DBOS.delete_queue_async(self._queue)
         await asyncio.to_thread(self._close)
+        # DBOS put its own pool in the loop's place and has just shut it down.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     _took_over = False
 
