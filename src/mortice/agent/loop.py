@@ -170,7 +170,7 @@ class _Run:
                 reply = await self._model.reply(
                     seen, [spec_of(t) for t in tools], turn=turn, timeout_s=timeout_s
                 )
-                span.ended(reply)
+                span.ended(reply, usd=self._spec.price.of(reply.usage))
             answer = Answer(
                 turn=turn,
                 text=reply.text,
