@@ -75,6 +75,7 @@ class State:
     depth: int = 0
     in_launch: bool = False
     in_parallel: bool = False
+    in_while: bool = False  # in its condition
     results: list[e.Buffer] = field(default_factory=list)
     returned: list[e.Buffer] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)  # mutable scalars

@@ -46,7 +46,9 @@ def statement(state: State, node: ast.stmt) -> None:
         case ast.If():
             _if(state, node)
         case ast.While():
+            state.in_while = True
             condition = as_condition(lift(state, evaluate(state, node.test), node, "while"))
+            state.in_while = False
             with state.block() as body:
                 run(state, node.body)
             state.emit(s.While(condition, tuple(body), span=state.span(node)))
@@ -247,6 +249,10 @@ def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
     extents = tuple(lift(state, arg, node, "parallel") for arg in args)
     if not extents:
         state.fail(node, "parallel", "it has no extents", "give one a loop variable")
+    if not state.in_launch and state.depth:
+        state.fail(
+            node, "parallel", "it stands inside a loop or condition", "put it at the top level, or inside a grid"
+        )
     if state.in_launch:
         for i, extent in enumerate(extents):
             state.constant(extent, "parallel", f"extent {i}", node)
