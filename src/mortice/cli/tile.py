@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from mortice.cli.tile_tune import Settings, parsed_space, table, tuned
 from mortice.specs.errors import RequestError
 
 tile = typer.Typer(name="tile", help="Kernels in the kernel language.", no_args_is_help=True)
@@ -63,6 +65,18 @@ def specs(name: str, shape: str, dtype: str) -> tuple[Any, ...]:
         raise RequestError(f"there is no element type {dtype}", param="dtype")
     arguments: tuple[Any, ...] = case.specs(sizes, BY_NAME[dtype])
     return arguments
+
+
+def drawn(arguments: tuple[Any, ...]) -> list[Any]:
+    """With random data in place of specs."""
+    import torch
+
+    from mortice.tile.arguments import FOREIGN, Spec
+
+    return [
+        torch.randn(x.shape).to(getattr(torch, FOREIGN[x.dtype])) if isinstance(x, Spec) else x
+        for x in arguments
+    ]
 
 
 @tile.command("list")
@@ -182,14 +196,7 @@ def bench(
     as_json: bool = AsJson,
 ) -> None:
     """Time a kernel on this CPU on random data: the median of some rounds."""
-    import torch
-
-    from mortice.tile.arguments import FOREIGN, Spec
-
-    arguments = [
-        torch.randn(x.shape).to(getattr(torch, FOREIGN[x.dtype])) if isinstance(x, Spec) else x
-        for x in specs(name, shape, dtype)
-    ]
+    arguments = drawn(specs(name, shape, dtype))
     kernel = chosen(name).kernel
     with request():
         kernel(*arguments)
@@ -210,3 +217,29 @@ def bench(
         if as_json
         else f"{name} {shape} {dtype}: median {row['median_ms']:.3f} ms, best {row['best_ms']:.3f} ms"
     )
+
+
+@tile.command()
+def tune(
+    name: str,
+    shape: str = Shape,
+    dtype: str = Dtype,
+    file: Path | None = typer.Option(
+        None, "--file", help="Replay from here if the result stands in it, else measure and add it."
+    ),
+    top: int = typer.Option(6, "--top", min=0, max=1000, help="Measure so many of the model's best; 0: only rank."),
+    rounds: int = typer.Option(7, "--rounds", min=1, max=10000),
+    space: list[str] = typer.Option([], "--space", help="Other values to try: BM=64,128. Repeat for more constants."),
+    clock: str = typer.Option("wall", "--clock", help="wall, or thread: one thread's own processor time."),
+    seed: int = typer.Option(0, "--seed", help="Of the order in which candidates run."),
+    again: bool = typer.Option(False, "--again", help="Measure even if the file has a result."),
+    as_json: bool = AsJson,
+) -> None:
+    """Find a kernel's fastest constants for a shape on this CPU: all are ranked by a model, the best are measured."""
+    if clock not in ("wall", "thread"):
+        raise RequestError("the clock is wall or thread", param="clock")
+    kernel, arguments = chosen(name).kernel, specs(name, shape, dtype)
+    settings = Settings(file, top, rounds, parsed_space(space), clock, seed, again)
+    with request():
+        document = tuned(kernel, arguments, drawn, settings)
+    print(json.dumps(document, indent=1) if as_json else table(document))

@@ -69,9 +69,7 @@ def _assign(state: State, target: ast.expr, node: Any) -> None:
     if isinstance(target, ast.Subscript):
         _store(state, target, evaluate(state, node.value), node)
         return
-    state.target = target.id if isinstance(target, ast.Name) else None
-    value = evaluate(state, node.value)
-    state.target = None
+    value = _named_value(state, target, node.value)
     if isinstance(target, ast.Tuple):
         values = value if isinstance(value, tuple) else None
         if values is None or len(values) != len(target.elts):
@@ -89,6 +87,16 @@ def _assign(state: State, target: ast.expr, node: Any) -> None:
     if not isinstance(target, ast.Name):
         state.fail(node, "=", "its target is no name or element", "assign to a name or to A[i, j]")
     _set(state, target.id, value, node)
+
+
+def _named_value(state: State, target: ast.expr, value: ast.expr) -> Any:
+    """The value; what it makes is called after the target."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        return tuple(_named_value(state, *pair) for pair in zip(target.elts, value.elts, strict=True))
+    state.target = target.id if isinstance(target, ast.Name) else None
+    result = evaluate(state, value)
+    state.target = None
+    return result
 
 
 def _set(state: State, name: str, value: Any, node: ast.AST) -> None:
