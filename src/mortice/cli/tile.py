@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ AsJson = typer.Option(False, "--json", help="Print one JSON document.")
 Shape = typer.Option("", "--shape", help="Sizes, as `mortice tile list` names them: 4096,4096,4096.")
 Names = typer.Argument(None, help="Kernels.")
 Dtype = typer.Option("bf16", "--dtype", help="Element type of the tensors.")
+Plot = typer.Option(None, "--plot", help="Draw a tile's layout and the pipeline's timeline: a PNG.")
+Replayed = typer.Option(
+    None, "--file", help="Replay from here if the result stands in it, else measure and add it."
+)
+Space = typer.Option([], "--space", help="Other values to try: BM=64,128. Repeat for more constants.")
 
 
 @contextmanager
@@ -169,22 +175,52 @@ def emit(
 
 
 @tile.command()
-def explain(name: str, shape: str = Shape, dtype: str = Dtype, as_json: bool = AsJson) -> None:
-    """Say what the compiler decided for the CPU, and why, line by line."""
-    from mortice.tile.c.build import has_matrix_unit
-    from mortice.tile.explain import explain as notes_of
+def explain(
+    name: str,
+    shape: str = Shape,
+    dtype: str = Dtype,
+    target: str = typer.Option("c", "--target", help="c or sm_90a."),
+    plot: Path | None = Plot,
+    as_json: bool = AsJson,
+) -> None:
+    """Say what the compiler decided and why, line by line, what a block needs, and what bounds the kernel."""
+    from mortice.tile.explain import report
 
+    if target not in ("c", "sm_90a"):
+        raise RequestError("the target is c or sm_90a", param="target")
+    kernel, arguments = chosen(name).kernel, specs(name, shape, dtype)
     with request():
-        notes = notes_of(chosen(name).kernel.on("c").lowered(*specs(name, shape, dtype)), has_matrix_unit())
+        found = report(kernel, arguments, target)
+    if plot is not None:
+        try:
+            from mortice.tile.explain.plot import draw
+        except ImportError:
+            raise RequestError(
+                "pictures need matplotlib: pip install 'mortice[bench]'", param="plot"
+            ) from None
+        draw(found, name, plot)
     if as_json:
         fields = ("operator", "decision", "reason", "slow", "source")
-        rows = [{"place": str(note.span)} | {key: getattr(note, key) for key in fields} for note in notes]
-        print(json.dumps({"kernel": name, "target": "c", "notes": rows}, indent=1))
+        rows = [
+            {"place": str(note.span)} | {key: getattr(note, key) for key in fields} for note in found.notes
+        ]
+        document: dict[str, Any] = {
+            "kernel": name,
+            "target": target,
+            "notes": rows,
+            "summary": found.summary(),
+        }
+        document |= {
+            "prediction": asdict(found.prediction),
+            "resources": [asdict(x) for x in found.resources],
+        }
+        print(json.dumps(document, indent=1))
         return
-    for note in notes:
+    for note in found.notes:
         print(
             f"{note.span}: {note.source}\n    {'slow: ' if note.slow else ''}{note.decision}: {note.reason}"
         )
+    print("\n".join(found.summary()))
 
 
 @tile.command()
@@ -224,12 +260,12 @@ def tune(
     name: str,
     shape: str = Shape,
     dtype: str = Dtype,
-    file: Path | None = typer.Option(
-        None, "--file", help="Replay from here if the result stands in it, else measure and add it."
+    file: Path | None = Replayed,
+    top: int = typer.Option(
+        6, "--top", min=0, max=1000, help="Measure so many of the model's best; 0: only rank."
     ),
-    top: int = typer.Option(6, "--top", min=0, max=1000, help="Measure so many of the model's best; 0: only rank."),
     rounds: int = typer.Option(7, "--rounds", min=1, max=10000),
-    space: list[str] = typer.Option([], "--space", help="Other values to try: BM=64,128. Repeat for more constants."),
+    space: list[str] = Space,
     clock: str = typer.Option("wall", "--clock", help="wall, or thread: one thread's own processor time."),
     seed: int = typer.Option(0, "--seed", help="Of the order in which candidates run."),
     again: bool = typer.Option(False, "--again", help="Measure even if the file has a result."),

@@ -61,7 +61,10 @@ def tuned(
         return about | {"from": "model", "constants": ranked[0].constants, "trials": rows}
     found = None
     clock = time.thread_time if settings.clock == "thread" else time.perf_counter
-    with one_thread(settings.clock == "thread"), typer.progressbar(length=1000, label=f"{name}", file=sys.stderr) as bar:
+    with (
+        one_thread(settings.clock == "thread"),
+        typer.progressbar(length=1000, label=f"{name}", file=sys.stderr) as bar,
+    ):
         found = search(
             kernel, drawn(specs), machine, space=settings.space, top=settings.top, rounds=settings.rounds,
             seed=settings.seed, clock=clock, progress=lambda done, of: bar.update(1000 * done // of - bar.pos),
@@ -94,7 +97,9 @@ def table(document: dict[str, Any]) -> str:
         measured = f"{row['measured_ms']:13.3f}" if "measured_ms" in row else ""
         lines.append(f"{constants:40} {row['predicted_ms']:13.3f} {measured}")
     lines += [f"{_words(x['constants']):40} refused: {x['reason']}" for x in document.get("refused", ())]
-    return "\n".join([*lines, f"{document['kernel']}: {_words(document['constants'])} (by {document['from']})"])
+    return "\n".join(
+        [*lines, f"{document['kernel']}: {_words(document['constants'])} (by {document['from']})"]
+    )
 
 
 def _words(constants: dict[str, Any]) -> str:

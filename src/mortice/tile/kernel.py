@@ -3,7 +3,7 @@ it on the target they live on."""
 
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, overload
@@ -30,7 +30,10 @@ def kernel(function: Callable[..., Any]) -> "Kernel": ...
 
 @overload
 def kernel(
-    function: None = None, *, cpu: dict[str, Any] | None = None, choices: dict[str, Sequence[Any]] | None = None
+    function: None = None,
+    *,
+    cpu: dict[str, Any] | None = None,
+    choices: Mapping[str, Sequence[Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], "Kernel"]: ...
 
 
@@ -38,7 +41,7 @@ def kernel(
     function: Callable[..., Any] | None = None,
     *,
     cpu: dict[str, Any] | None = None,
-    choices: dict[str, Sequence[Any]] | None = None,
+    choices: Mapping[str, Sequence[Any]] | None = None,
 ) -> Any:
     """Makes a kernel of a function. Positional parameters are its data: tensors (annotated `tile.Tensor`, perhaps
     `| None`) and run-time scalars (`int`, `float`, `bool`). Keyword-only ones are constants, for each set of which
@@ -78,7 +81,7 @@ class Kernel:
     function: Callable[..., Any]
     target: str | None = None  # None: where the tensors are
     cpu: dict[str, Any] = field(default_factory=dict)
-    choices: dict[str, Sequence[Any]] = field(default_factory=dict)
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     replay: Replay | None = None
     _specialised: dict[Any, list[Specialisation]] = field(default_factory=dict, repr=False)
 

@@ -111,7 +111,7 @@ def distances(A: tile.Tensor, B: tile.Tensor):
 @tile.kernel
 def embed(ids: tile.Tensor, W: tile.Tensor, P: tile.Tensor):
     B, T = ids.shape
-    V, D = W.shape
+    _, D = W.shape
     T, D = P.shape
     Y = tile.empty((B, T, D), W.dtype)
     for b, t, d in tile.parallel(B, T, D):
@@ -129,7 +129,9 @@ def running(X: tile.Tensor):
         for d in range(D):
             state = state * 0.5 + X[n, d]
             Y[n, d] = state
-        some[n] = tile.i32(any(X[n, d] > 1 for d in range(D))) + 2 * tile.i32(all(X[n, d] > -1 for d in range(D)))
+        some[n] = tile.i32(any(X[n, d] > 1 for d in range(D))) + 2 * tile.i32(
+            all(X[n, d] > -1 for d in range(D))
+        )
     return Y, some
 
 
@@ -147,7 +149,9 @@ def draw(seed: int, *shape: int) -> np.ndarray:
 
 def close(found: np.ndarray, expected: np.ndarray) -> None:
     assert not np.isnan(found).any()
-    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(expected).max())))
+    np.testing.assert_allclose(
+        found, expected, rtol=2e-4, atol=2e-4 * max(1.0, float(np.abs(expected).max()))
+    )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -229,7 +233,9 @@ def test_the_compiler_says_which_form_it_took():
     assert forms(scaled, a[0], b[0], 1.0)[0][0] == "flat"
 
 
-@pytest.mark.parametrize("kernel", [matmul, batched, gated, convolution, softmax, distances, embed], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "kernel", [matmul, batched, gated, convolution, softmax, distances, embed], ids=lambda x: x.__name__
+)
 def test_gpu_tiles_mean_the_same(kernel):
     """The interpreter runs what a GPU's tiling makes."""
     from mortice.tile.arguments import view

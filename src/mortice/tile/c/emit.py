@@ -137,7 +137,9 @@ class Emitter:
             case s.Assign(value=e.Binary(op="min" | "max" as op, left=left, right=right)) if left == x.var:
                 kind, sign = value(x.var.dtype), {"min": "<", "max": ">"}[op]
                 new, old = f"({kind})({self.c(right)})", name(x.var.name)
-                self.out.line(f"{{ const {kind} new__ = {new}; {old} = new__ {sign} {old} ? new__ : {old}; }}")
+                self.out.line(
+                    f"{{ const {kind} new__ = {new}; {old} = new__ {sign} {old} ? new__ : {old}; }}"
+                )
             case s.Assign():
                 self.out.line(f"{name(x.var.name)} = {self.c(x.value)};")
             case s.Alloc():
@@ -384,7 +386,7 @@ class Emitter:
 def _reductions(loop: s.For) -> str:
     """The clauses of a vector loop's accumulators."""
     signs = {"add": "+", "min": "min", "max": "max", "or": "||", "and": "&&"}
-    clauses = {}
+    clauses: dict[str, None] = {}
     for node in walk(loop.body):
         if isinstance(node, s.Assign) and isinstance(node.value, e.Binary):
             clauses[f" reduction({signs[node.value.op]}: {name(node.var.name)})"] = None

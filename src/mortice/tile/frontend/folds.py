@@ -19,8 +19,9 @@ COMBINE = {"sum": "add", "max": "max", "min": "min", "any": "or", "all": "and"}
 def folded(function: Any) -> str | None:
     """The name of the fold, if a function is one: `tile.sum` or Python's own `sum`."""
     name: str | None = getattr(function, "construct", None)
-    if name is None and getattr(builtins, getattr(function, "__name__", ""), None) is function:
-        name = function.__name__
+    plain = getattr(function, "__name__", "")
+    if name is None and plain and getattr(builtins, plain, None) is function:
+        name = plain
     return name if name in COMBINE else None
 
 
@@ -28,7 +29,10 @@ def fold(state: State, node: ast.Call, op: str) -> e.Expr:
     """Its loops run whether the expression around it needs the value or not; it may not stand in a while's condition."""
     if len(node.args) != 1 or node.keywords or not isinstance(node.args[0], ast.GeneratorExp):
         state.fail(
-            node, op, "it gets no generator", f"write tile.{op}(value for k in range(n)), or reduce_{op} for tiles"
+            node,
+            op,
+            "it gets no generator",
+            f"write tile.{op}(value for k in range(n)), or reduce_{op} for tiles",
         )
     if not state.in_launch and not state.in_parallel:
         state.fail(node, op, "there is no loop around it", "put it inside tile.parallel or tile.grid")
@@ -96,9 +100,19 @@ def _ends(
     over = loop.iter
     function = evaluate(state, over.func) if isinstance(over, ast.Call) else None
     if function is not range or not isinstance(over, ast.Call) or not 1 <= len(over.args) <= 2:
-        state.fail(generator, op, "its loop is no range of one or two ends", f"write tile.{op}(... for k in range(n))")
+        state.fail(
+            generator,
+            op,
+            "its loop is no range of one or two ends",
+            f"write tile.{op}(... for k in range(n))",
+        )
     if not isinstance(loop.target, ast.Name):
-        state.fail(generator, op, "its loop has no single variable", "nest loops: for i in range(n) for j in range(m)")
+        state.fail(
+            generator,
+            op,
+            "its loop has no single variable",
+            "nest loops: for i in range(n) for j in range(m)",
+        )
     values = [evaluate(state, arg) for arg in over.args]
     for value in values:
         if not isinstance(value, int | e.Expr):
@@ -106,5 +120,3 @@ def _ends(
     ends = [lift(state, value, over, op) for value in values]
     start, stop = ends if len(ends) == 2 else (e.const(0), ends[0])
     return start, stop, e.const(1)
-
-

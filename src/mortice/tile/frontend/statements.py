@@ -259,7 +259,10 @@ def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
         state.fail(node, "parallel", "it has no extents", "give one a loop variable")
     if not state.in_launch and state.depth:
         state.fail(
-            node, "parallel", "it stands inside a loop or condition", "put it at the top level, or inside a grid"
+            node,
+            "parallel",
+            "it stands inside a loop or condition",
+            "put it at the top level, or inside a grid",
         )
     if state.in_launch:
         for i, extent in enumerate(extents):

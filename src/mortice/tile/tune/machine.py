@@ -1,4 +1,4 @@
-"""What the model knows of a machine: rates in units a second of one core (a multiprocessor on a GPU), bytes, bytes a second."""
+"""What the model knows of a machine: rates a second of one core (a multiprocessor on a GPU), bytes, bytes a second."""
 
 import functools
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 class Machine:
     """flops: of products, by element type. lanes: element-wise operations. bandwidth: of memory, of all cores together.
     cache: of one core; cache_bandwidth: between it and what is behind it, of one core. block: seconds that starting one
-    costs. rows: the height to which a product's tile is rounded up."""
+    costs. rows: the height to which a product's tile is rounded up. overlaps: copies of pipelined loops run beside
+    products, and a product's rate hangs on no cache."""
 
     name: str
     cores: int
@@ -21,6 +22,7 @@ class Machine:
     cache_bandwidth: float
     block: float
     rows: int
+    overlaps: bool
 
     def rate(self, dtype: str) -> float:
         return self.flops.get(dtype, self.flops["f32"])
@@ -38,9 +40,10 @@ H200 = Machine(  # measured ceilings of the card that docs/performance.md names:
     lanes=128 * 1.7e9,
     bandwidth=4.29e12,
     cache=232448,
-    cache_bandwidth=40e9,
+    cache_bandwidth=90e9,
     block=1e-6,
     rows=64,
+    overlaps=True,
 )  # fmt: skip
 
 
@@ -65,6 +68,7 @@ def this_cpu() -> Machine:
         cache_bandwidth=20e9,
         block=3e-7,
         rows=16,
+        overlaps=False,
     )
 
 

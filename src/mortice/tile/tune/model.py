@@ -65,7 +65,7 @@ def predict(function: s.Function, dims: Mapping[str, Number], machine: Machine) 
         if not count:
             continue
         held = sum(_bytes(node.buffer) for node in walk(x.body) if isinstance(node, s.Alloc))
-        slow = 1.0 + max(0.0, min(1.0, held / machine.cache - 1.0))
+        slow = 1.0 if machine.overlaps else 1.0 + max(0.0, min(1.0, held / machine.cache - 1.0))
         average = _Cost()
         picks = _picks(x, grid)
         for pick in picks:
@@ -76,7 +76,9 @@ def predict(function: s.Function, dims: Mapping[str, Number], machine: Machine) 
         total.add(average, count)
         blocks, tile_bytes = blocks + count, max(tile_bytes, held)
     moved = sum(
-        math.prod(int(_value(extent, names, 1)) for extent in tensor.buffer.shape) * tensor.buffer.dtype.bits / 8
+        math.prod(int(_value(extent, names, 1)) for extent in tensor.buffer.shape)
+        * tensor.buffer.dtype.bits
+        / 8
         for tensor in function.tensors
     )
     memory, compute = moved / machine.bandwidth, total.peak / machine.cores
@@ -90,6 +92,11 @@ def predict(function: s.Function, dims: Mapping[str, Number], machine: Machine) 
         tile_bytes,
         total.guessed,
     )
+
+
+def block_seconds(block: s.Block, dims: Mapping[str, Number], machine: Machine) -> float:
+    """Of statements as they stand in one block, its variables unknown."""
+    return _block(block, dict(dims), machine).seconds
 
 
 def _picks(x: s.Launch, grid: list[int]) -> list[tuple[int, ...]]:
@@ -152,7 +159,14 @@ def _loop(x: s.For, names: dict[str, Number], machine: Machine) -> _Cost:
     if x.kind == "vector":
         cost.seconds += trips * _work(x.body, dict(names)) / machine.lanes
         return cost
-    cost.add(_block(x.body, names | {x.var.name: start + trips // 2 * step}, machine), trips)
+    inside = names | {x.var.name: start + trips // 2 * step}
+    one = _block(x.body, dict(inside), machine)
+    if machine.overlaps and x.kind == "pipelined" and x.stages > 1:
+        loads = tuple(y for y in x.body if isinstance(y, s.Copy) and not y.source.buffer.on_chip)
+        products = tuple(y for y in x.body if isinstance(y, s.Gemm))
+        copying, multiplying = (_block(part, dict(inside), machine).seconds for part in (loads, products))
+        one.seconds = max(copying, multiplying, one.seconds - copying - multiplying)
+    cost.add(one, trips)
     return cost
 
 
@@ -162,8 +176,8 @@ def _product(x: s.Gemm, machine: Machine) -> _Cost:
     k = sides[0] if x.transpose_a else sides[1]
     rate = machine.rate(x.a.buffer.dtype.name)
     padded = -(-m // machine.rows) * machine.rows * (-(-n // 32) * 32)
-    # a tile narrower than the unit's pipeline leaves it idle between operands
-    filled = min(1.0, 0.5 + n / 512) * min(1.0, 0.5 + k / 512)
+    # on a CPU operands of a narrow or shallow tile pass through the cache more often for the same work
+    filled = 1.0 if machine.overlaps else min(1.0, 0.5 + n / 512) * min(1.0, 0.5 + k / 512)
     flops = 2.0 * m * n * k
     return _Cost(2.0 * padded * k / (rate * filled), flops, flops / rate)
 

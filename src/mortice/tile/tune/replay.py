@@ -39,13 +39,17 @@ class Schedules:
                     raise ValueError("a constant is no number or text")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"{path} holds no schedules: {error}"
-            raise ArgumentError(NOWHERE, "schedules", problem, "write it anew with `mortice tile tune`") from error
+            raise ArgumentError(
+                NOWHERE, "schedules", problem, "write it anew with `mortice tile tune`"
+            ) from error
         return cls(entries)
 
     def write(self, path: str | Path) -> None:
         """Whole or not at all."""
         path = Path(path)
-        text = json.dumps({"version": VERSION, "entries": dict(sorted(self.entries.items()))}, indent=1) + "\n"
+        text = (
+            json.dumps({"version": VERSION, "entries": dict(sorted(self.entries.items()))}, indent=1) + "\n"
+        )
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
         with os.fdopen(handle, "w") as file:
             file.write(text)

@@ -4,7 +4,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,17 +50,25 @@ class Found:
 
 
 def candidates(
-    kernel: Kernel, arguments: Sequence[Any], machine: Machine, space: dict[str, Sequence[Any]] | None = None
+    kernel: Kernel,
+    arguments: Sequence[Any],
+    machine: Machine,
+    space: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[Candidate]:
     """All combinations of the kernel's choices (or of `space`), the model's favourites first, refused ones last."""
     choices = space if space is not None else kernel.choices
     if unknown := choices.keys() - kernel.constants.keys():
         problem = f"it has no constant {', '.join(sorted(unknown))}"
-        raise ArgumentError(kernel.span, kernel.__name__, problem, f"name some of {', '.join(kernel.constants)}")
+        raise ArgumentError(
+            kernel.span, kernel.__name__, problem, f"name some of {', '.join(kernel.constants)}"
+        )
     if not choices:
         problem = "it names no choices"
         raise ArgumentError(
-            kernel.span, kernel.__name__, problem, 'say @tile.kernel(choices={"BM": (64, 128)}), or give a space'
+            kernel.span,
+            kernel.__name__,
+            problem,
+            'say @tile.kernel(choices={"BM": (64, 128)}), or give a space',
         )
     found = [
         _candidate(kernel, arguments, dict(zip(choices, values, strict=True)), machine)
@@ -83,7 +91,7 @@ def search(
     arguments: Sequence[Any],
     machine: Machine,
     *,
-    space: dict[str, Sequence[Any]] | None = None,
+    space: Mapping[str, Sequence[Any]] | None = None,
     top: int = 6,
     rounds: int = 7,
     seed: int = 0,

@@ -92,7 +92,9 @@ def contraction(loop: s.Parallel, machine: Machine) -> Contraction | None:
     if not folds or len(loop.vars) < 2 or not all(isinstance(x, s.Store) for x in epilogue):
         return None
     first = next(i for i, x in enumerate(items) if not isinstance(x, Fold))
-    if any(isinstance(x, Fold) for x in items[first:]) or any(x.op != "add" or x.var.dtype != f32 for x in folds):
+    if any(isinstance(x, Fold) for x in items[first:]) or any(
+        x.op != "add" or x.var.dtype != f32 for x in folds
+    ):
         return None
     written = {x.buffer.name for x in epilogue if isinstance(x, s.Store)}
     if any(isinstance(x, e.Load) and x.buffer.name in written for fold in folds for x in walk(fold.value)):
@@ -163,7 +165,9 @@ def launch(x: Contraction, blocking: Blocking, machine: Machine, names: Names, w
         body += _unravelled(which, x.batch)
     sums: dict[str, e.Buffer] = {}
     for term in x.terms:
-        c = e.Buffer(names.name("c"), f32, (e.const(height), e.const(width)), "fragment", span=term.fold.let.span)
+        c = e.Buffer(
+            names.name("c"), f32, (e.const(height), e.const(width)), "fragment", span=term.fold.let.span
+        )
         sums[term.fold.var.name] = c
         body += [s.Alloc(c, span=c.span), s.Fill(_whole(c), e.Const(f32, 0.0), span=c.span)]
         body += _product(term, c, (m0, n0), blocking, machine, names)
@@ -248,7 +252,11 @@ def _operand(
 
 
 def _epilogue(
-    x: Contraction, sums: dict[str, e.Buffer], at: tuple[e.Expr, e.Expr], extents: tuple[int, int], names: Names
+    x: Contraction,
+    sums: dict[str, e.Buffer],
+    at: tuple[e.Expr, e.Expr],
+    extents: tuple[int, int],
+    names: Names,
 ) -> list[s.Stmt]:
     i, j = names.var("i"), names.var("j")
     places: dict[str, e.Expr] = {
@@ -291,5 +299,3 @@ def _result(
 def _whole(buffer: e.Buffer) -> e.Region:
     zeros = tuple(e.const(0) for _ in buffer.shape)
     return e.Region(buffer, zeros, buffer.shape, tuple(range(len(zeros))), span=buffer.span)
-
-

@@ -176,7 +176,9 @@ def vectorised(body: Sequence[s.Stmt]) -> tuple[s.Stmt, ...]:
             out += [item.let, _innermost(item.loops[0], item)]
         elif isinstance(item, s.For):
             independent = item.kind == "serial" and simple(item.body) and own_elements(item)
-            changed = replace(item, kind="vector") if independent else replace(item, body=vectorised(item.body))
+            changed = (
+                replace(item, kind="vector") if independent else replace(item, body=vectorised(item.body))
+            )
             out.append(changed)
         elif isinstance(item, s.If):
             out.append(replace(item, then=vectorised(item.then), otherwise=vectorised(item.otherwise)))

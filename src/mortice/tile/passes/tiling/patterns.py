@@ -1,6 +1,6 @@
 """What a level-1 loop body consists of: names, folds, stores."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,7 +106,9 @@ def inlined(items: list[s.Stmt | Fold]) -> list[s.Stmt | Fold]:
     for item in items:
         if isinstance(item, Fold):
             loops = tuple(replace(x, start=put(x.start), stop=put(x.stop)) for x in item.loops)
-            out.append(replace(item, loops=loops, conditions=tuple(map(put, item.conditions)), value=put(item.value)))
+            out.append(
+                replace(item, loops=loops, conditions=tuple(map(put, item.conditions)), value=put(item.value))
+            )
         elif isinstance(item, s.Let) and not item.mutable:
             known[item.var.name] = put(item.value)
         else:
@@ -171,5 +173,3 @@ def shifted(x: e.Expr, name: str) -> e.Expr | None:
 
 def unit_inner(buffer: e.Buffer) -> bool:
     return buffer.strides is None or buffer.strides[-1] == e.const(1)
-
-

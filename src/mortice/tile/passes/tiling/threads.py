@@ -6,7 +6,16 @@ from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.passes.tiling.loops import own_elements, simple
 from mortice.tile.passes.tiling.machine import Machine
-from mortice.tile.passes.tiling.patterns import FOLDS, Fold, Names, both, inlined, mentions, parse, substituted
+from mortice.tile.passes.tiling.patterns import (
+    FOLDS,
+    Fold,
+    Names,
+    both,
+    inlined,
+    mentions,
+    parse,
+    substituted,
+)
 
 ROWS, PIECE = 4, 512
 
@@ -121,9 +130,7 @@ def _fold(
     return s.For(piece, e.const(0), count, e.const(1), (s.Alloc(tile, span=span), fill, reduce), span=span)
 
 
-def _stores(
-    loop: s.Parallel, x: s.For, totals: dict[str, e.Buffer], start: e.Expr, names: Names
-) -> s.For:
+def _stores(loop: s.Parallel, x: s.For, totals: dict[str, e.Buffer], start: e.Expr, names: Names) -> s.For:
     piece, j, at, count = _pieces(x, names)
     i = names.var("i")
     places, inside = _places(loop, i, totals, start)
@@ -137,5 +144,3 @@ def _stores(
 def _whole(buffer: e.Buffer) -> e.Region:
     zeros = tuple(e.const(0) for _ in buffer.shape)
     return e.Region(buffer, zeros, buffer.shape, tuple(range(len(zeros))), span=buffer.span)
-
-

@@ -43,7 +43,7 @@ def _launches(loop: s.Parallel, machine: Machine, names: Names) -> list[s.Stmt]:
         below = 0
         if machine.thin:
             few = [build.binary("le", extent, e.const(machine.thin)) for extent in found.extents]
-            thin = build.binary("or", *few)
+            thin = build.binary("or", few[0], few[1])
             out += loops.loops(loop, machine, names, thin)
             below = machine.thin
             many = build.binary("gt", found.extents[1], e.const(machine.thin))
@@ -108,13 +108,13 @@ def decisions(function: s.Function, machine: Machine) -> list[Decision]:
                 why += f"; results of up to {machine.thin} rows or columns are dot products"
             out.append(Decision(x.span, what, why))
         elif machine.vectors:
-            why = {
+            reasons = {
                 "rows": "the loops of its body are vectors, rows are shared out",
                 "columns": f"{x.vars[-1].name} counts neighbours in memory, the folds' variable does not",
                 "flat": f"no loop in its body: {x.vars[-1].name} is the vector",
             }
             kind = loops.form(x)
-            out.append(Decision(x.span, kind, why[kind]))
+            out.append(Decision(x.span, kind, reasons[kind]))
         else:
             out.append(Decision(x.span, "tiles", "no sum of it is a matrix product"))
     return out
@@ -123,5 +123,3 @@ def decisions(function: s.Function, machine: Machine) -> list[Decision]:
 def check(function: s.Function) -> None:
     for x in function.body:
         assert not isinstance(x, s.Parallel), f"{x.span}: a parallel loop stands outside a grid"
-
-
