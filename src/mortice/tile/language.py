@@ -258,6 +258,14 @@ def barrier(phases: int, *, count: int) -> Any:
     raise NotImplementedError
 
 
+@construct
+def view(source: Any, dtype: Any) -> Any:
+    """The same bytes as elements of another type: u8 or i8 as i4, u4, i2, u2, u1 or e2m1 (the first element in the lowest
+    bits; the last dimension counts more of them), 32-bit types as one another, u16 as bf16. Read element by element or by
+    `copy`; stores go through views of equal width."""
+    raise NotImplementedError
+
+
 # Scalars. Python's min, max, abs, ternary, and/or/not work too; f32(x), bf16(x), i32(x) cast.
 
 

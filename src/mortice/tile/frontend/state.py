@@ -81,6 +81,8 @@ class State:
     variables: set[str] = field(default_factory=set)  # mutable scalars
     target: str | None = None  # name that the value being read is about to get
     inlined: int = 0
+    views: dict[str, e.Buffer] = field(default_factory=dict)  # of what buffer each is one
+    jumps: list[Any] = field(default_factory=list)  # of jumps.py, of the loops around
 
     def emit(self, statement: s.Stmt) -> None:
         self.blocks[-1].append(statement)

@@ -3,9 +3,11 @@
 import ast
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import index
+from mortice.tile.dtypes import boolean, index
+from mortice.tile.frontend import jumps, views
 from mortice.tile.frontend.calls import form
 from mortice.tile.frontend.expressions import (
     IR_VALUES,
@@ -25,8 +27,25 @@ LOOPS = ("grid", "parallel", "pipelined", "unroll")
 
 
 def run(state: State, nodes: list[ast.stmt]) -> None:
-    for node in nodes:
+    for i, node in enumerate(nodes):
         statement(state, node)
+        rest = nodes[i + 1 :]
+        if rest and next(jumps.own([node]), None) is not None:
+            with state.block() as body:
+                run(state, rest)
+            state.emit(s.If(jumps.going(state.jumps[-1]), tuple(body), span=state.span(rest[0])))
+            return
+
+
+def iteration(state: State, here: jumps.Jumps, nodes: list[ast.stmt]) -> None:
+    """A loop's body, once."""
+    jumps.begin(state, here)
+    if here.stop is None:
+        run(state, nodes)
+        return
+    with state.block() as body:
+        run(state, nodes)
+    state.emit(s.If(jumps.going(here), tuple(body), span=state.span(nodes[0])))
 
 
 def statement(state: State, node: ast.stmt) -> None:
@@ -49,11 +68,16 @@ def statement(state: State, node: ast.stmt) -> None:
             state.in_while = True
             condition = as_condition(lift(state, evaluate(state, node.test), node, "while"))
             state.in_while = False
-            with state.block() as body:
-                run(state, node.body)
+            with jumps.loop(state, node) as here:
+                if here.stop is not None:
+                    condition = build.binary("and", build.unary("not", here.stop), condition, state.span(node))
+                with state.block() as body:
+                    iteration(state, here, node.body)
             state.emit(s.While(condition, tuple(body), span=state.span(node)))
         case ast.With():
             _role(state, node)
+        case ast.Break() | ast.Continue():
+            jumps.jump(state, node)
         case ast.Assert():
             _assert(state, node)
         case ast.Return():
@@ -150,6 +174,9 @@ def _augmented(state: State, node: ast.AugAssign) -> None:
 def _store(state: State, target: ast.Subscript, value: Any, node: ast.AST) -> None:
     buffer, indices = element(state, target, "=")
     new = lift(state, value, node, "=")
+    if buffer.name in state.views:
+        views.store(state, buffer, indices, new, node)
+        return
     if new.dtype.is_float and not buffer.dtype.is_float:
         state.fail(node, "=", f"a {new.dtype} goes into {describe(buffer)}", f"cast it: {buffer.dtype}(...)")
     state.emit(s.Store(buffer, indices, build.coerced(new, buffer.dtype), span=state.span(node)))
@@ -230,20 +257,31 @@ def _serial(state: State, node: ast.For, args: list[Any], kind: str, stages: int
     if isinstance(step, e.Const) and step.value == 0:
         state.fail(node, kind, "the step is 0", "give another step")
     variables = _loop_vars(state, node, 1)
-    with state.block() as body:
+    why = "copies of a pipelined loop run ahead" if kind == "pipelined" else ""
+    with jumps.loop(state, node, why) as here, state.block() as body:
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.emit(s.For(variables[0], start, stop, step, tuple(body), kind, stages, span=state.span(node)))
 
 
 def _unrolled(state: State, node: ast.For, values: Iterable[Any]) -> None:
     assert isinstance(node.target, ast.Name | ast.Tuple)
+    with jumps.loop(state, node) as here:
+        _copies(state, node, values, here)
+
+
+def _copies(state: State, node: ast.For, values: Iterable[Any], here: jumps.Jumps) -> None:
     for value in values:
         names = [node.target] if isinstance(node.target, ast.Name) else node.target.elts
         parts = [value] if isinstance(node.target, ast.Name) else list(value)
         for name, part in zip(names, parts, strict=True):
             state.names[name.id] = Binding(part, state.depth)  # type: ignore[attr-defined]
-        run(state, node.body)
+        if here.skip is None:
+            run(state, node.body)
+            continue
+        own = replace(here, skip=e.Var(boolean, state.fresh("skipped"), span=here.skip.span))
+        state.jumps[-1] = own
+        iteration(state, own, node.body)
 
 
 def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
@@ -269,9 +307,9 @@ def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
             state.constant(extent, "parallel", f"extent {i}", node)
     variables = _loop_vars(state, node, len(extents))
     state.in_parallel = True
-    with state.block() as body:
+    with jumps.loop(state, node, "the iterations of a parallel loop have no order") as here, state.block() as body:
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.in_parallel = False
     state.emit(s.Parallel(variables, extents, tuple(body), span=state.span(node)))
 
@@ -292,9 +330,9 @@ def _grid(state: State, node: ast.For, args: list[Any], options: dict[str, Any])
     panel, cluster = (state.constant(options[x], "grid", x, node) for x in ("panel", "cluster"))
     variables = _loop_vars(state, node, len(extents))
     state.in_launch = True
-    with state.block() as body:
+    with jumps.loop(state, node, "the blocks of a grid have no order") as here, state.block() as body:
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.in_launch = False
     state.emit(s.Launch(variables, extents, tuple(body), threads, panel, cluster, span=state.span(node)))
 
