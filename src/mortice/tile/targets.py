@@ -12,6 +12,7 @@ from mortice.tile.interpreter import interpret
 from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
 from mortice.tile.passes import run
+from mortice.tile.passes.fission import FISSION
 from mortice.tile.passes.tiling import GPU, tiling
 from mortice.tile.simulator.target import compile_function as compile_for_simulator
 
@@ -34,7 +35,7 @@ class Interpreted:
         return text(self.function)
 
     def __call__(self, bound: Bound) -> None:
-        interpret(self.function, bound)
+        interpret(run(self.function, (FISSION,)), bound)
 
 
 TARGETS: dict[str, Callable[[Function], Executable]] = {

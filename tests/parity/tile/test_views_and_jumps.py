@@ -11,7 +11,7 @@ TARGETS = ("interpreter", "c")
 
 @tile.kernel
 def unpack(W: tile.Tensor, *, kind: tile.DType = tile.u4):
-    N, B = W.shape
+    N, _ = W.shape
     V = tile.view(W, kind)
     N, K = V.shape
     Y = tile.empty((N, K), tile.f32)
@@ -25,7 +25,9 @@ FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 
 def expected(w: np.ndarray, kind: tile.DType) -> np.ndarray:
     parts = 8 // kind.bits
-    codes = np.stack([(w >> (kind.bits * i)) & (2**kind.bits - 1) for i in range(parts)], -1).reshape(len(w), -1)
+    codes = np.stack([(w >> (kind.bits * i)) & (2**kind.bits - 1) for i in range(parts)], -1).reshape(
+        len(w), -1
+    )
     if kind == tile.e2m1:
         return np.concatenate([FP4, -FP4])[codes]
     values = codes.astype(np.int32)
@@ -43,7 +45,7 @@ def test_every_code_of_every_type_under_a_byte(target, kind):
 @tile.kernel
 def weight_only(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, BN: int = 32, BK: int = 32):
     M, K = X.shape
-    N, B = W.shape
+    N, _ = W.shape
     (N,) = S.shape
     V = tile.view(W, tile.i4)
     Y = tile.empty((M, N), tile.f32)

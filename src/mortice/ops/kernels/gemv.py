@@ -61,6 +61,7 @@ def gemv_int4(
     N, KG = Z.shape
     assert KH * 2 == K, "W has K / 2 columns"
     assert KG * group == K, "S and Z have K / group columns"
+    codes = tile.view(W, tile.u4)
     Y = tile.empty((M, N), X.dtype)
     for n, m in tile.grid(tile.ceildiv(N, rows), M):
         product = tile.fragment((rows, BK), tile.f32)
@@ -68,8 +69,9 @@ def gemv_int4(
         for k in range(tile.ceildiv(K, BK)):
             for i, j in tile.parallel(rows, BK):
                 at = k * BK + j
-                code = (W[n * rows + i, at // 2] >> tile.i32(at % 2 * 4)) & 15
-                weight = (tile.f32(code) - Z[n * rows + i, at // group]) * S[n * rows + i, at // group]
+                weight = (codes[n * rows + i, at] - Z[n * rows + i, at // group]) * S[
+                    n * rows + i, at // group
+                ]
                 product[i, j] = weight * X[m, at]
             tile.reduce_sum(product, y, axis=1, clear=False)
         tile.copy(y, Y[m, n * rows :])

@@ -1,5 +1,5 @@
-"""`break` and `continue`: variables that say so, and conditions on what follows, so that no later part of the compiler has to
-know of them."""
+"""`break` and `continue`: variables that say so, and conditions on what follows; no later part of the compiler has to know
+of them."""
 
 import ast
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ def iteration(state: State, here: jumps.Jumps, nodes: list[ast.stmt]) -> None:
     state.emit(s.If(jumps.going(here), tuple(body), span=state.span(nodes[0])))
 
 
-def statement(state: State, node: ast.stmt) -> None:
+def statement(state: State, node: ast.stmt) -> None:  # noqa: C901 - a table of all statements
     match node:
         case ast.Expr(value=ast.Constant()) | ast.Pass():
             return
@@ -70,7 +70,9 @@ def statement(state: State, node: ast.stmt) -> None:
             state.in_while = False
             with jumps.loop(state, node) as here:
                 if here.stop is not None:
-                    condition = build.binary("and", build.unary("not", here.stop), condition, state.span(node))
+                    condition = build.binary(
+                        "and", build.unary("not", here.stop), condition, state.span(node)
+                    )
                 with state.block() as body:
                     iteration(state, here, node.body)
             state.emit(s.While(condition, tuple(body), span=state.span(node)))
@@ -265,12 +267,12 @@ def _serial(state: State, node: ast.For, args: list[Any], kind: str, stages: int
 
 
 def _unrolled(state: State, node: ast.For, values: Iterable[Any]) -> None:
-    assert isinstance(node.target, ast.Name | ast.Tuple)
     with jumps.loop(state, node) as here:
         _copies(state, node, values, here)
 
 
 def _copies(state: State, node: ast.For, values: Iterable[Any], here: jumps.Jumps) -> None:
+    assert isinstance(node.target, ast.Name | ast.Tuple)
     for value in values:
         names = [node.target] if isinstance(node.target, ast.Name) else node.target.elts
         parts = [value] if isinstance(node.target, ast.Name) else list(value)
@@ -307,7 +309,10 @@ def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
             state.constant(extent, "parallel", f"extent {i}", node)
     variables = _loop_vars(state, node, len(extents))
     state.in_parallel = True
-    with jumps.loop(state, node, "the iterations of a parallel loop have no order") as here, state.block() as body:
+    with (
+        jumps.loop(state, node, "the iterations of a parallel loop have no order") as here,
+        state.block() as body,
+    ):
         _bind_loop(state, node, variables)
         iteration(state, here, node.body)
     state.in_parallel = False

@@ -18,7 +18,12 @@ Indices = tuple[e.Expr, ...]
 def view(state: State, node: ast.Call, given: dict[str, Any]) -> e.Buffer:
     base, dtype = given["source"], given["dtype"]
     if not isinstance(base, e.Buffer) or base.name in state.views or not isinstance(dtype, DType):
-        state.fail(node, "view", f"it gets {describe(base)}, {describe(dtype)}", "give a tensor or tile and an element type")
+        state.fail(
+            node,
+            "view",
+            f"it gets {describe(base)}, {describe(dtype)}",
+            "give a tensor or tile and an element type",
+        )
     if not _known(base.dtype, dtype):
         remedy = "view u8 or i8 as types under a byte, 32-bit types as one another, u16 as bf16"
         state.fail(node, "view", f"{base.dtype} is not seen as {dtype}", remedy)
@@ -30,7 +35,11 @@ def view(state: State, node: ast.Call, given: dict[str, Any]) -> e.Buffer:
 
 
 def _known(base: DType, to: DType) -> bool:
-    return (base in BYTES and to.bits < 8) or base.bits == to.bits == 32 or (base, to) == (dtypes.u16, dtypes.bf16)
+    return (
+        (base in BYTES and to.bits < 8)
+        or base.bits == to.bits == 32
+        or (base, to) == (dtypes.u16, dtypes.bf16)
+    )
 
 
 def load(state: State, view: e.Buffer, indices: Indices, node: ast.AST) -> e.Expr:
@@ -70,7 +79,9 @@ def store(state: State, view: e.Buffer, indices: Indices, value: e.Expr, node: a
     base, span = state.views[view.name], state.span(node)
     if base.dtype.bits != view.dtype.bits or view.dtype.bits != 32:
         problem = f"{view.name} is a view of {view.dtype} on {base.dtype}"
-        state.fail(node, "=", problem, f"two of its elements share a {base.dtype}: put them together and store that")
+        state.fail(
+            node, "=", problem, f"two of its elements share a {base.dtype}: put them together and store that"
+        )
     new = build.bitcast(build.coerced(value, view.dtype), base.dtype, span)
     state.emit(s.Store(base, indices, new, span=span))
 
@@ -83,7 +94,8 @@ def copied(state: State, source: e.Region, target: e.Region, pad: e.Expr, node: 
     def at(region: e.Region) -> Indices:
         lanes = dict(zip(region.kept, variables, strict=True))
         return tuple(
-            build.binary("add", offset, lanes[i]) if i in lanes else offset for i, offset in enumerate(region.offsets)
+            build.binary("add", offset, lanes[i]) if i in lanes else offset
+            for i, offset in enumerate(region.offsets)
         )
 
     places = at(source)

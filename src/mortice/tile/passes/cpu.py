@@ -1,5 +1,6 @@
 """The passes of the CPU, in order."""
 
+from mortice.tile.passes.fission import FISSION
 from mortice.tile.passes.guards import GUARDS
 from mortice.tile.passes.operands import operands
 from mortice.tile.passes.pipeline import Pass
@@ -9,4 +10,4 @@ from mortice.tile.passes.unswitch import UNSWITCH
 
 
 def cpu_passes(matrix_unit: bool) -> tuple[Pass, ...]:
-    return (tiling(CPU), ROWS, UNSWITCH, operands(matrix_unit), GUARDS)
+    return (FISSION, tiling(CPU), ROWS, UNSWITCH, operands(matrix_unit), GUARDS)
