@@ -7,6 +7,7 @@ the process that ran it is dead (owners.py). SQLite runs in WAL mode with full s
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,7 @@ class DbosDurable:
 
     def _close(self) -> None:
         DBOS.destroy()
+        logging.getLogger("dbos").handlers.clear()  # one would stay behind, on the stderr of this moment
         if self._owners is not None:
             self._owners.close()
             self._owners = None
