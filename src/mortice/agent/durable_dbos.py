@@ -255,6 +255,14 @@ class DbosDurable:
         assert owners is not None
         if status.status in ("SUCCESS", "ERROR"):
             return
+        if (
+            status.app_version != VERSION
+        ):  # else it would wait for ever in a queue that nobody of its version reads
+            raise WrongState(
+                f"run {status.workflow_id!r} was begun by another version of its steps ({status.app_version}; here "
+                f"{VERSION}): let that version end it, or branch off one of its turns",
+                param="id",
+            )
         owner = status.executor_id
         if status.status == "PENDING" and owner is not None and owners.alive(owner):
             if owner == owners.me:
