@@ -337,9 +337,9 @@ class DbosReader:
                 retry_connection_errors=False,
             )
             self._client.list_workflows(limit=1)
-        except sa.exc.ProgrammingError as error:  # a database without our tables
-            raise NotFound("nothing has been run here yet", param="db") from error
         except sa.exc.SQLAlchemyError as error:
+            if isinstance(error, sa.exc.ProgrammingError) or "no such table" in str(error):
+                raise NotFound("nothing has been run here yet", param="db") from error
             raise RequestError(f"the database cannot be used: {_first_line(error)}", param="db") from error
 
     def close(self) -> None:
