@@ -130,12 +130,25 @@ const rates = []; // tokens/s of the last minute
 const latencies = []; // [ttft ms, tpot ms or null] of the last requests
 const KEEP = 512;
 
+function more(pages) {
+  if ($("pages").childElementCount === pages.length) return;
+  $("pages").replaceChildren(
+    ...pages.map(([title, path]) => {
+      const link = document.createElement("a");
+      link.href = path.replace(/^\//, "");
+      link.textContent = title;
+      return link;
+    }),
+  );
+}
+
 function show(overview) {
   document.body.classList.remove("stale");
   const { workers } = overview;
   const ready = overview.state === "ready";
   say(ready ? "ok" : "bad", ready ? `Up ${duration(overview.uptime_s)}` : overview.state);
   set($("model"), overview.model);
+  more(overview.pages);
   model = overview.model;
   const num = (role) => workers.filter((worker) => worker.role === role).length;
   const undivided = num("mixed") ? ` + ${num("mixed")} undivided` : "";
