@@ -298,7 +298,7 @@ class Emitter:
             self.twice(conditions, proven, written)
 
     def parallel(self, x: s.Parallel) -> None:
-        reach = {
+        reach: dict[str, tuple[e.Expr, e.Expr]] = {
             var.name: (e.const(0), build.binary("sub", extent, e.const(1)))
             for var, extent in zip(x.vars, x.extents, strict=True)
         }

@@ -55,9 +55,9 @@ def _folded(loop: s.Stmt, reduce: s.Stmt, uses: Counter[str], names: Names) -> s
     if not (isinstance(loop, s.Parallel) and isinstance(reduce, s.Reduce) and reduce.op in COMBINE):
         return None
     tile, total = reduce.source.buffer, reduce.target.buffer
-    if len(loop.body) != 1 or not isinstance(loop.body[0], s.Store) or len(loop.vars) != 2:
+    store = loop.body[0] if len(loop.body) == 1 else None
+    if not isinstance(store, s.Store) or len(loop.vars) != 2:
         return None
-    (store,) = loop.body
     i, j = loop.vars
     fills = store.buffer == tile and store.indices == (i, j) and loop.extents == tile.shape
     whole = _whole(reduce.source) and _whole(reduce.target) and reduce.axis == 1 and total.on_chip
