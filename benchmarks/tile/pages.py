@@ -59,10 +59,9 @@ def measured(name: str, text: str) -> list[str]:
 def page(name: str, case: Any, text: str) -> str:
     kernel = case.kernel
     source = Path(kernel.function.__code__.co_filename).relative_to(ROOT)
-    line = kernel.function.__code__.co_firstlineno
     trial = case.trial(Draw(f"{name} page"))
     rows = [f"# {name}", "", " ".join((kernel.__doc__ or "").split()), ""]
-    rows += [f"Source: [{source.name}](../../../{source}), line {line}.", "", "| argument | kind |", "| --- | --- |"]
+    rows += [f"Source: [{source.name}](../../../{source}).", "", "| argument | kind |", "| --- | --- |"]
     for parameter in kernel.parameters:
         kind = "tensor" if parameter.scalar is None else f"run-time {parameter.scalar}"
         rows.append(f"| `{parameter.name}` | {kind}{', may be None' if parameter.optional else ''} |")
