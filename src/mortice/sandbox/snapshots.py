@@ -13,6 +13,7 @@ from mortice.sandbox.contract import SandboxNotFound, SandboxSpec, SnapshotRefus
 from mortice.sandbox.home import Home, new_id, sync_folder, write_whole
 
 MANIFEST = "MANIFEST"
+MACHINE = "machine"
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -55,12 +56,15 @@ class Snapshots:
     def __init__(self, home: Home) -> None:
         self._folder = home.snapshots
 
-    def begin(self) -> tuple[str, Path]:
-        """An id and the folder to write its files into, unpublished."""
+    def begin(self) -> str:
+        """The id of a snapshot that nobody sees before it is published."""
         snapshot_id = new_id("s")
-        folder = self._folder / f".{snapshot_id}"
-        folder.mkdir()
-        return snapshot_id, folder
+        (self._folder / f".{snapshot_id}").mkdir()
+        return snapshot_id
+
+    def machine_folder(self, snapshot_id: str, *, published: bool) -> Path:
+        """Where the machine's own files are, or are to be written by `Machine.checkpoint`."""
+        return self._folder / (snapshot_id if published else f".{snapshot_id}") / MACHINE
 
     def publish(self, snapshot_id: str, **fields: Any) -> Manifest:
         """Hash and sync every file, write the manifest, rename: after a crash at any point it exists whole or not at all."""
@@ -96,30 +100,30 @@ class Snapshots:
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest was altered")
         return manifest
 
-    def verified(
-        self, snapshot_id: str, *, backend_version: str | None = None, image_digest: str | None = None
-    ) -> tuple[Manifest, Path]:
-        """The manifest and folder of a snapshot whose every file is what was written, for this back end and machine."""
-        manifest = self.manifest(snapshot_id)
-        folder = self._folder / snapshot_id
-        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-        listed = {entry.name for entry in manifest.files}
-        if found != listed:
-            raise SnapshotRefused(
-                f"snapshot {snapshot_id}: files {sorted(found ^ listed)} are missing or foreign"
-            )
-        for entry in manifest.files:
-            path = folder / entry.name
-            if path.is_symlink() or path.stat().st_size != entry.size or _sha256(path) != entry.sha256:
-                raise SnapshotRefused(f"snapshot {snapshot_id}: {entry.name} is not what was written")
+    def check_origin(self, manifest: Manifest, *, backend_version: str, image_digest: str) -> None:
+        """Raises SnapshotRefused for a snapshot of another back end, root file system or processor than there are here."""
         for what, saved, here in (
             ("back end", manifest.backend_version, backend_version),
             ("root file system", manifest.image_digest, image_digest),
             ("machine", manifest.machine, machine()),
         ):
-            if here is not None and saved != here:
-                raise SnapshotRefused(f"snapshot {snapshot_id} is from another {what} ({saved}; here {here})")
-        return manifest, folder
+            if saved != here:
+                raise SnapshotRefused(f"snapshot {manifest.id} is from another {what} ({saved}; here {here})")
+
+    def check_files(self, manifest: Manifest) -> Path:
+        """The folder of the machine's own files, once every file is what was written. Raises SnapshotRefused."""
+        folder = self._folder / manifest.id
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        listed = {entry.name for entry in manifest.files}
+        if found != listed:
+            raise SnapshotRefused(
+                f"snapshot {manifest.id}: files {sorted(found ^ listed)} are missing or foreign"
+            )
+        for entry in manifest.files:
+            path = folder / entry.name
+            if path.is_symlink() or path.stat().st_size != entry.size or _sha256(path) != entry.sha256:
+                raise SnapshotRefused(f"snapshot {manifest.id}: {entry.name} is not what was written")
+        return folder / MACHINE
 
     def list(self) -> list[Manifest]:
         """Published snapshots, oldest first; damaged ones are left out."""

@@ -1,5 +1,6 @@
 """A guest kernel under hardware virtualisation: the probe, and refusal by name; the driver is not written yet."""
 
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,12 @@ class MicroVM:
         raise BackendUnavailable("microvm has no driver in this version", param="backend")
 
     async def restore(
-        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
+        self,
+        box_id: str,
+        place: Path,
+        spec: SandboxSpec,
+        image: Awaitable[Path],
+        trace: dict[str, Any] | None,
     ) -> Machine:
         raise BackendUnavailable("microvm has no driver in this version", param="backend")
 

@@ -7,13 +7,13 @@ snapshot. Guest code runs under another uid and can neither end this process nor
 """
 
 import _posixsubprocess
+import _signal as signal  # type: ignore[import-not-found]  # what is around it brings enum: a megabyte a process
 import _socket
 import binascii
 import errno
 import os
 import resource
 import select
-import signal
 import stat
 import sys
 import time
