@@ -150,14 +150,47 @@ async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
 
 
 @only_gvisor
-async def test_no_snapshot_in_the_middle_of_a_cell(make: Make) -> None:
+async def test_a_snapshot_waits_for_the_running_cell_and_holds_the_next(make: Make, boxes: Sandboxes) -> None:
     box = await make()
-    running = asyncio.create_task(box.run_cell("import time; time.sleep(1.5)", cell_id="a"))
-    await asyncio.sleep(0.4)
-    with pytest.raises(SandboxBusy):
-        await box.snapshot()
+    started = asyncio.Event()
+    code = "import time; print('on', flush=True); time.sleep(0.6); done = 1"
+    running = asyncio.create_task(box.run_cell(code, cell_id="a", on_output=lambda *_: started.set()))
+    await started.wait()
+    with pytest.raises(SandboxBusy, match=r"'a' still runs after 0\.05 s") as caught:
+        await box.snapshot(wait_s=0.05)
+    assert caught.value.param == "wait_s"
+    saving = asyncio.create_task(box.snapshot())
+    await asyncio.sleep(0)  # it has begun to wait
+    following = asyncio.create_task(box.run_cell("done += 1; done", cell_id="b"))
+    clone = await boxes.restore(await saving)
     assert (await running).ok
-    assert await box.snapshot()
+    assert (await following).value == "2"
+    assert (await clone.run_cell("done", cell_id="c")).value == "1", "saved between the two"
+
+
+@only_gvisor
+async def test_what_became_of_files_is_in_the_log_with_each_snapshot(make: Make, boxes: Sandboxes) -> None:
+    box = await make()
+    await box.exec(["sh", "-c", "echo 1 > a; echo 2 > b; mkdir d; echo 3 > d/c"], cell_id="1")
+    first = await box.snapshot()
+    await box.exec(
+        ["sh", "-c", "rm a; mv b d/moved; echo more >> d/c; echo 4 > $(printf 'odd\\377')"], cell_id="2"
+    )
+    await box.snapshot()
+    clone = await boxes.restore(first)
+    await clone.exec(["rm", "d/c"], cell_id="3")
+    await clone.snapshot()
+    kept = ("created", "changed", "deleted", "renamed")
+
+    def files(of: Box) -> list[list[object]]:
+        found = [r for r in records(boxes.home.audit, of.record.id) if r["kind"] == "files"]
+        return [[r[k] for k in kept] for r in found]
+
+    assert files(box) == [
+        [["/work/a", "/work/b", "/work/d/c"], [], [], []],
+        [["/work/odd\\xff"], ["/work/d/c"], ["/work/a"], [["/work/b", "/work/d/moved"]]],
+    ]
+    assert files(clone) == [[[], [], ["/work/d/c"], []]]
 
 
 async def test_pause_stops_time_for_deadlines(make: Make) -> None:

@@ -19,6 +19,7 @@ from mortice.obs.audit import AuditLog
 from mortice.sandbox.channel import Channel, Message
 from mortice.sandbox.contract import (
     MIB,
+    WAIT_S,
     BoxInfo,
     CellError,
     GuestFileError,
@@ -29,12 +30,15 @@ from mortice.sandbox.contract import (
     SandboxError,
     SandboxLost,
     SandboxSpec,
+    Strength,
 )
 from mortice.sandbox.failures import explain
 from mortice.sandbox.home import write_whole
 from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.workspace import Tree, read_listing
 
 HELLO_TIMEOUT_S = 30.0
+EMULATED_HELLO_TIMEOUT_S = 240.0  # a kernel boots in software, on a machine that does other things
 PARK_AFTER_S = 2.0
 FILE_TIMEOUT_S = 30.0
 MAX_CODE = 512 * 1024  # of one request line
@@ -100,8 +104,8 @@ class Box:
         lease: Lease,
         audit: AuditLog,
         on_gone: Callable[["Box"], None],
-        save_snapshot: Callable[["Box", int | None], Any],
-        fork_snapshot: Callable[["Box", int, list[str] | None], Any],
+        save_snapshot: Callable[["Box", int | None, float], Any],
+        fork_snapshot: Callable[["Box", int, list[str] | None, float], Any],
     ) -> None:
         self.record = record
         self.place = place
@@ -116,6 +120,10 @@ class Box:
         self._pidfd = -1
         self._requests = 0
         self._lost: SandboxLost | None = None
+        self.saving = asyncio.Lock()
+        self.tree: Tree | None = None  # of the workspace at the last snapshot, as far as we know
+        self._cells_may_start = asyncio.Event()
+        self._cells_may_start.set()
         self.changed = True  # since the last snapshot; set by every run and write
         self._parked = False
         self._num_holds = 0
@@ -146,14 +154,16 @@ class Box:
         if self.gate:
             self.gate.attach(self._channel)
         self._watch()
-        hello = await self._channel.hello(HELLO_TIMEOUT_S)
+        emulated = self.backend.strength is Strength.EMULATED
+        timeout_s = EMULATED_HELLO_TIMEOUT_S if emulated else HELLO_TIMEOUT_S
+        hello = await self._channel.hello(timeout_s)
         if renew:
-            await self._renew()
+            await self._renew(timeout_s)
         self.record.state = "ready"
         self._park_later()
         return hello
 
-    async def _renew(self) -> None:
+    async def _renew(self, timeout_s: float) -> None:
         message = {
             "op": "renew",
             "generation": f"{self.record.id}.{self.record.generation}.{secrets.token_hex(8)}",
@@ -161,7 +171,7 @@ class Box:
             "hostname": self.record.id,
             "now": time.time(),
         }
-        await self._ask(message, timeout_s=HELLO_TIMEOUT_S)
+        await self._ask(message, timeout_s=timeout_s)
 
     def _watch(self) -> None:
         try:
@@ -260,6 +270,7 @@ class Box:
                 f"a cell holds at most {MAX_CODE >> 10} KiB of code; write more to a file and import it"
             )
         digest = hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()
+        await self._cells_may_start.wait()
         intent = self._intent("cell", cell_id=cell_id, code=code, code_sha256=digest)
         return await self._run(
             {"op": "cell", "code": code}, intent, cell_id, timeout_s, output_cap, on_output
@@ -404,15 +415,6 @@ class Box:
         else:
             await self._file({"op": "write", "path": path}, path, send=data)
 
-    async def tree(self, path: str = "/work") -> dict[str, tuple[int, int]]:
-        """Every file under `path` with its size and modification time in ns, as the guest's user sees them."""
-        lines = (await self._file({"op": "tree", "path": path}, path, keep=16 * MIB)).splitlines()
-        found = {}
-        for line in lines:
-            name, size, mtime, _ = msgspec.json.decode(line, type=tuple[str, int, int, int])
-            found[name] = (size, mtime)
-        return found
-
     async def _file(self, request: Message, path: str, *, send: bytes | None = None, keep: int = 0) -> bytes:
         if not path.startswith("/") or "\0" in path or len(path) > 4096:
             raise GuestFileError(f"{path!r} is no absolute path", param="path", code="EINVAL")
@@ -449,32 +451,55 @@ class Box:
 
     # ---- state
 
-    async def snapshot(self, *, epoch: int | None = None) -> str:
+    async def snapshot(self, *, epoch: int | None = None, wait_s: float = WAIT_S) -> str:
         """See `Sandbox.snapshot`."""
-        snapshot_id: str = await self._save_snapshot(self, epoch)
+        snapshot_id: str = await self._save_snapshot(self, epoch, wait_s)
         return snapshot_id
 
-    async def fork(self, n: int, *, names: list[str] | None = None) -> list[Any]:
+    async def fork(self, n: int, *, names: list[str] | None = None, wait_s: float = WAIT_S) -> list[Any]:
         """See `Sandbox.fork`."""
-        outcomes: list[Any] = await self._fork_snapshot(self, n, names)
+        outcomes: list[Any] = await self._fork_snapshot(self, n, names, wait_s)
         return outcomes
 
-    async def quiesce(self) -> None:
-        """Refuses while a cell runs; afterwards nothing of ours is half done inside."""
-        answer = await self._ask({"op": "quiesce"}, timeout_s=10.0)
-        if not answer.get("ok"):
-            raise SandboxBusy(f"cell {answer.get('busy')!r} is running; a snapshot is taken between cells")
+    async def quiesce(self, wait_s: float) -> Tree | None:
+        """Wait until no cell runs, and hold the next ones until `unquiesce`: nothing of ours is half done in between.
+
+        Returns the files of the workspace, or None where they are too many. Raises SandboxBusy when a cell runs longer.
+        """
+        self._cells_may_start.clear()
+        deadline = time.monotonic() + wait_s
+        pause_s = 0.002
+        try:
+            while True:
+                answer = await self._ask({"op": "quiesce", "tree": "/work"}, timeout_s=10.0)
+                if answer.get("ok"):
+                    return read_listing(answer.get("tree"))
+                if time.monotonic() >= deadline:
+                    raise SandboxBusy(
+                        f"cell {answer.get('busy')!r} still runs after {wait_s:g} s, and a machine is saved between cells: "
+                        "interrupt it (signal INT) or give a longer wait_s",
+                        param="wait_s",
+                    )
+                await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+                pause_s = min(2 * pause_s, 0.1)
+        except BaseException:
+            self._cells_may_start.set()
+            raise
 
     async def unquiesce(self) -> None:
-        """Give running commands their time back after a snapshot."""
+        """Give running commands their time back after a snapshot, and let cells start."""
+        self._cells_may_start.set()
         await self._ask({"op": "unquiesce"}, timeout_s=10.0)
 
-    async def pause(self) -> None:
-        """Stop every process inside; time in it stands still for deadlines."""
+    async def pause(self, *, wait_s: float = WAIT_S) -> None:
+        """See `Sandbox.pause`."""
         await self._recorded("pause")
         with self.held():
-            await self.quiesce()
-            await self.machine.pause()
+            await self.quiesce(wait_s)
+            try:
+                await self.machine.pause()
+            finally:
+                self._cells_may_start.set()  # from now on they are refused
             self.record.state = "paused"
         self.save()
 

@@ -30,15 +30,17 @@ from mortice.sandbox.contract import (
     SandboxLost,
     SandboxNotFound,
     SandboxSpec,
+    Strength,
 )
 from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Rules, check_addresses, resolve
 from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
-from mortice.sandbox.images import find_image
+from mortice.sandbox.images import emulation_wanted, find_image
 from mortice.sandbox.machine import Backend, Machine, alive, started_at
 from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.recorder import Recorder
 from mortice.sandbox.snapshots import Snapshots
+from mortice.sandbox.workspace import changes, load, save
 from mortice.specs.errors import MorticeError, RequestError
 
 Names = list[str]
@@ -59,7 +61,9 @@ class Sandboxes:
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
-        self.backends: dict[str, Backend] = {b.name: b for b in (MicroVM(), GVisor(self.home), Process())}
+        self.backends: dict[str, Backend] = {
+            b.name: b for b in (MicroVM(emulated=emulation_wanted()), GVisor(self.home), Process())
+        }
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.wasm = Wasm()
@@ -107,7 +111,9 @@ class Sandboxes:
         Rules(spec.egress)  # a rule that cannot be is told before anything is made
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
-        return await self._bring_up(record, place, lease, backend, None)
+        box = await self._bring_up(record, place, lease, backend, None)
+        box.tree = {}
+        return box
 
     async def restore(self, snapshot_id: str, *, name: str | None = None, keep: bool = False) -> Box:
         """A sandbox that goes on where the snapshot was taken, as an instance of its own."""
@@ -128,7 +134,9 @@ class Sandboxes:
         name: str | None, *, keep: bool,
     ) -> Box:  # fmt: skip
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=snapshot_id)
-        return await self._bring_up(record, place, lease, backend, image)
+        box = await self._bring_up(record, place, lease, backend, image)
+        box.tree = load((await image).parent)
+        return box
 
     async def choose(self, spec: SandboxSpec) -> Backend:
         """The back end for a spec. `auto` tries the strong ones in order; a name is that one or an error."""
@@ -138,6 +146,9 @@ class Sandboxes:
             backend = self.backends.get(name)
             if backend is None:
                 refusals.append(f"{name}: not built for this machine")
+                continue
+            if spec.backend == "auto" and backend.strength is Strength.EMULATED:
+                refusals.append(f"{name}: emulated here, which is no wall; it is had by name only")
                 continue
             probe = await cached_probe(backend, self.home)
             if probe.works:
@@ -372,10 +383,10 @@ class Sandboxes:
 
     # ---- state
 
-    async def _save_snapshot(self, box: Box, epoch: int | None) -> str:
+    async def _save_snapshot(self, box: Box, epoch: int | None, wait_s: float) -> str:
         self._must_snapshot(box)
         snapshot_id = self.snapshots.begin()
-        await self._save(box, snapshot_id, epoch)
+        await self._save(box, snapshot_id, epoch, wait_s)
         return snapshot_id
 
     def _must_snapshot(self, box: Box) -> None:
@@ -385,36 +396,42 @@ class Sandboxes:
             )
         box.check_lease()
 
-    async def _save(self, box: Box, snapshot_id: str, epoch: int | None) -> Path:
+    async def _save(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
         """Save the machine under an id that was begun, and publish it. Returns the folder of the machine's own files."""
-        intent = self.audit.append(
-            "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
-        )
         try:
-            with box.held():
-                await box.quiesce()
-                try:
-                    started = time.monotonic()
-                    await box.machine.checkpoint(self.snapshots.machine_folder(snapshot_id, published=False))
-                    saved_s = time.monotonic() - started
-                finally:
-                    with contextlib.suppress(
-                        MorticeError
-                    ):  # a machine that is gone says so at its next request
-                        await box.unquiesce()
-            seq, head = await asyncio.wrap_future(intent)
-            box.check_lease()
-            manifest = await asyncio.to_thread(
-                self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
-                parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
-                backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
-                spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
-            )  # fmt: skip
+            async with box.saving:
+                return await self._save_alone(box, snapshot_id, epoch, wait_s)
         except BaseException:
             self.snapshots.abandon(snapshot_id)
             raise
+
+    async def _save_alone(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
+        intent = self.audit.append(
+            "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
+        )
+        machine_folder = self.snapshots.machine_folder(snapshot_id, published=False)
+        with box.held():
+            tree = await box.quiesce(wait_s)
+            try:
+                started = time.monotonic()
+                await box.machine.checkpoint(machine_folder)
+                saved_s = time.monotonic() - started
+            finally:
+                with contextlib.suppress(MorticeError):  # a machine that is gone says so at its next request
+                    await box.unquiesce()
+        box.note("files", snapshot=snapshot_id, epoch=epoch, trust="agent", **changes(box.tree, tree))
+        save(machine_folder.parent, tree)
+        seq, head = await asyncio.wrap_future(intent)
+        box.check_lease()
+        manifest = await asyncio.to_thread(
+            self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
+            parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
+            backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
+            spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
+        )  # fmt: skip
         box.record.last_snapshot = snapshot_id
         box.changed = box.num_running > 0
+        box.tree = tree
         self._book(box.record, box.place)
         done = self.audit.append(
             "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,
@@ -423,7 +440,7 @@ class Sandboxes:
         await asyncio.wrap_future(done)
         return self.snapshots.machine_folder(snapshot_id, published=True)
 
-    async def _fork(self, box: Box, n: int, names: Names | None) -> Outcomes:
+    async def _fork(self, box: Box, n: int, names: Names | None, wait_s: float) -> Outcomes:
         """The clones' empty kernels start while the original is being saved; they get its image once it is published."""
         if not 1 <= n <= MAX_FORKS:
             raise RequestError(f"between 1 and {MAX_FORKS} forks at once", param="n")
@@ -431,7 +448,7 @@ class Sandboxes:
             raise RequestError(f"{n} forks need {n} names, {len(names)} were given", param="names")
         self._must_snapshot(box)
         snapshot_id = self.snapshots.begin()
-        saved = asyncio.ensure_future(self._save(box, snapshot_id, None))
+        saved = asyncio.ensure_future(self._save(box, snapshot_id, None, wait_s))
         limit = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
         async def one(name: str | None) -> ForkOutcome:

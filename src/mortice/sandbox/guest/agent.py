@@ -31,6 +31,7 @@ MAX_RESULTS = 1024
 MAX_RESULT_BYTES = 16 << 20
 MAX_IDS = 65536
 MAX_JOBS = 64
+MAX_LISTED = 2000  # files of a workspace that are looked at before a snapshot
 GRACE_S = 2.0  # between the signal that asks and the one that does not
 
 
@@ -55,6 +56,7 @@ class Agent:
         self.kernel = None  # (pid, control fd, result fd, stdout fd, stderr fd)
         self.kernel_buf = bytearray()
         self.generation = ""
+        self.oom_kills = oom_kills() if config.get("own_kernel") else 0
         self.env = dict(config.get("env") or {})
         self.poll = select.poll()
         self.net = None
@@ -323,7 +325,8 @@ class Agent:
             job.remaining = max(0.1, job.deadline - now)
         if self.net:
             self.net.drop_all()
-        self.send(ev="ack", id=request["id"], ok=True)
+        tree = self.as_user(listing, request["tree"]) if request.get("tree") else None
+        self.send(ev="ack", id=request["id"], ok=True, tree=tree)
 
     def op_unquiesce(self, request):
         self.give_time_back()
@@ -369,8 +372,10 @@ class Agent:
         processes = threads = 0
         for name in os.listdir("/proc"):
             if name.isdigit() and name != "1":
-                processes += 1
                 try:
+                    if os.stat("/proc/" + name).st_uid != self.uid:
+                        continue  # a thread of the kernel's
+                    processes += 1
                     threads += len(os.listdir("/proc/%s/task" % name))
                 except OSError:
                     pass
@@ -384,21 +389,6 @@ class Agent:
     def op_net(self, request):
         if self.net:
             self.net.from_host(request)
-
-    def op_tree(self, request):
-        """Every file of the workspace with size and time, for the epoch's account of what changed."""
-        job = self.admit(request, "file")
-
-        def body():
-            for folder, names, files in os.walk(request["path"]):
-                names.sort()
-                for name in sorted(files):
-                    path = os.path.join(folder, name)
-                    s = os.lstat(path)
-                    line = dumps([path, s.st_size, s.st_mtime_ns, stat.S_IFMT(s.st_mode)])
-                    write_all(1, line.encode() + b"\n")
-
-        self.spawn(job, body)
 
     # ---- running at most once
 
@@ -469,6 +459,13 @@ class Agent:
         if "MemoryError" in said or "Cannot allocate memory" in said:
             return "oom"
         return None
+
+    def out_of_memory(self, code):
+        """Whether a kernel of our own ended it for its memory since we last looked."""
+        if code != -signal.SIGKILL or not self.config.get("own_kernel"):
+            return None
+        before, self.oom_kills = self.oom_kills, oom_kills()
+        return "oom" if self.oom_kills > before else None
 
     # ---- processes
 
@@ -739,7 +736,7 @@ class Agent:
                         code = 127 if number in (errno.ENOENT, errno.ENOTDIR) else 126
                         reason = "processes" if number in (errno.EAGAIN, errno.ENOMEM) else None
                 if code < 0 and job.reason is None:
-                    reason = "signal"
+                    reason = self.out_of_memory(code) or "signal"
                 name = errno.errorcode.get(code - 200) if job.kind == "file" and code > 200 else None
                 name = "ENOENT" if job.kind == "file" and code == 127 else name
                 if job.kind == "exec" and code == 127 and not job.out[1].total:
@@ -873,8 +870,9 @@ class Agent:
         self.start_kernel()
         if job is not None:
             self.finish(
-                job, ok=False, exit=code, cpu=cpu, reason=job.reason or "interpreter_exit", restarted=True
-            )
+                job, ok=False, exit=code, cpu=cpu,
+                reason=job.reason or self.out_of_memory(code) or "interpreter_exit", restarted=True,
+            )  # fmt: skip
         self.next_cell()
 
 
@@ -914,6 +912,40 @@ def write_file(path, fill):
         raise
     finally:
         os.close(fd)
+
+
+def listing(top):
+    """Every file below a folder as [path, bytes, time, inode], or None where there are too many to look at in passing."""
+    found, folders, seen, letters = [], [top], 0, 0
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            seen += 1
+            letters += len(entry.path)
+            if seen > MAX_LISTED or letters > MAX_LISTED * 64:
+                return None
+            try:
+                s = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            if stat.S_ISDIR(s.st_mode):
+                folders.append(entry.path)
+            else:
+                path = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
+                found.append([path, s.st_size, s.st_mtime_ns, s.st_ino])
+    return found
+
+
+def oom_kills():
+    """How many processes this kernel has ended because memory ran out."""
+    with open("/proc/vmstat", "rb") as file:
+        for line in file:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def put(path, data):
