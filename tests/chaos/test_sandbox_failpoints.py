@@ -42,7 +42,8 @@ async def main():
         else:
             resumed = await epochs.resume(keep=True)
             box, turn = resumed.box, last.journal["turn"] + 1
-        os.fsync, os.fdatasync, pathlib.Path.rename = dying(os.fsync), dying(os.fdatasync), dying(pathlib.Path.rename)
+        os.fsync, os.fdatasync, os.link = dying(os.fsync), dying(os.fdatasync), dying(os.link)
+        pathlib.Path.rename = dying(pathlib.Path.rename)
         while turn < 3:
             effect = epochs.effects.begin(f"t{turn}", "post", {"turn": turn}, epoch=turn)
             if effect.decision in ("act", "unknown"):

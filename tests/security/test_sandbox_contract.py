@@ -205,6 +205,40 @@ async def test_pause_stops_time_for_deadlines(make: Make) -> None:
     assert (await running).ok
 
 
+async def test_what_is_asked_becomes_spans_below_the_caller_s(make: Make) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    api = pytest.MonkeyPatch()
+    api.setattr("opentelemetry.trace.get_tracer", provider.get_tracer)
+    try:
+        box = await make("traced")
+        with provider.get_tracer("agent").start_as_current_span("execute_tool python"):
+            await box.run_cell("1 / 0", cell_id="a")
+            await box.exec(["false"], cell_id="b")
+            if box.backend.can_snapshot:
+                await box.snapshot(epoch=7)
+                await box.fork(1)
+    finally:
+        api.undo()
+    spans = {s.name: s for s in exporter.get_finished_spans()}
+    parent = spans["execute_tool python"]
+    assert all(s.parent.span_id == parent.context.span_id for s in spans.values() if s is not parent)
+    cell = dict(spans["sandbox.cell"].attributes)
+    assert cell["mortice.sandbox.strength"] == box.backend.strength
+    assert (cell["mortice.sandbox.cell"], cell["mortice.sandbox.replayed"]) == ("a", False)
+    assert cell["error.type"] == "ZeroDivisionError"
+    assert spans["sandbox.exec"].attributes["process.exit.code"] == 1
+    assert "1 / 0" not in str([s.attributes for s in spans.values()]), "code is content"
+    if box.backend.can_snapshot:
+        assert spans["sandbox.snapshot"].attributes["mortice.sandbox.epoch"] == 7
+        assert spans["sandbox.fork"].attributes["mortice.sandbox.num_forks"] == 1
+
+
 async def test_one_owner_at_a_time(make: Make, boxes: Sandboxes) -> None:
     box = await make("mine")
     other = Sandboxes(boxes.home.root)

@@ -35,6 +35,7 @@ from mortice.sandbox.contract import (
 from mortice.sandbox.failures import explain
 from mortice.sandbox.home import write_whole
 from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.trace import span
 from mortice.sandbox.workspace import Tree, read_listing
 
 HELLO_TIMEOUT_S = 30.0
@@ -70,7 +71,8 @@ class Lease:
     """Ownership of a box by one process: a file lock that falls with its holder, and a number that grows with each."""
 
     def __init__(self, place: Path) -> None:
-        self._fd = os.open(place / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = place / "lease"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -82,8 +84,12 @@ class Lease:
         os.pwrite(self._fd, str(self.token).encode(), 0)
 
     def check(self) -> None:
-        """Raises LeaseLost if someone took the box (its lease file was replaced or numbered on)."""
-        if self._fd < 0 or int(os.pread(self._fd, 32, 0) or b"0") != self.token:
+        """Raises LeaseLost if someone took the box (its lease file was replaced, numbered on or is gone)."""
+        try:
+            now = int(self._path.read_bytes() or b"0")
+        except (OSError, ValueError):
+            now = -1
+        if self._fd < 0 or now != self.token:
             raise LeaseLost("another owner has this sandbox now", param="name")
 
     def release(self) -> None:
@@ -272,9 +278,12 @@ class Box:
         digest = hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()
         await self._cells_may_start.wait()
         intent = self._intent("cell", cell_id=cell_id, code=code, code_sha256=digest)
-        return await self._run(
-            {"op": "cell", "code": code}, intent, cell_id, timeout_s, output_cap, on_output
-        )
+        with span("cell", self.info, cell=cell_id) as ended:
+            result = await self._run(
+                {"op": "cell", "code": code}, intent, cell_id, timeout_s, output_cap, on_output
+            )
+            ended(result)
+        return result
 
     async def exec(
         self,
@@ -303,7 +312,10 @@ class Box:
             "env": env,
             "stdin": None if stdin is None else "",
         }
-        return await self._run(request, intent, cell_id, timeout_s, output_cap, on_output, stdin=stdin)
+        with span("exec", self.info, cell=cell_id) as ended:
+            result = await self._run(request, intent, cell_id, timeout_s, output_cap, on_output, stdin=stdin)
+            ended(result)
+        return result
 
     async def _run(
         self,
@@ -453,12 +465,14 @@ class Box:
 
     async def snapshot(self, *, epoch: int | None = None, wait_s: float = WAIT_S) -> str:
         """See `Sandbox.snapshot`."""
-        snapshot_id: str = await self._save_snapshot(self, epoch, wait_s)
+        with span("snapshot", self.info, epoch=epoch):
+            snapshot_id: str = await self._save_snapshot(self, epoch, wait_s)
         return snapshot_id
 
     async def fork(self, n: int, *, names: list[str] | None = None, wait_s: float = WAIT_S) -> list[Any]:
         """See `Sandbox.fork`."""
-        outcomes: list[Any] = await self._fork_snapshot(self, n, names, wait_s)
+        with span("fork", self.info, num_forks=n):
+            outcomes: list[Any] = await self._fork_snapshot(self, n, names, wait_s)
         return outcomes
 
     async def quiesce(self, wait_s: float) -> Tree | None:
