@@ -17,6 +17,10 @@ from mortice.sandbox.box import Box
 
 MIB = 1 << 20
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 
 
 @pytest.fixture
@@ -103,6 +107,7 @@ def zip_bomb(*, depth: int, copies: int, size: int) -> bytes:
     return data
 
 
+@gvisor_first
 async def test_zip_bombs_meet_the_disk_limit_and_cost_the_host_nothing(make: Make) -> None:
     box = await make(disk_bytes=16 * MIB)
     flat, nested = zip_bomb(depth=1, copies=16, size=16 * MIB), zip_bomb(depth=3, copies=8, size=4 * MIB)
@@ -167,6 +172,7 @@ async def race(box: Box, boxes: Sandboxes, sentinel: Path, swaps: int) -> int:
     return operations
 
 
+@gvisor_first
 async def test_links_swapped_while_the_host_works_lead_nowhere(
     make: Make, boxes: Sandboxes, sentinel: Path
 ) -> None:

@@ -19,6 +19,10 @@ from mortice.sandbox import (
 from mortice.sandbox.box import Box
 
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 only_gvisor = pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
 
 
@@ -193,6 +197,7 @@ async def test_what_became_of_files_is_in_the_log_with_each_snapshot(make: Make,
     assert files(clone) == [[[], [], ["/work/d/c"], []]]
 
 
+@gvisor_first
 async def test_pause_stops_time_for_deadlines(make: Make) -> None:
     box = await make()
     running = asyncio.create_task(box.exec(["sleep", "1.2"], cell_id="a", timeout_s=2.0))
@@ -205,6 +210,7 @@ async def test_pause_stops_time_for_deadlines(make: Make) -> None:
     assert (await running).ok
 
 
+@gvisor_first
 async def test_what_is_asked_becomes_spans_below_the_caller_s(make: Make) -> None:
     sdk = pytest.importorskip("opentelemetry.sdk.trace")
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor

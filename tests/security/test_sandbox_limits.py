@@ -13,6 +13,10 @@ from mortice.sandbox.box import Box
 
 MIB = 1 << 20
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 
 
 async def answers(box: object, cell_id: str = "after") -> None:
@@ -35,6 +39,7 @@ async def test_fork_and_thread_bombs_meet_the_process_limit(make: Make, code: st
     await answers(box)
 
 
+@gvisor_first
 async def test_a_shell_fork_bomb_ends_with_its_timeout(make: Make, boxes: Sandboxes) -> None:
     neighbour = await make()
     box = await make(num_processes=24)
@@ -178,6 +183,7 @@ async def test_the_root_file_system_cannot_be_written(make: Make) -> None:
     assert result.stdout == ""
 
 
+@gvisor_first
 async def test_endless_output_is_cut_and_costs_bounded_memory(make: Make) -> None:
     box = await make(output_bytes=8 * MIB)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -203,6 +209,7 @@ async def test_endless_output_is_cut_and_costs_bounded_memory(make: Make) -> Non
     await answers(box)
 
 
+@gvisor_first
 async def test_time_is_up_for_cells_and_commands_that_will_not_end(make: Make) -> None:
     box = await make()
     await box.run_cell("kept = 5", cell_id="k")

@@ -27,6 +27,7 @@ MAX_PENDING = 65536
 MAX_OPEN = 256
 MAX_TEXT = 16384
 MAX_LINE = 1 << 20
+TAIL = 8192  # of a chain that another process has appended to: mostly the last line is in it
 HEAD_EVERY_S = 1.0
 
 Place = tuple[int, str]
@@ -227,9 +228,13 @@ class _Chain:
         if size == self._size:
             return 0
         self.seq, self.hash, self._size = -1, GENESIS, 0
-        window = min(size, MAX_LINE)
-        tail = os.pread(self._fd, window, size - window)
-        end = tail.rfind(b"\n")
+        window = min(size, TAIL)
+        while True:
+            tail = os.pread(self._fd, window, size - window)
+            end = tail.rfind(b"\n")
+            if window == min(size, MAX_LINE) or tail.rfind(b"\n", 0, max(0, end)) >= 0:
+                break
+            window = min(size, MAX_LINE, 8 * window)
         if end < 0:
             return size
         line = tail[tail.rfind(b"\n", 0, end) + 1 : end]
