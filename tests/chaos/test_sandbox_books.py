@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class LosingDisk:
         self.root, self.states, self.draw = root, states, draw
         self.synced: dict[int, bytes] = {}  # inode -> content at its last sync
         self.num = 0
+        self.lock = threading.Lock()  # files are synced side by side
 
     @contextmanager
     def watching(self, patch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -111,6 +113,10 @@ class LosingDisk:
 
     def cut(self) -> None:
         """Three machines that lost power now, each differently unlucky."""
+        with self.lock:
+            self._cut()
+
+    def _cut(self) -> None:
         for _ in range(3):
             state = self.states / str(self.num)
             self.num += 1

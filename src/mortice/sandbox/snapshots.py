@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,9 @@ class Snapshots:
     def publish(self, snapshot_id: str, **fields: Any) -> Manifest:
         """Hash and sync every file, write the manifest, rename: after a crash at any point it exists whole or not at all."""
         folder = self._folder / f".{snapshot_id}"
-        entries = []
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                entries.append(_entry(folder, path))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        with ThreadPoolExecutor(min(8, len(paths))) as pool:  # one file's sync waits while another is hashed
+            entries = list(pool.map(lambda path: _entry(folder, path), paths))
         for sub in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             sync_folder(sub)
         manifest = Manifest(
