@@ -27,9 +27,9 @@ from mortice.sandbox import (
     SandboxSpec,
     SnapshotRefused,
 )
-from mortice.sandbox.box import Lease
 from mortice.sandbox.epochs import Epoch
 from mortice.sandbox.home import digest_of, write_once
+from mortice.sandbox.record import Lease
 from mortice.sandbox.snapshots import Snapshots
 from mortice.specs.errors import WrongState
 

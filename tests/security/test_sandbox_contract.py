@@ -305,7 +305,7 @@ async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
 async def test_an_idle_machine_is_parked_and_never_in_the_middle_of_something(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mortice.sandbox.box.PARK_AFTER_S", 0.01)
+    monkeypatch.setattr("mortice.sandbox.parking.PARK_AFTER_S", 0.01)
     box = await make()
     for n in range(8):
         assert (await box.run_cell(f"{n}", cell_id=f"a{n}")).value == str(n)

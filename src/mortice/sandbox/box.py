@@ -2,18 +2,15 @@
 
 import asyncio
 import base64
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.channel import Channel, Message
@@ -21,81 +18,28 @@ from mortice.sandbox.contract import (
     MIB,
     WAIT_S,
     BoxInfo,
-    CellError,
     GuestFileError,
-    LeaseLost,
     OnOutput,
     RunResult,
     SandboxBusy,
     SandboxError,
     SandboxLost,
-    SandboxSpec,
     Strength,
 )
-from mortice.sandbox.failures import explain
+from mortice.sandbox.failures import result_of
 from mortice.sandbox.home import write_whole
 from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.parking import Parking
+from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.trace import span
 from mortice.sandbox.workspace import Tree, read_listing
 
 HELLO_TIMEOUT_S = 30.0
 EMULATED_HELLO_TIMEOUT_S = 240.0  # a kernel boots in software, on a machine that does other things
-PARK_AFTER_S = 2.0
 FILE_TIMEOUT_S = 30.0
 MAX_CODE = 512 * 1024  # of one request line
 SMALL_FILE = 256 * 1024  # goes in one message
 MAX_FILE = 256 * MIB
-
-
-class BoxRecord(msgspec.Struct, kw_only=True):
-    """What stands in box.json: enough for another process to take the box over."""
-
-    id: str
-    name: str
-    backend: str
-    strength: str
-    state: Literal["creating", "ready", "paused", "lost", "destroyed"]
-    spec: SandboxSpec
-    generation: int
-    created_at: float
-    image_digest: str = ""
-    pid: int = 0
-    started: int = 0
-    keep: bool = False
-    parent_snapshot: str | None = None
-    last_snapshot: str | None = None
-    next_request: int = 0
-
-
-class Lease:
-    """Ownership of a box by one process: a file lock that falls with its holder, and a number that grows with each."""
-
-    def __init__(self, place: Path) -> None:
-        self._path = place / "lease"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise SandboxBusy(
-                "another process owns this sandbox; it is free once that one ends", param="name"
-            ) from None
-        self.token = int(os.pread(self._fd, 32, 0) or b"0") + 1
-        os.pwrite(self._fd, str(self.token).encode(), 0)
-
-    def check(self) -> None:
-        """Raises LeaseLost if someone took the box (its lease file was replaced, numbered on or is gone)."""
-        try:
-            now = int(self._path.read_bytes() or b"0")
-        except (OSError, ValueError):
-            now = -1
-        if self._fd < 0 or now != self.token:
-            raise LeaseLost("another owner has this sandbox now", param="name")
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Box:
@@ -131,10 +75,7 @@ class Box:
         self._cells_may_start = asyncio.Event()
         self._cells_may_start.set()
         self.changed = True  # since the last snapshot; set by every run and write
-        self._parked = False
-        self._num_holds = 0
-        self._park_timer: asyncio.TimerHandle | None = None
-        self._parking: asyncio.Task[None] | None = None
+        self._parking = Parking(machine, idle=self._is_idle, quiet=self._is_quiet)
         self.gate: Any = None  # the egress proxy's end, where there is one
 
     @property
@@ -166,7 +107,7 @@ class Box:
         if renew:
             await self._renew(timeout_s)
         self.record.state = "ready"
-        self._park_later()
+        self._parking.later()
         return hello
 
     async def _renew(self, timeout_s: float) -> None:
@@ -200,11 +141,8 @@ class Box:
             if self._channel is not None:
                 self._channel.fail(self._lost)
 
-    def _unwatch(self) -> None:
-        self._cancel_park()
-        if self._parked:
-            self.machine.unpark()  # a stopped machine can be neither asked nor ended
-            self._parked = False
+    def _unwatch(self, *, leave_parked: bool = False) -> None:
+        self._parking.end(leave_parked=leave_parked)
         if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -248,8 +186,7 @@ class Box:
             await self.destroy()
             return
         left_parked = self.record.state == "ready" and self._lost is None and await self.park_if_quiet()
-        self._parked = False  # not ours any more: it stays stopped until someone attaches
-        self._unwatch()
+        self._unwatch(leave_parked=True)
         if self._channel is not None:
             self._channel.close()
         if self.gate:
@@ -362,39 +299,13 @@ class Box:
         await (
             intent
         )  # what stays inside falls with the machine; its result leaves only when its intent is safe
-        result = self._result(cell_id, answer, timeout)
+        result = result_of(cell_id, answer, self.backend, limits, timeout)
         self._note(
             "exit", cell_id=cell_id, ok=result.ok, exit_code=result.exit_code, stdout_bytes=result.stdout_bytes,
             stderr_bytes=result.stderr_bytes, wall_s=result.wall_s, cpu_s=result.cpu_s, replayed=result.replayed,
             reason=result.failure.reason if result.failure else None,
         )  # fmt: skip
         return result
-
-    def _result(self, cell_id: str, answer: Message, timeout_s: float) -> RunResult:
-        if answer.get("forgotten"):
-            raise SandboxBusy(f"{cell_id!r} ran before and its result is no longer held", param="cell_id")
-        try:
-            error = answer.get("error")
-            reason = answer.get("reason")
-            return RunResult(
-                cell_id=cell_id,
-                ok=bool(answer["ok"]),
-                exit_code=None if answer.get("exit") is None else int(answer["exit"]),
-                stdout=str(answer.get("stdout", "")),
-                stderr=str(answer.get("stderr", "")),
-                stdout_bytes=int(answer.get("stdout_bytes", 0)),
-                stderr_bytes=int(answer.get("stderr_bytes", 0)),
-                wall_s=float(answer["wall"]),
-                cpu_s=float(answer.get("cpu") or 0),
-                backend=self.backend.name,
-                strength=self.backend.strength,
-                value=answer.get("value"),
-                error=msgspec.convert(error, CellError) if error else None,
-                failure=explain(reason, self.record.spec.limits, timeout_s=timeout_s) if reason else None,
-                replayed=bool(answer.get("replayed")),
-            )
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as problem:
-            raise SandboxError(f"the guest's answer to {cell_id!r} cannot be read: {problem}") from None
 
     async def send_stdin(self, cell_id: str, data: bytes, *, close: bool = False) -> None:
         """See `Sandbox.send_stdin`."""
@@ -541,57 +452,21 @@ class Box:
     # ---- an idle machine costs nothing
 
     async def park_if_quiet(self) -> bool:
-        """Stop the machine if nothing in it could go on by itself: no command, no child, no thread, no connection. It
-        wakes with the next request. (An idle gVisor kernel spends 2 % of a core on its own clocks.)"""
-        if self._parked or not self._may_park():
-            return self._parked
-        answer = await self._ask({"op": "status"}, timeout_s=10.0)
-        if answer.get("quiet") and self._may_park():
-            self._cancel_park()
-            self.machine.park()
-            self._parked = True
-        return self._parked
+        """Stop the machine if nothing in it could go on by itself; it wakes with the next request."""
+        return await self._parking.if_quiet()
 
-    def _may_park(self) -> bool:
-        return self.record.state == "ready" and self._num_holds == 0 and self.num_running == 0
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Awake until the end of the block: whoever works on the machine from outside must not find it stopped."""
-        self._num_holds += 1
-        self.unpark()
-        try:
-            yield
-        finally:
-            self._num_holds -= 1
-            if self._num_holds == 0 and self.record.state == "ready" and self._lost is None:
-                self._park_later()
+    def held(self) -> AbstractContextManager[None]:
+        """Awake until the end of the block."""
+        return self._parking.held()
 
     def unpark(self) -> None:
-        if self._parked:
-            self.machine.unpark()
-            self._parked = False
-            self._park_later()
+        self._parking.wake()
 
-    def _park_later(self) -> None:
-        self._cancel_park()
-        self._park_timer = asyncio.get_running_loop().call_later(PARK_AFTER_S, self._park_now)
+    def _is_idle(self) -> bool:
+        return self.record.state == "ready" and self._lost is None and self.num_running == 0
 
-    def _park_now(self) -> None:
-        self._park_timer = None
-        self._parking = asyncio.ensure_future(self._try_park())
-
-    async def _try_park(self) -> None:
-        try:
-            if not await self.park_if_quiet() and self.record.state == "ready":
-                self._park_later()
-        except (SandboxError, SandboxBusy):
-            return  # it is gone or going
-
-    def _cancel_park(self) -> None:
-        if self._park_timer is not None:
-            self._park_timer.cancel()
-            self._park_timer = None
+    async def _is_quiet(self) -> bool:
+        return bool((await self._ask({"op": "status"}, timeout_s=10.0)).get("quiet"))
 
     # ---- small pieces
 

@@ -17,7 +17,7 @@ from mortice.sandbox.backends.gvisor import GVisor
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
 from mortice.sandbox.backends.wasm import Wasm, WasmBox
-from mortice.sandbox.box import Box, BoxRecord, Lease
+from mortice.sandbox.box import Box
 from mortice.sandbox.contract import (
     BackendUnavailable,
     BoxInfo,
@@ -38,6 +38,7 @@ from mortice.sandbox.home import Home, new_id
 from mortice.sandbox.images import emulation_wanted, find_image
 from mortice.sandbox.machine import Backend, Machine, alive, started_at
 from mortice.sandbox.probes import Probed, cached_probe
+from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
 from mortice.sandbox.snapshots import Snapshots
 from mortice.sandbox.workspace import changes, load, save
