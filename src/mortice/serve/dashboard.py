@@ -83,6 +83,8 @@ class RolesView(msgspec.Struct, frozen=True, kw_only=True):
     division: Division
     starting: int
     draining: int
+    ttft_ms: float | None  # what the policy works for
+    tpot_ms: float | None
     turns: list[Turn]
 
 
@@ -289,6 +291,8 @@ class _Watcher:
             division=roles.division,
             starting=roles.starting,
             draining=roles.draining,
+            ttft_ms=roles.ttft_ms,
+            tpot_ms=roles.tpot_ms,
             turns=turns,
         )
 
