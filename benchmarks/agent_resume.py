@@ -7,6 +7,7 @@ has them; `--both` ends the sandbox too, so that it has to be restored from its 
 import argparse
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -22,8 +23,8 @@ SLOW = {"call": {"tool": "run_python", "arguments": {"code": f"import time; time
 SCRIPT = {"tools": ["sandbox"], "turns": [*TURNS, SLOW, {"say": "done", "expect": "[0, 1, 2]"}]}
 
 
-def once(both: bool) -> float:
-    """Seconds until the run went on."""
+def once(both: bool) -> tuple[float, float]:
+    """Seconds until the run went on, and of CPU that the resuming process took from its start to its end."""
     folder = Path(tempfile.mkdtemp(prefix="agent-resume-"))
     script = folder / "script.json"
     script.write_text(json.dumps(SCRIPT))
@@ -47,7 +48,7 @@ def once(both: bool) -> float:
         found = subprocess.run(["pgrep", "-f", f"runsc.*{box}"], capture_output=True, text=True, check=False)
         for pid in found.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
-    started = time.time()
+    started, before = time.time(), cpu_of_children()
     done = subprocess.run(
         [*MORTICE, "agent", "resume", "r", "--json"],
         capture_output=True,
@@ -55,6 +56,7 @@ def once(both: bool) -> float:
         env=environment,
         check=True,
     )
+    cpu_s = cpu_of_children() - before
     if json.loads(done.stdout)["output"] != "done":
         raise SystemExit(done.stdout)
     shown = subprocess.run(
@@ -65,7 +67,12 @@ def once(both: bool) -> float:
         check=True,
     )
     third = json.loads(shown.stdout)["turns"][2]["calls"][0]
-    return third["started_s"] - started
+    return third["started_s"] - started, cpu_s
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -73,13 +80,15 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--both", action="store_true", help="end the sandbox too")
     options = parser.parse_args()
-    seconds = sorted(once(options.both) for _ in range(options.times))
+    measured = [once(options.both) for _ in range(options.times)]
+    seconds = sorted(wall for wall, _ in measured)
     report = {
         "killed": "process and sandbox" if options.both else "process",
         "times": options.times,
         "min_s": round(seconds[0], 2),
         "median_s": round(statistics.median(seconds), 2),
         "max_s": round(seconds[-1], 2),
+        "median_cpu_s": round(statistics.median(cpu for _, cpu in measured), 2),
         "load": round(os.getloadavg()[0], 1),
     }
     print(json.dumps(report))

@@ -92,9 +92,9 @@ def test_of_several_processes_one_goes(tmp_path):
         "print(ledger.begin('r', 1, 0, 'pay', {'amount': 5}, idempotent=False, approved=False).action)"
     )
     command = [sys.executable, "-c", program, f"sqlite:///{tmp_path / 'effects.db'}"]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     actions = sorted(worker.communicate(timeout=60)[0].strip() for worker in workers)
-    assert actions == ["ask", "ask", "go"]
+    assert actions == ["ask", "go"]
 
 
 def test_of_several_threads_one_goes(ledger):
