@@ -12,11 +12,15 @@ import torch
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.attention_decode import combine, paged_decode
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_fp8 import gemm_fp8_nt
+from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
+from mortice.ops.kernels.gemv import gemv
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import rms_norm
 from mortice.tile import arguments
+from mortice.tile.cuda import driver
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import compile_text, version
 from mortice.tile.host import bind
@@ -45,11 +49,11 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def prepared(
-    kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any
-) -> Callable[[], None]:
+COMPILED: dict[Any, tuple[Any, Any]] = {}
+
+
+def prepared(kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any) -> "Prepared":
     """A launch with everything bound beforehand, so that the card's time is seen and not Python's."""
-    function = kernel.on("cuda").lowered(*args, **constants)
     outs = out if isinstance(out, tuple) else (out,)
     names = [name for name, p in kernel.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
     views, scalars = {}, {}
@@ -58,11 +62,24 @@ def prepared(
             views[name] = arguments.view(value)
         elif value is not None:
             scalars[name] = value
+    types = tuple((name, x.shape, x.type(look_at_alignment=True)) for name, x in views.items())
+    key = (kernel.function, types, tuple(scalars), choices, *constants.items())
+    if key not in COMPILED:
+        made = kernel.on("cuda").lowered(*args, **constants)
+        COMPILED[key] = made, compile_function(made, choices)
+    function, compiled = COMPILED[key]
     results = [p.buffer.name for p in function.tensors if p.result]
     views |= {name: arguments.view(x) for name, x in zip(results, outs, strict=True)}
     bound = bind(function, views, scalars)
-    compiled = compile_function(function, choices)
-    return lambda: compiled(bound)
+    return Prepared(compiled, bound)
+
+
+class Prepared:
+    def __init__(self, compiled: Any, bound: Any) -> None:
+        self.compiled, self.bound = compiled, bound
+
+    def __call__(self) -> None:
+        self.compiled(self.bound)
 
 
 def timed(*candidates: Callable[[], Any]) -> list[float]:
@@ -225,55 +242,88 @@ def fp8(quick: bool) -> list[Row]:
 
 
 def thin(quick: bool) -> list[Row]:
-    """Few rows: theirs is the better of cuBLAS and the time to copy the operands at the card's measured bandwidth."""
+    """Few rows, operands not in the cache. Theirs is the better of cuBLAS and the time to move operands and result once at
+    the card's measured copy bandwidth; cuBLAS alone stands beside it. Ours is the best of a few schedules."""
     rows = []
     for n, k in (
         [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]
     ):
         for m in (1, 16, 64, 128):
             sets = [
-                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)] for _ in range(4)
+                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)]
+                for _ in range(max(4, -(-(2**28) // (n * k * 2))))
             ]
             outs = [torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in sets]
-            best: tuple[float, float, Any] = (math.inf, math.inf, None)
-            wrong = 0.0
-            for bm, bn, bk, stages in THIN[128 if m > 64 else 64]:
-                constants = {"BM": bm, "BN": bn, "BK": bk, "stages": stages}
-                calls = [
-                    prepared(gemm_nt, a, b, out=c, **constants) for (a, b), c in zip(sets, outs, strict=True)
-                ]
-                others = [partial(torch.matmul, a, b.T) for a, b in sets]
-                times = timed(partial(each, calls), partial(each, others))
-                wrong = max(
-                    wrong, *(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+            calls, wrong = [], []
+            for kernel, constants in THIN[m]:
+                extra = (
+                    (torch.empty(constants["splits"], m, n, device="cuda"),) if "splits" in constants else ()
                 )
-                if times[0] < best[0]:
-                    best = (times[0], times[1], (bm, bn, bk, stages))
+                ours = [
+                    prepared(kernel, a, b, out=(c, *extra), **constants)
+                    for (a, b), c in zip(sets, outs, strict=True)
+                ]
+                for c in outs:
+                    c.fill_(math.nan)
+                each(ours)
+                wrong.append(
+                    max(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+                )
+                calls.append(ours)
+            others = [partial(torch.matmul, a, b.T) for a, b in sets]
+            times = [x / len(sets) for x in timed(partial(each, others), *(partial(each, x) for x in calls))]
+            best = min(range(len(calls)), key=lambda i: times[1 + i])
             bound = 2 * (m * k + n * k + m * n) / COPY_BANDWIDTH * 1e6
-            times = [best[0] / 4, min(best[1] / 4, 1e9)]
-            made = row(f"gemm_nt thin {best[2]}", (m, n, k), wrong, 5e-3, times, 2 * m * n * k)
-            rows.append(made | {"copy_bound_us": bound})
+            name = f"{THIN[m][best][0].__name__} {tuple(THIN[m][best][1].values())}"
+            made = row(f"thin {name}", (m, n, k), max(wrong), 5e-3, [times[1 + best], min(times[0], bound)])
+            made |= {"copy_bound_us": bound, "cublas_us": times[0], "of_cublas": times[0] / times[1 + best]}
+            made["all_us"] = dict(
+                zip((f"{x.__name__} {tuple(y.values())}" for x, y in THIN[m]), times[1:], strict=True)
+            )
+            print(f"    cuBLAS {times[0]:.1f} us, {made['of_cublas']:.3f}; bound {bound:.1f} us; all", *(
+                f"{x:.1f}" for x in times[1:]))  # fmt: skip
+            rows.append(made)
     return rows
 
 
-THIN = {
+def thin_nt(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_nt, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
+
+
+def thin_swapped(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_thin, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
+
+
+def thin_split(splits: int, *shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_thin_split, dict(zip(("splits", "BM", "BN", "BK", "stages"), (splits, *shape), strict=True))
+
+
+def thin_vector(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemv, dict(zip(("rows", "BK", "threads"), shape, strict=True))
+
+
+THIN: dict[int, list[tuple[Any, dict[str, int]]]] = {
+    1: [
+        thin_vector(4, 1024, 128), thin_vector(4, 512, 128), thin_vector(8, 512, 128), thin_vector(8, 1024, 256),
+        thin_vector(2, 2048, 64), thin_vector(4, 2048, 128), thin_vector(16, 512, 256),
+        thin_swapped(8, 64, 128, 6), thin_split(2, 8, 64, 128, 6),
+    ],
+    16: [
+        thin_swapped(16, 64, 128, 5), thin_swapped(16, 64, 64, 11), thin_swapped(16, 64, 256, 2),
+        thin_swapped(16, 64, 128, 10), thin_swapped(16, 128, 64, 10), thin_split(2, 16, 64, 128, 5),
+        thin_split(4, 16, 64, 128, 5), thin_split(3, 16, 64, 64, 11),
+    ],
     64: [
-        (64, 64, 64, 12),
-        (64, 64, 128, 6),
-        (64, 32, 128, 8),
-        (64, 96, 64, 8),
-        (64, 176, 64, 6),
-        (64, 256, 64, 5),
+        thin_nt(64, 64, 64, 12), thin_nt(64, 64, 128, 6), thin_nt(64, 96, 64, 8), thin_nt(64, 176, 64, 6),
+        thin_swapped(64, 64, 64, 7), thin_swapped(64, 64, 128, 3), thin_swapped(64, 128, 64, 9),
+        thin_swapped(32, 64, 64, 9), thin_split(2, 64, 64, 64, 7), thin_split(2, 64, 128, 64, 8),
     ],
     128: [
-        (128, 64, 64, 8),
-        (128, 96, 64, 7),
-        (128, 128, 64, 6),
-        (128, 176, 64, 5),
-        (64, 64, 64, 12),
-        (64, 128, 64, 8),
+        thin_nt(128, 64, 64, 8), thin_nt(128, 96, 64, 7), thin_nt(128, 128, 64, 6), thin_nt(128, 176, 64, 5),
+        thin_nt(64, 64, 64, 12), thin_nt(64, 128, 64, 8), thin_swapped(128, 64, 64, 4), thin_swapped(128, 128, 64, 7),
+        thin_split(2, 128, 128, 64, 7), thin_split(4, 128, 128, 64, 7),
     ],
-}
+}  # fmt: skip
 
 
 def each(calls: list[Callable[[], Any]]) -> None:
@@ -319,6 +369,71 @@ def mla(quick: bool) -> list[Row]:
     return rows
 
 
+def decode(quick: bool) -> list[Row]:
+    """One new token a sequence, 32 heads in 8 groups of keys, in pages; theirs is the bandwidth bound of the keys."""
+    rows = []
+    cases = [(3, [70, 1, 333], 16, False), (128, [2048] * 128, 16, True)] + (
+        []
+        if quick
+        else [(64, [8192] * 64, 64, True), (16, [16384] * 16, 16, True), (8, [32768] * 8, 64, True)]
+    )
+    for batch, lengths, page, timing in cases:
+        pages = [-(-n // page) for n in lengths]
+        k, v = (torch.randn(sum(pages) + 1, page, 8, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
+        q = torch.randn(batch, 32, 128, device="cuda", dtype=torch.bfloat16)
+        table = torch.full((batch, max(pages)), 10**6, dtype=torch.int32)
+        order, at = torch.randperm(sum(pages)).int(), 0
+        for i, count in enumerate(pages):
+            table[i, :count] = order[at : at + count]
+            at += count
+        table, counts = table.cuda(), torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        out, calls, wrong, names = torch.empty_like(q), [], 0.0, []
+        for keys, stages in ((64, 3), (64, 2), (128, 2)) if timing else ((64, 3),):
+            for waves in (2, 4, 8) if timing else (2,):
+                splits = max(1, -(-132 * waves // (batch * 8)))
+                name = f"{keys} x {stages}, {splits} splits"
+                if name in names:
+                    continue
+                parts = torch.full((batch, splits, 32, 128), math.nan, device="cuda")
+                sums = torch.full((batch, splits, 32), math.nan, device="cuda")
+                first = prepared(
+                    paged_decode,
+                    q,
+                    k,
+                    v,
+                    table,
+                    counts,
+                    0.09,
+                    out=(parts, sums),
+                    splits=splits,
+                    BN=keys,
+                    stages=stages,
+                )
+                second = prepared(combine, parts, sums, q, out=out)
+                out.fill_(math.nan)
+                each([first, second])
+                torch.cuda.synchronize()
+                for i in range(min(batch, 3)):
+                    flat = [
+                        x[table[i, : pages[i]].long()].reshape(-1, 8, 128)[: lengths[i]].double()
+                        for x in (k, v)
+                    ]
+                    wide = [x.repeat_interleave(4, 1) for x in flat]
+                    scores = torch.einsum("hd,khd->hk", q[i].double(), wide[0]) * 0.09
+                    wrong = max(wrong, error(out[i], torch.einsum("hk,khd->hd", scores.softmax(-1), wide[1])))
+                calls.append(partial(each, [first, second]))
+                names.append(name)
+        times = None
+        if timing:
+            found = timed(*calls)
+            best = min(range(len(found)), key=lambda i: found[i])
+            bound = (sum(lengths) * 2 * 8 * 128 * 2 + 2 * q.numel() * 2) / COPY_BANDWIDTH * 1e6
+            times = [found[best], bound]
+            print("   ", *(f"{name}: {x:.1f};" for name, x in zip(names, found, strict=True)))
+        rows.append(row("paged_decode and combine / bound", (batch, lengths[0], page), wrong, 8e-3, times))
+    return rows
+
+
 def norm(quick: bool) -> list[Row]:
     rows = []
     for n, d in [(100, 4096), (33, 100), (7, 65)] + ([] if quick else [(16384, 4096), (16384, 8192)]):
@@ -345,32 +460,42 @@ def nothing(X: tile.Tensor) -> Any:
 
 
 def launch(quick: bool) -> list[Row]:
-    """Host time of a bound launch, and of a call through the public door."""
+    """Host time of the driver's own launch of a kernel, of one with everything bound, and of calls through the public
+    door: of one tensor, and of three with a number."""
     x = torch.zeros(8, device="cuda")
+    a, w = (torch.randn(16, 64, device="cuda", dtype=torch.bfloat16) for _ in "aw")
+    y = torch.empty_like(a)
+    w = w[0].contiguous()
     direct = prepared_in_place(nothing, x)
+    direct()
+    ((config, function, arguments),) = next(iter(direct.compiled.ready.values()))
+    start = driver.driver().cuLaunchKernelEx
     out: Row = {"name": "launch, host us", "shape": "one store"}
     for name, call in (
-        ("ours_us", direct),
+        ("driver_us", lambda: start(config, function, arguments, None)),
+        ("bound_us", direct),
         ("theirs_us", lambda: x.fill_(1.0)),
-        ("public_us", lambda: nothing(x)),
+        ("ours_us", lambda: nothing(x)),
+        ("three_us", lambda: rms_norm(a, w, 1e-5, out=y)),
+        ("three_new_us", lambda: rms_norm(a, w, 1e-5)),
     ):
         for _ in range(200):
             call()
         torch.cuda.synchronize()
         laps = []
         for _ in range(20):
-            start = time.perf_counter()
+            begin = time.perf_counter()
             for _ in range(100):
                 call()
-            laps.append((time.perf_counter() - start) * 1e4)
+            laps.append((time.perf_counter() - begin) * 1e4)
             torch.cuda.synchronize()
         out[name] = statistics.median(laps)
-    out["problem"] = f"through Kernel.__call__ {out['public_us']:.1f} us"
+    out["problem"] = ", ".join(f"{key} {value:.2f}" for key, value in out.items() if key.endswith("us"))
     show(out)
     return [out]
 
 
-def prepared_in_place(kernel: Any, *args: Any) -> Callable[[], None]:
+def prepared_in_place(kernel: Any, *args: Any) -> "Prepared":
     return prepared(kernel, *args, out=())
 
 
@@ -401,6 +526,6 @@ def compiling(quick: bool) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "norm": norm,
+    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "decode": decode, "norm": norm,
     "launch": launch, "compile": compiling,
 }  # fmt: skip

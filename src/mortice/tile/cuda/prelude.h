@@ -32,6 +32,7 @@ INLINE i32 floormod(i32 a, i32 b) { i32 r = a % b; return r != 0 && (r < 0) != (
 INLINE i64 floordiv(i64 a, i64 b) { i64 q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 INLINE i64 floormod(i64 a, i64 b) { i64 r = a % b; return r != 0 && (r < 0) != (b < 0) ? r + b : r; }
 INLINE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+INLINE float zero() { float z; asm volatile("mov.f32 %0, 0f00000000;" : "=f"(z)); return z; }
 INLINE float sigmoid(float x) { return __fdividef(1.f, 1.f + exp2_fast(-1.4426950408889634f * x)); }
 INLINE float least(float a, float b) { return fminf(a, b); }
 INLINE float most(float a, float b) { return fmaxf(a, b); }

@@ -43,6 +43,9 @@ FUNCTIONS: dict[str, Function] = {
     # Fast math of f32: ex2.approx.ftz, and a * b + c in one rounding.
     "exp2_fast": Function(f32, 1),
     "fma": Function(f32, 3),
+    "zero": Function(
+        f32, 0
+    ),  # 0 of which the assembler does not know that: it may not move it into a chain of products
 }
 
 

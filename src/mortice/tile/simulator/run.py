@@ -217,6 +217,10 @@ class Runtime:
         return Runtime.math("exp2", value)
 
     @staticmethod
+    def zero() -> Any:
+        return np.float32(0)
+
+    @staticmethod
     def fma(x: Any, y: Any, z: Any) -> Any:
         return (np.float64(x) * np.float64(y) + np.float64(z)).astype(np.float32)
 

@@ -49,6 +49,7 @@ class Context:
     ranges: Ranges
     notes: list[Note]
     packed: frozenset[str] = frozenset()
+    sums: frozenset[str] = frozenset()  # fragments to which products are added
     registers: dict[str, e.Buffer] = field(default_factory=dict)
     maps: dict[str, s.TensorMap] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)

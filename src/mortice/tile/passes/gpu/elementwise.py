@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import DType, boolean, f32, u32
+from mortice.tile.dtypes import DType, boolean, f32, i8, i32, u32
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -262,8 +262,9 @@ def fill(cx: Context, x: s.Fill) -> None:
     buffer = x.target.buffer
     if buffer.scope != "fragment" or buffer.name in cx.packed:
         cx.refuse(x, "fill", f"{buffer.name} is a {buffer.scope} tile", "fill a fragment, or copy")
+    value = a.call("zero") if buffer.name in cx.sums and x.value == e.Const(f32, 0.0) else x.value
     with cx.unroll(cx.layouts[buffer.name].slots) as i:
-        cx.emit(s.Store(cx.registers[buffer.name], (i,), x.value, span=x.span))
+        cx.emit(s.Store(cx.registers[buffer.name], (i,), value, span=x.span))
 
 
 def move(cx: Context, x: s.Copy) -> None:
@@ -389,54 +390,79 @@ def load(cx: Context, x: s.Copy) -> None:
     source, there = x.source.buffer, cx.registers[target.name]
     if target.name in cx.packed:
         cx.refuse(x, "copy", f"{target.name} is packed for the matrix unit", "copy to a shared tile")
-    vector = _vector(cx, x.source, layout, source)
-    with cx.unroll(layout.slots, "i", vector) as i:
+    vector, whole = _vector(cx, x.source, layout, LOADED)
+    if x.pad != e.const(0.0, f32):
+        vector = 1
+    same = source.dtype == target.dtype  # then nothing is rounded
+
+    def one(i: e.Expr) -> None:
         where, guards, inside = _position(cx, x.source, layout, i)
-        if vector == 1:
-            with cx.when(a.every(*inside)):
-                value: e.Expr = build.load(source, where, guards=guards)
-                if x.pad != e.const(0.0, f32):
-                    value = build.select(_in_bounds(source, where, guards), value, x.pad)
-                cx.emit(s.Store(there, (i,), cx.rounded(value, target.dtype), span=x.span))
-            continue_vector = False
-        else:
-            continue_vector = True
-        if continue_vector:
-            words = cx.array("words", u32, vector * source.dtype.bytes // 4)
-            count = len(words.extents) and words.extents[0]
-            for w in range(count):
-                cx.emit(s.Store(words, (a.const(w),), e.Const(u32, 0)))
-            with cx.when(a.every(*inside, _in_bounds(source, where, guards))):
-                cx.op(
-                    "load_global", a.box(words, 0, count), build.load(source, where, guards=(False,) * len(where)),
-                    span=x.span, bytes=vector * source.dtype.bytes, hint="",
-                )  # fmt: skip
-            for k in range(vector):
-                value = _unpack(words, k, source.dtype)
-                cx.emit(s.Store(there, (a.add(i, k),), cx.rounded(value, target.dtype), span=x.span))
+        with cx.when(a.every(*inside)):
+            value: e.Expr = build.load(source, where, guards=guards)
+            if x.pad != e.const(0.0, f32):
+                value = build.select(_in_bounds(source, where, guards), value, x.pad)
+            cx.emit(s.Store(there, (i,), value if same else cx.rounded(value, target.dtype), span=x.span))
+
+    if vector == 1:
+        with cx.unroll(layout.slots, "i") as i:
+            one(i)
+        return
+    # All loads first, then what is done with them: many are on their way at once.
+    count = vector * source.dtype.bytes // 4
+    words = cx.array("words", u32, layout.slots // vector * count)
+    with cx.unroll(layout.slots, "i", vector) as i:
+        at = a.mul(a.digit(i, vector, 1 << 20), count)
+        where, guards, inside = _position(cx, x.source, layout, i)
+        for w in range(count):
+            cx.emit(s.Store(words, (a.add(at, w),), e.Const(u32, 0)))
+        with cx.when(a.every(*inside, _in_bounds(source, where, guards, vector, whole))):
+            cx.op(
+                "load_global", a.box(words, at, count), build.load(source, where, guards=(False,) * len(where)),
+                span=x.span, bytes=vector * source.dtype.bytes, hint="",
+            )  # fmt: skip
+    with cx.unroll(layout.slots, "i", vector) as i:
+        at = a.mul(a.digit(i, vector, 1 << 20), count)
+        for k in range(vector):
+            value = _unpack(words, at, k, source.dtype)
+            value = value if same else cx.rounded(value, target.dtype)
+            cx.emit(s.Store(there, (a.add(i, k),), value, span=x.span))
+        if not whole:
+            where, guards, inside = _position(cx, x.source, layout, i)
+            with cx.when(a.every(*inside, _straddles(source, where, vector))):
+                for k in range(vector):
+                    one(a.add(i, k))
 
 
 def store(cx: Context, x: s.Copy) -> None:
     """Fragment to tensor, by one of the threads that hold a value."""
     layout, target = cx.layouts[x.source.buffer.name], x.target.buffer
-    vector = _vector(cx, x.target, layout, target)
-    with cx.when(layout.owner(cx.thread)), cx.unroll(layout.slots, "i", vector) as i:
+    vector, whole = _vector(cx, x.target, layout, STORED)
+
+    def one(i: e.Expr) -> None:
         where, guards, inside = _position(cx, x.target, layout, i)
+        with cx.when(a.every(*inside)):
+            cx.emit(s.Store(target, where, _register(cx, x.source.buffer, i), guards, span=x.span))
+
+    with cx.when(layout.owner(cx.thread)), cx.unroll(layout.slots, "i", vector) as i:
         if vector == 1:
-            with cx.when(a.every(*inside)):
-                cx.emit(s.Store(target, where, _register(cx, x.source.buffer, i), guards, span=x.span))
+            one(i)
             return
+        where, guards, inside = _position(cx, x.target, layout, i)
         words = cx.array("words", u32, vector * target.dtype.bytes // 4)
         per = 4 // target.dtype.bytes
         for w in range(words.extents[0]):
             values = [_register(cx, x.source.buffer, a.add(i, w * per + k)) for k in range(per)]
             word = build.bitcast(values[0], u32) if per == 1 else cx.pack(target.dtype, values[0], values[1])
             cx.emit(s.Store(words, (a.const(w),), word))
-        with cx.when(a.every(*inside, _in_bounds(target, where, guards))):
+        with cx.when(a.every(*inside, _in_bounds(target, where, guards, vector, whole))):
             cx.op(
                 "store_global", build.load(target, where, guards=(False,) * len(where)), a.box(words, 0, words.extents[0]),
                 span=x.span, bytes=vector * target.dtype.bytes, hint="",
             )  # fmt: skip
+        if not whole:
+            with cx.when(a.every(*inside, _straddles(target, where, vector))):
+                for k in range(vector):
+                    one(a.add(i, k))
 
 
 def _position(
@@ -463,40 +489,54 @@ def _position(
     return tuple(where), tuple(guards), inside
 
 
-def _in_bounds(buffer: e.Buffer, where: tuple[e.Expr, ...], guards: tuple[bool, ...]) -> e.Expr:
+def _in_bounds(
+    buffer: e.Buffer,
+    where: tuple[e.Expr, ...],
+    guards: tuple[bool, ...],
+    vector: int = 1,
+    whole: bool = True,
+) -> e.Expr:
+    """whole: a vector that begins inside ends inside."""
     tests = []
-    for index, extent, guard in zip(where, buffer.shape, guards, strict=True):
+    for axis, (index, extent, guard) in enumerate(zip(where, buffer.shape, guards, strict=True)):
         if guard:
-            tests += [build.binary("ge", index, a.const(0)), a.less(index, extent)]
+            reach = 0 if whole or axis < len(where) - 1 else vector - 1
+            tests += [build.binary("ge", index, a.const(0)), a.less(a.add(index, reach), extent)]
     return a.every(*tests)
 
 
-def _vector(cx: Context, region: e.Region, layout: Layout, tensor: e.Buffer) -> int:
-    """Elements that lie side by side in a thread's registers and in memory, aligned, all in or all out of bounds."""
+def _straddles(buffer: e.Buffer, where: tuple[e.Expr, ...], vector: int) -> e.Expr:
+    """Does the end of the last dimension lie within the vector?"""
+    extent = buffer.shape[-1]
+    return build.binary("gt", a.add(where[-1], vector), extent)
+
+
+STORED = ("bf16", "f16", "f32")  # as vectors
+LOADED = (*STORED, "i8", "u8")
+
+
+def _vector(cx: Context, region: e.Region, layout: Layout, types: tuple[str, ...]) -> tuple[int, bool]:
+    """Elements that lie side by side in a thread's registers and in memory, aligned; and whether a vector that begins
+    inside the tensor surely ends inside."""
+    tensor = region.buffer
     last = len(tensor.shape) - 1
     if not layout.dims or not region.kept or region.kept[-1] != last or not layout.dims[-1]:
-        return 1
+        return 1, True
     first = layout.dims[-1][0]
     if first.place != "slot" or first.stride != 1 or layout.slots == first.size == 1:
-        return 1
+        return 1, True
     aligned = tensor.align == 16 or tensor.name in cx.aligned
     unit = tensor.strides is None or tensor.strides[-1] == a.const(1)
-    if (
-        tensor.dtype.bytes not in (2, 4)
-        or not aligned
-        or not unit
-        or tensor.dtype.name not in ("bf16", "f16", "f32")
-    ):
-        return 1
+    if not aligned or not unit or tensor.dtype.name not in types:
+        return 1, True
     vector = min(first.size, 16 // tensor.dtype.bytes)
     while vector > 1 and not (
         vector * tensor.dtype.bytes >= 4
-        and multiple(tensor.shape[last], vector)
         and multiple(region.offsets[last], vector)
-        and layout.slots > vector
+        and layout.slots % vector == 0
     ):
         vector //= 2
-    return vector
+    return vector, multiple(tensor.shape[last], vector)
 
 
 def multiple(x: e.Expr, of: int) -> bool:
@@ -511,11 +551,16 @@ def multiple(x: e.Expr, of: int) -> bool:
     return of == 1
 
 
-def _unpack(words: e.Buffer, k: int, dtype: DType) -> e.Expr:
+def _unpack(words: e.Buffer, at: e.Expr, k: int, dtype: DType) -> e.Expr:
+    """The k-th number of those that begin with word `at`."""
+    word = build.load(words, (a.add(at, k * dtype.bytes // 4),))
     if dtype.bytes == 4:
-        return build.bitcast(build.load(words, (a.const(k),)), dtype)
-    word = build.load(words, (a.const(k // 2),))
-    return a.call(f"{'high' if k % 2 else 'low'}_{dtype}", word)
+        return build.bitcast(word, dtype)
+    if dtype.bytes == 2:
+        return a.call(f"{'high' if k % 2 else 'low'}_{dtype}", word)
+    left = build.binary("shl", build.bitcast(word, i32), e.Const(i32, 24 - 8 * (k % 4)))
+    signed = build.binary("shr", left, e.Const(i32, 24))
+    return signed if dtype == i8 else build.binary("and", signed, e.Const(i32, 255))
 
 
 # Elements of shared tiles

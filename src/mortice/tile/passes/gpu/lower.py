@@ -26,7 +26,12 @@ from mortice.tile.passes.pipeline import Pass
 from mortice.tile.passes.ranges import dimensions
 
 SHARED_BYTES = 232448  # of one block, opted in
-REGISTERS = {2: (40, 232), 3: (32, 160)}  # producer, each worker, by number of computing warpgroups
+HALF_BYTES = 115712  # of a block of which a multiprocessor holds two
+REGISTERS = {
+    1: (40, 216),
+    2: (40, 232),
+    3: (32, 160),
+}  # producer, each worker, by number of computing warpgroups
 PLAIN_THREADS = 128
 
 
@@ -82,14 +87,16 @@ class _Lowering:
         self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
+        self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
-        self.persistent = bool(gemms) and self._persistent()
+        self.persistent = False  # until the tiles have their places
 
     def launch(self) -> s.Launch:
         """The whole launch at the thread level."""
         cx = self.cx
         self._place_tiles()
+        self.persistent = self.groups > 0 and self._persistent()
         launch = cx.launch
         total: e.Expr = e.const(1)
         for extent in launch.extents:
@@ -105,8 +112,9 @@ class _Lowering:
             extents = (build.binary("min", total, a.call("num_multiprocessors")),)
         threads = cx.threads + (128 if self.groups else 0)
         head = [s.Alloc(cx.memory, at=0)] if cx.memory.extents[0] else []
-        barriers = self._barriers(threads)
-        return s.Launch((block,), extents, (*head, *barriers, *body), threads, span=launch.span)
+        # Blocks may start while the kernel before still runs; what touches tensors comes after its end.
+        start = (*self._barriers(threads), a.op("wait_dependencies"), a.op("launch_dependents"))
+        return s.Launch((block,), extents, (*head, *start, *body), threads, span=launch.span)
 
     # Where tiles lie
 
@@ -165,7 +173,8 @@ class _Lowering:
             at += 4 * cx.threads
         self.barriers_at = -(-at // 16) * 16
         cx.memory = e.Buffer("memory", u8, (a.const(self.barriers_at),), "shared")
-        return self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+        self.shared_end = self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+        return self.shared_end
 
     def _ring_bytes(self, ring: Ring) -> int:
         return sum(self.cx.tiles[name].bytes for name in ring.tiles)
@@ -198,10 +207,10 @@ class _Lowering:
 
     def _roles(self, block: e.Var, total: e.Expr) -> list[s.Stmt]:
         cx = self.cx
-        few, many = REGISTERS.get(self.groups, (0, 0))
+        few, many = REGISTERS[self.groups] if self.groups > 1 or self._halves() else (0, 0)
         one = not any(ring.by_threads for ring in self.rings)
         if not one and few:
-            few, many = (56, 224) if self.groups == 2 else (40, 152)
+            few, many = {1: (72, 184), 2: (56, 224), 3: (40, 152)}[self.groups]
         with cx.block() as load:
             thread = cx.let("p", a.call("thread"))
             alone = a.every(a.equal(a.call("warp"), 0), a.call("elected")) if one else e.TRUE
@@ -244,9 +253,12 @@ class _Lowering:
 
     def _persistent(self) -> bool:
         """Blocks walk over tiles where each costs the same and the producer can run ahead into the next; a tile that
-        is loaded once for all of a loop (the queries) would have to be given back first."""
+        is loaded once for all of a loop (the queries) would have to be given back first. Small blocks do not: several
+        share a multiprocessor, and each load of one stands beside another's."""
         if self.choices.persistent is not None:
             return self.choices.persistent
+        if self._halves():
+            return False
         if any(ring.loop is None for ring in self.rings):
             return False
         names = {var.name for var in self.cx.launch.vars}
@@ -257,6 +269,10 @@ class _Lowering:
             if ring.loop is not None
             for x in (ring.loop.start, ring.loop.stop)
         )
+
+    def _halves(self) -> bool:
+        """Does a multiprocessor hold two of these blocks? Then so few registers must do for each."""
+        return self.groups == 1 and self.shared_end <= HALF_BYTES
 
     def _tiles_of(self, block: e.Var, total: e.Expr):  # type: ignore[no-untyped-def]
         return _Tiles(self, block, total)
