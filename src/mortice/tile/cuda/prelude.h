@@ -19,6 +19,10 @@ template <> struct Rounded<f16> { static __device__ __forceinline__ f16 of(float
 template <> struct Rounded<e4m3> { static __device__ __forceinline__ e4m3 of(float v) { u16 r; asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e4m3{(u8)r}; } };
 template <> struct Rounded<e5m2> { static __device__ __forceinline__ e5m2 of(float v) { u16 r; asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e5m2{(u8)r}; } };
 template <class T, class V> INLINE T rounded(V v) { return Rounded<T>::of(v); }
+INLINE float wide_e4m3(u32 v) { return load(e4m3{(u8)v}); }
+INLINE float wide_e5m2(u32 v) { return load(e5m2{(u8)v}); }
+INLINE u32 narrow_e4m3(float v) { return rounded<e4m3>(v).x; }
+INLINE u32 narrow_e5m2(float v) { return rounded<e5m2>(v).x; }
 INLINE u32 pack_bf16x2(float lo, float hi) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r; }
 INLINE u32 pack_f16x2(float lo, float hi) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r; }
 INLINE float low_bf16(u32 v) { return __uint_as_float(v << 16); }

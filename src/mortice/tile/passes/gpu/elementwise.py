@@ -567,17 +567,23 @@ def _unpack(words: e.Buffer, at: e.Expr, k: int, dtype: DType) -> e.Expr:
 
 
 def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e.Expr:
-    tile = cx.tiles[buffer.name]
-    word = cx.array("word", u32, 1)
-    cx.op("load_shared", a.box(word, 0, 1), cx.address(_place(tile, indices)), bytes=buffer.dtype.bytes)
+    return load_element(cx, cx.tiles[buffer.name], indices)
+
+
+def load_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
+    word, dtype = cx.array("word", u32, 1), tile.dtype
+    cx.op("load_shared", a.box(word, 0, 1), cx.address(_place(tile, indices)), bytes=dtype.bytes)
     value = build.load(word, (a.const(0),))
-    if buffer.dtype.bytes == 4:
-        return build.bitcast(value, buffer.dtype)
-    if buffer.dtype.name in ("bf16", "f16"):
-        return a.call(f"low_{buffer.dtype}", value)
-    cx.refuse(
-        buffer.shape[0], buffer.name, f"elements of {buffer.dtype} in shared memory", "copy to a fragment"
-    )
+    if dtype.bytes == 4:
+        return build.bitcast(value, dtype)
+    if dtype.is_float:
+        return a.call(f"{'low' if dtype.bytes == 2 else 'wide'}_{dtype}", value)
+    if dtype.kind == "b":
+        return build.binary("ne", value, e.Const(u32, 0))
+    if dtype.kind == "u":
+        return build.bitcast(value, i32)
+    left = build.binary("shl", build.bitcast(value, i32), e.Const(i32, 32 - dtype.bits))
+    return build.binary("shr", left, e.Const(i32, 32 - dtype.bits))
 
 
 def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
@@ -585,17 +591,17 @@ def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], val
 
 
 def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
-    word = cx.array("word", u32, 1)
-    if tile.dtype.bytes == 4:
-        bits = build.bitcast(build.cast(value, tile.dtype), u32)
-    elif tile.dtype.name in ("bf16", "f16"):
-        bits = cx.pack(tile.dtype, value, e.Const(f32, 0.0))
+    word, dtype = cx.array("word", u32, 1), tile.dtype
+    if dtype.bytes == 4:
+        bits = build.bitcast(build.cast(value, dtype), u32)
+    elif dtype.bytes == 2 and dtype.is_float:
+        bits = cx.pack(dtype, value, e.Const(f32, 0.0))
+    elif dtype.is_float:
+        bits = a.call(f"narrow_{dtype}", value)
     else:
-        cx.refuse(
-            value, tile.name, f"elements of {tile.dtype} stored one by one", "keep TMA's rules, or a fragment"
-        )
+        bits = build.bitcast(build.cast(value, i32), u32)
     cx.emit(s.Store(word, (a.const(0),), bits))
-    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=tile.dtype.bytes)
+    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=dtype.bytes)
 
 
 def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:

@@ -14,7 +14,7 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
 from mortice.tile.passes import run, thread_level
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import epilogue
+from mortice.tile.passes.gpu import epilogue, fma
 from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
 from mortice.tile.passes.gpu.matrix import why_no_wgmma
@@ -75,18 +75,18 @@ class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
-        for gemm in gemms:
-            reason = why_no_wgmma(gemm)
-            if reason is not None:
-                remedy = "use another element type or tile, or target c"
-                raise UnsupportedError(gemm.span, "gemm", f"sm_90a: {reason}", remedy)
-        self.groups, self.side = _warpgroups(gemms)
-        threads = 128 * self.groups if gemms else launch.threads or PLAIN_THREADS
+        refused = [(gemm, reason) for gemm in gemms if (reason := why_no_wgmma(gemm)) is not None]
+        self.plain_products = gemms if refused else []
+        self.groups, self.side = (0, False) if refused else _warpgroups(gemms)
+        gemms = [] if refused else gemms
+        threads = 128 * self.groups if gemms else launch.threads or (fma.THREADS if refused else PLAIN_THREADS)
         layouts = infer(launch, threads, self.groups, self.side)
         ranges = dimensions(function)
         self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
+        for gemm, reason in refused:
+            self.cx.note(gemm.span, "gemm", "multiplied by threads, not by the matrix unit", reason)
         self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
@@ -126,12 +126,17 @@ class _Lowering:
                 rows, columns = (
                     (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
                 )
-                width = (
-                    swizzle_for(columns, rows, node.buffer.dtype) if self.groups and len(extents) == 2 else 0
-                )
+                products = self.groups or self.plain_products
+                width = swizzle_for(columns, rows, node.buffer.dtype) if products and len(extents) == 2 else 0
                 cx.tiles[node.buffer.name] = SharedTile(
                     node.buffer.name, rows, columns, node.buffer.dtype, width
                 )
+        for gemm in self.plain_products:
+            held = gemm.a.buffer
+            if held.scope == "fragment":
+                rows, columns = held.extents
+                width = swizzle_for(columns, rows, held.dtype)
+                cx.tiles[fma.staged(held)] = SharedTile(fma.staged(held), rows, columns, held.dtype, width)
         wanted = [ring.stages for ring in self.rings]
         while (used := self._plan()) > SHARED_BYTES:
             big = max((r for r in self.rings if r.stages > 1), key=self._ring_bytes, default=None)
@@ -339,13 +344,13 @@ def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
     """How many compute, and whether they share rows and split columns."""
     if not gemms:
         return 0, False
-    rows = max(x.c.buffer.extents[0] for x in gemms)
+    heights = {x.c.buffer.extents[0] for x in gemms}
     columns = max(x.c.buffer.extents[1] for x in gemms)
-    if rows % 128 == 0:
+    if all(rows % 128 == 0 for rows in heights):
         return 2, False
-    if rows == 192:
+    if heights == {192}:
         return 3, False
-    return (2, True) if rows == 64 and columns > 256 else (1, False)
+    return (2, True) if heights == {64} and columns > 256 else (1, False)
 
 
 def _depending(body: s.Block, names: set[str]) -> set[str]:
