@@ -12,9 +12,16 @@ import torch
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.attention_backward import (
+    attention_backward_keys,
+    attention_backward_queries,
+    attention_delta,
+)
 from mortice.ops.kernels.attention_decode import combine, paged_decode
+from mortice.ops.kernels.cases import CASES, Draw
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_fp8 import gemm_fp8
+from mortice.ops.kernels.gemm_grouped import grouped_gemm_fp8
 from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
 from mortice.ops.kernels.gemv import gemv
 from mortice.ops.kernels.mla import mla_decode
@@ -305,8 +312,8 @@ def thin_vector(*shape: int) -> tuple[Any, dict[str, int]]:
 THIN: dict[int, list[tuple[Any, dict[str, int]]]] = {
     1: [
         thin_vector(4, 1024, 128), thin_vector(4, 512, 128), thin_vector(8, 512, 128), thin_vector(8, 1024, 256),
-        thin_vector(2, 2048, 64), thin_vector(4, 2048, 128), thin_vector(16, 512, 256),
-        thin_swapped(8, 64, 128, 6), thin_split(2, 8, 64, 128, 6),
+        thin_split(3, 8, 64, 128, 6),
+        thin_swapped(8, 64, 128, 6), thin_swapped(8, 64, 128, 10), thin_split(2, 8, 64, 128, 6),
     ],
     16: [
         thin_swapped(16, 64, 128, 5), thin_swapped(16, 64, 64, 11), thin_swapped(16, 64, 256, 2),
@@ -434,6 +441,106 @@ def decode(quick: bool) -> list[Row]:
     return rows
 
 
+def attention_backward(quick: bool) -> list[Row]:
+    """dQ, dK, dV from the saved log-sum-exps; theirs is cuDNN's backward pass."""
+    rows = []
+    aten = torch.ops.aten
+    for b, s, h, causal in [(1, 300, 2, True)] + [
+        (*x, causal) for x in ([(2, 8192, 16)] if quick else [(4, 4096, 16), (2, 8192, 16), (1, 16384, 16)])
+        for causal in (False, True)
+    ]:  # fmt: skip
+        q, k, v, dy = (torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkvd")
+        y, lse = torch.empty_like(q), torch.empty(b, h, s, device="cuda")
+        scale = 128**-0.5
+        prepared(attention, q, k, v, scale, out=(y, lse), causal=causal)()
+        delta = torch.empty_like(lse)
+        dq, dk, dv = (torch.full_like(q, math.nan) for _ in "qkv")
+        parts = [
+            prepared(attention_delta, y, dy, out=delta),
+            prepared(attention_backward_keys, q, k, v, dy, lse, delta, scale, out=(dk, dv), causal=causal),
+            prepared(attention_backward_queries, q, k, v, dy, lse, delta, scale, out=dq, causal=causal),
+        ]
+        each(parts)
+        turned = [x.transpose(1, 2) for x in (q, k, v, dy)]
+        if s < 1000:
+            leaves = [x.double().requires_grad_() for x in turned[:3]]
+            made = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal)
+            want = torch.autograd.grad(made, leaves, turned[3].double())
+            other = None
+        else:
+            out, sums, *rest = aten._scaled_dot_product_cudnn_attention(*turned[:3], None, True, 0.0, causal, False)
+            _, _, longest_q, longest_k, seed, offset, _ = rest
+            other = partial(
+                aten._scaled_dot_product_cudnn_attention_backward, turned[3], *turned[:3], out, sums, seed, offset,
+                None, None, None, longest_q, longest_k, 0.0, causal,
+            )  # fmt: skip
+            want = other()
+        found = [x.transpose(1, 2) for x in (dq, dk, dv)]
+        wrong = max(error(x, y) for x, y in zip(found, want, strict=True))
+        times = None
+        if other is not None:
+            times = timed(partial(each, parts), other, *parts)
+            print("    delta, keys, queries:", *(f"{x:.1f}" for x in times[2:]))
+        flops = 10 * b * h * s * s * 128 * (0.5 if causal else 1)
+        rows.append(row(f"attention backward causal={causal} / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops))
+    return rows
+
+
+DEEPGEMM = {  # TFLOP/s that its README gives for an H800, March 2025: plain at 4096 rows, and groups of rows
+    (1, 4096, 2112, 7168): 1058, (1, 4096, 24576, 1536): 990, (1, 4096, 32768, 512): 590, (1, 4096, 7168, 16384): 1358,
+    (1, 4096, 4096, 7168): 1304, (1, 4096, 7168, 2048): 1025, (4, 8192, 4096, 7168): 1297, (4, 8192, 7168, 2048): 1099,
+    (8, 4096, 4096, 7168): 1288, (8, 4096, 7168, 2048): 1093,
+}  # fmt: skip
+
+
+def block_scales(quick: bool) -> list[Row]:
+    """fp8 with scales of 1 x 128 and 128 x 128, one matrix and groups of rows; theirs is DeepGEMM's published figure."""
+    rows = []
+    cases = [((1, 300, 264, 520), 0), ((3, 150, 264, 520), 0), *DEEPGEMM.items()]
+    for (groups, m, n, k), published in cases[:4] if quick else cases:
+        t, kb, nb = groups * m, -(-k // 128), -(-n // 128)
+        x, w = (torch.randn(*shape, device="cuda").to(torch.float8_e4m3fn) for shape in ((t, k), (groups, n, k)))
+        sx, sw = torch.rand(t, kb, device="cuda") + 0.5, torch.rand(groups, nb, kb, device="cuda") + 0.5
+        y = torch.full((t, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        ends = torch.arange(groups + 1, device="cuda", dtype=torch.int32) * m
+        if groups == 1:
+            kernel, call = gemm_fp8, prepared(gemm_fp8, x, w[0], sx, sw[0], 1.0, out=y)
+        else:
+            kernel, call = grouped_gemm_fp8, prepared(grouped_gemm_fp8, x, sx, w, sw, ends, out=y)
+        call()
+        wrong = 0.0
+        for g in range(groups):
+            part = slice(g * m, (g + 1) * m)
+            wide_x = x[part].float() * sx[part].repeat_interleave(128, 1)[:, :k]
+            wide_w = w[g].float() * sw[g].repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+            wrong = max(wrong, error(y[part], wide_x @ wide_w.T))
+        flops = 2 * t * n * k
+        times = [*timed(call), flops / published / 1e6] if published else None
+        rows.append(row(f"{kernel.__name__} block scales / DeepGEMM", (groups, m, n, k), wrong, 1e-2, times, flops))
+    return rows
+
+
+def every_case(quick: bool) -> list[Row]:
+    """Each kernel's trials, on the card."""
+    rows = []
+    for name, case in CASES.items():
+        for number in range(1 if quick else 3):
+            trial = case.trial(Draw(f"{name} device {number}"))
+            moved = [x.cuda() if isinstance(x, torch.Tensor) else x for x in trial.arguments]
+            try:
+                found = case.kernel(*moved, **trial.constants)
+                found = tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+                wrong = trial.error(found)
+            except Exception as problem:
+                wrong = math.inf
+                print(f"    {name}: {type(problem).__name__}: {problem}")
+            # fast exponentials and divisions of the card: a little over what a CPU gives
+            limit = max(trial.tolerance, 2e-5) if trial.tolerance else 0.0
+            if wrong > limit or number == 0:
+                rows.append(row(f"trial of {name}", number, wrong, limit))
+    return rows
+
+
 def norm(quick: bool) -> list[Row]:
     rows = []
     for n, d in [(100, 4096), (33, 100), (7, 65)] + ([] if quick else [(16384, 4096), (16384, 8192)]):
@@ -526,6 +633,7 @@ def compiling(quick: bool) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "decode": decode, "norm": norm,
+    "gemm": gemm, "fp8": fp8, "blocks": block_scales, "thin": thin, "attention": attention_forward,
+    "backward": attention_backward, "mla": mla, "decode": decode, "norm": norm, "cases": every_case,
     "launch": launch, "compile": compiling,
 }  # fmt: skip

@@ -571,19 +571,38 @@ def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e
 
 
 def load_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
-    word, dtype = cx.array("word", u32, 1), tile.dtype
-    cx.op("load_shared", a.box(word, 0, 1), cx.address(_place(tile, indices)), bytes=dtype.bytes)
-    value = build.load(word, (a.const(0),))
+    return load_elements(cx, tile, indices, 1)[0]
+
+
+def load_elements(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], count: int) -> list[e.Expr]:
+    """So many side by side along a row, one vector of at most 16 bytes that its address is a multiple of."""
+    dtype = tile.dtype
+    bytes = count * dtype.bytes
+    words = cx.array("words", u32, max(bytes // 4, 1))
+    cx.op("load_shared", a.box(words, 0, words.extents[0]), cx.address(_place(tile, indices)), bytes=bytes)
+    out = []
+    for k in range(count):
+        value: e.Expr = build.load(words, (a.const(k * dtype.bytes // 4),))
+        shift = 8 * (k * dtype.bytes % 4)
+        if shift and not (dtype.bytes == 2 and dtype.is_float):
+            value = build.binary("shr", value, e.Const(u32, shift))
+        out.append(_decoded(value, dtype, shift == 16))
+    return out
+
+
+def _decoded(word: e.Expr, dtype: DType, upper: bool) -> e.Expr:
+    """Of the element in the lowest bits of a word (of 16-bit floats: or in the upper half)."""
     if dtype.bytes == 4:
-        return build.bitcast(value, dtype)
+        return build.bitcast(word, dtype)
     if dtype.is_float:
-        return a.call(f"{'low' if dtype.bytes == 2 else 'wide'}_{dtype}", value)
+        return a.call(f"{('high' if upper else 'low') if dtype.bytes == 2 else 'wide'}_{dtype}", word)
+    bits = e.Const(i32, 32 - dtype.bits)
+    left = build.binary("shl", build.bitcast(word, i32), bits)
     if dtype.kind == "b":
-        return build.binary("ne", value, e.Const(u32, 0))
+        return build.binary("ne", left, e.Const(i32, 0))
     if dtype.kind == "u":
-        return build.bitcast(value, i32)
-    left = build.binary("shl", build.bitcast(value, i32), e.Const(i32, 32 - dtype.bits))
-    return build.binary("shr", left, e.Const(i32, 32 - dtype.bits))
+        return build.binary("and", build.bitcast(word, i32), e.Const(i32, (1 << dtype.bits) - 1))
+    return build.binary("shr", left, bits)
 
 
 def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:

@@ -97,10 +97,15 @@ class Workers:
             for ring in mine
         }
         for number, statement in enumerate(block):
-            self.statement(statement)
+            after = block[number + 1] if number + 1 < len(block) else None
+            if isinstance(statement, s.Gemm) and isinstance(after, s.Gemm) and self.cx.groups:
+                self._products(statement)  # neither reads the other's result: one wait for both
+            else:
+                self.statement(statement)
             for ring in mine:
-                if last[ring.name] == number:
+                if last[ring.name] <= number and not (isinstance(statement, s.Gemm) and isinstance(after, s.Gemm)):
                     self.release(ring)
+                    last[ring.name] = len(block)
 
     def statement(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
         cx = self.cx
