@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import tilelang
-import tilelang.language as T  # noqa: N812 - as everybody writes it
+import tilelang.language as T
 import torch
 from on_cuda import error, prepared
 
@@ -130,9 +130,16 @@ def gemm_rows() -> list[dict[str, Any]]:
         a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
         ours, theirs = (torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in "ot")
         began = time.perf_counter()
-        found = [their_gemm(m, n, k, *x) for x in ((128, 256, 64, 4, 256), (128, 256, 64, 3, 256), (256, 128, 64, 3, 256))]
+        found = [
+            their_gemm(m, n, k, *x)
+            for x in ((128, 256, 64, 4, 256), (128, 256, 64, 3, 256), (256, 128, 64, 3, 256))
+        ]
         spent = (time.perf_counter() - began) / len(found)
-        calls = [prepared(gemm_nt, a, b, out=ours), partial(torch.matmul, a, b.T), *(partial(x, a, b, theirs) for x in found)]
+        calls = [
+            prepared(gemm_nt, a, b, out=ours),
+            partial(torch.matmul, a, b.T),
+            *(partial(x, a, b, theirs) for x in found),
+        ]
         times = timed(calls)
         rows.append(report("gemm", (m, n, k), times, 2 * m * n * k, error(ours, theirs), spent))
     return rows
@@ -155,7 +162,9 @@ def attention_rows() -> list[dict[str, Any]]:
                     partial(found, q, k, v, theirs),
                 ])  # fmt: skip
             flops = 4 * b * h * s * s * 128 * (0.5 if causal else 1)
-            rows.append(report(f"attention causal={causal}", (b, s, h), times, flops, error(ours, theirs), spent))
+            rows.append(
+                report(f"attention causal={causal}", (b, s, h), times, flops, error(ours, theirs), spent)
+            )
     return rows
 
 
@@ -177,7 +186,9 @@ def report(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     tilelang.disable_cache()

@@ -468,7 +468,9 @@ def attention_backward(quick: bool) -> list[Row]:
             want = torch.autograd.grad(made, leaves, turned[3].double())
             other = None
         else:
-            out, sums, *rest = aten._scaled_dot_product_cudnn_attention(*turned[:3], None, True, 0.0, causal, False)
+            out, sums, *rest = aten._scaled_dot_product_cudnn_attention(
+                *turned[:3], None, True, 0.0, causal, False
+            )
             _, _, longest_q, longest_k, seed, offset, _ = rest
             other = partial(
                 aten._scaled_dot_product_cudnn_attention_backward, turned[3], *turned[:3], out, sums, seed, offset,
@@ -482,7 +484,9 @@ def attention_backward(quick: bool) -> list[Row]:
             times = timed(partial(each, parts), other, *parts)
             print("    delta, keys, queries:", *(f"{x:.1f}" for x in times[2:]))
         flops = 10 * b * h * s * s * 128 * (0.5 if causal else 1)
-        rows.append(row(f"attention backward causal={causal} / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops))
+        rows.append(
+            row(f"attention backward causal={causal} / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops)
+        )
     return rows
 
 
@@ -499,7 +503,9 @@ def block_scales(quick: bool) -> list[Row]:
     cases = [((1, 300, 264, 520), 0), ((3, 150, 264, 520), 0), *DEEPGEMM.items()]
     for (groups, m, n, k), published in cases[:4] if quick else cases:
         t, kb, nb = groups * m, -(-k // 128), -(-n // 128)
-        x, w = (torch.randn(*shape, device="cuda").to(torch.float8_e4m3fn) for shape in ((t, k), (groups, n, k)))
+        x, w = (
+            torch.randn(*shape, device="cuda").to(torch.float8_e4m3fn) for shape in ((t, k), (groups, n, k))
+        )
         sx, sw = torch.rand(t, kb, device="cuda") + 0.5, torch.rand(groups, nb, kb, device="cuda") + 0.5
         y = torch.full((t, n), math.nan, device="cuda", dtype=torch.bfloat16)
         ends = torch.arange(groups + 1, device="cuda", dtype=torch.int32) * m
@@ -516,7 +522,9 @@ def block_scales(quick: bool) -> list[Row]:
             wrong = max(wrong, error(y[part], wide_x @ wide_w.T))
         flops = 2 * t * n * k
         times = [*timed(call), flops / published / 1e6] if published else None
-        rows.append(row(f"{kernel.__name__} block scales / DeepGEMM", (groups, m, n, k), wrong, 1e-2, times, flops))
+        rows.append(
+            row(f"{kernel.__name__} block scales / DeepGEMM", (groups, m, n, k), wrong, 1e-2, times, flops)
+        )
     return rows
 
 

@@ -32,7 +32,7 @@ class Recorder:
         self.loads = 0
         self.stream = 7
 
-    def cuLaunchKernelEx(self, config, function, arguments, extra):  # noqa: N802 - the driver's name
+    def cuLaunchKernelEx(self, config, function, arguments, extra):
         config = LaunchConfig.from_address(config)
         places = (ctypes.c_void_p * 3).from_address(arguments)
         pointers = sorted(ctypes.c_uint64.from_address(place).value for place in places)

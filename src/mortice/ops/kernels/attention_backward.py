@@ -61,12 +61,16 @@ def attention_backward_keys(
             for j in tile.pipelined(start, tile.ceildiv(S, BM), stages=stages):
                 tile.copy(Q[b, j * BM :, h, :], q)
                 tile.copy(dY[b, j * BM :, h, :], dy)
-                tile.gemm(k, q.T, s, clear=True)  # scores turned round: keys in the rows, as dK and dV have them
+                tile.gemm(
+                    k, q.T, s, clear=True
+                )  # scores turned round: keys in the rows, as dK and dV have them
                 tile.gemm(v, dy.T, dp, clear=True)
                 for y, x in tile.parallel(BN, BM):
                     inside = j * BM + x < S and bn * BN + y < T
                     seen = inside and (not causal or bn * BN + y <= j * BM + x + T - S)
-                    s[y, x] = tile.exp2(s[y, x] * (scale * LOG2E) - L[b, h, j * BM + x] * LOG2E) if seen else 0.0
+                    s[y, x] = (
+                        tile.exp2(s[y, x] * (scale * LOG2E) - L[b, h, j * BM + x] * LOG2E) if seen else 0.0
+                    )
                     dp[y, x] = s[y, x] * (dp[y, x] - delta[b, h, j * BM + x])
                 tile.copy(s, p)
                 tile.copy(dp, ds)

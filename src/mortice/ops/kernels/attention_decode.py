@@ -46,7 +46,8 @@ def paged_decode(
         o = tile.fragment((rows, D), tile.f32, fill=0)
         m, shrink, total = softmax_state(rows)
         tile.copy(Q[b, g * R :, :], q)
-        tiles = tile.ceildiv(lengths[b], BN)
+        length = lengths[b]
+        tiles = tile.ceildiv(length, BN)
         each = tile.ceildiv(tiles, splits)
         for j in tile.pipelined(part * each, min((part + 1) * each, tiles), stages=stages):
             for x in tile.unroll(BN // page):
@@ -55,11 +56,11 @@ def paged_decode(
                 tile.copy(V[at, :, g, :], v[x * page : (x + 1) * page, :])
             tile.gemm(q, k.T, s, clear=True)
             for x, y in tile.parallel(rows, BN):
-                s[x, y] = s[x, y] if j * BN + y < lengths[b] else -tile.inf
+                s[x, y] = s[x, y] if j * BN + y < length else -tile.inf
             online_softmax(s, scale * LOG2E, m, shrink, total, o)
-            if (j + 1) * BN > lengths[b]:
+            if (j + 1) * BN > length:
                 for y, d in tile.parallel(BN, D):
-                    if j * BN + y >= lengths[b]:
+                    if j * BN + y >= length:
                         v[y, d] = 0.0
             tile.copy(s, p)
             tile.gemm(p, v, o)

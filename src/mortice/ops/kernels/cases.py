@@ -173,7 +173,9 @@ def trial_grouped_fp8(draw: Draw) -> Trial:
     x, w = narrow(draw, t, k), narrow(draw, 3, n, k)
     sx, sw = draw.normal(t, kb).abs(), draw.normal(3, -(-n // 128), kb).abs()
     wide_x = x.double() * reference.blocks(sx, t, k, 1, 128)
-    wide_w = torch.stack([one.double() * reference.blocks(s, n, k, 128, 128) for one, s in zip(w, sw, strict=True)])
+    wide_w = torch.stack(
+        [one.double() * reference.blocks(s, n, k, 128, 128) for one, s in zip(w, sw, strict=True)]
+    )
     expected = reference.grouped(wide_x, wide_w, ends)
     return Trial((x, sx, w, sw, ends), (expected,), 1e-2, {"BM": 64, "BN": 64})
 

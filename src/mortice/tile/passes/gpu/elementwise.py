@@ -192,22 +192,37 @@ def uniform_condition(cx: Context, loop: s.Parallel, layout: Layout) -> e.Expr |
     conditions = _conditions(loop)
     if not conditions:
         return None
-    tests = [_always(cx, x, loop, layout) for x in conditions]
+    tests = [_always(cx, x, loop, layout) for x in conditions.values()]
     known = [x for x in tests if x is not None]
     return a.every(*known) if len(known) == len(tests) else None
 
 
-def _conditions(loop: s.Parallel) -> list[e.Expr]:
+def _conditions(loop: s.Parallel) -> dict[e.Expr, e.Expr]:
+    """Conditions that hang on the loop's variables and on no tensor; each as it stands, and with names of other
+    conditions replaced by what they stand for."""
     names = {var.name for var in loop.vars}
+    meant: dict[str, e.Expr] = {}
+
+    def spelt_out(x: e.Expr) -> e.Expr:
+        out: e.Expr = transform(x, lambda v: meant.get(v.name, v) if isinstance(v, e.Var) else v)
+        return out
 
     def hangs(x: e.Expr) -> bool:
         return any(isinstance(v, e.Var) and v.name in names for v in walk(x)) and not any(
             isinstance(v, e.Load) for v in walk(x)
         )
 
-    lets = [x.value for x in loop.body if isinstance(x, s.Let) and x.var.dtype == boolean and hangs(x.value)]
-    selects = [x.condition for x in walk(loop.body) if isinstance(x, e.Select) and hangs(x.condition)]
-    return lets + selects
+    found: dict[e.Expr, e.Expr] = {}
+    for x in loop.body:
+        if isinstance(x, s.Let) and x.var.dtype == boolean:
+            meant[x.var.name] = spelt_out(x.value)
+            if hangs(meant[x.var.name]):
+                found[x.value] = meant[x.var.name]
+    for select in (x for x in walk(loop.body) if isinstance(x, e.Select)):
+        whole = spelt_out(select.condition)
+        if hangs(whole):
+            found[select.condition] = whole
+    return found
 
 
 def _all_true(loop: s.Parallel) -> Any:

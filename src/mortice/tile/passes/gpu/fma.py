@@ -25,7 +25,9 @@ def multiply(cx: Context, x: s.Gemm) -> None:
     rows, columns = layout.project([0]), layout.project([1])
     if x.clear:
         with cx.unroll(layout.slots) as i:
-            cx.emit(s.Store(registers, (i,), e.Const(registers.dtype, 0.0 if registers.dtype.is_float else 0)))
+            cx.emit(
+                s.Store(registers, (i,), e.Const(registers.dtype, 0.0 if registers.dtype.is_float else 0))
+            )
     inner = int(x.a.shape[0 if x.transpose_a else 1].value)  # type: ignore[attr-defined]
     step = min(16 // max(x.a.buffer.dtype.bytes, x.b.buffer.dtype.bytes), 8)
     while inner % step:
@@ -52,7 +54,14 @@ def multiply(cx: Context, x: s.Gemm) -> None:
 
 
 def _take(
-    cx: Context, region: e.Region, outer: e.Expr, k: e.Expr, k_last: bool, into: e.Buffer, slot: e.Expr, step: int
+    cx: Context,
+    region: e.Region,
+    outer: e.Expr,
+    k: e.Expr,
+    k_last: bool,
+    into: e.Buffer,
+    slot: e.Expr,
+    step: int,
 ) -> None:
     """`step` elements along the inner dimension: one vector where they lie side by side."""
     buffer = region.buffer

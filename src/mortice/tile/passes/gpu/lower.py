@@ -6,7 +6,6 @@ or three computing warpgroups around rings of shared tiles; one without becomes 
 
 from dataclasses import dataclass, replace
 
-from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import u8
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -79,7 +78,9 @@ class _Lowering:
         self.plain_products = gemms if refused else []
         self.groups, self.side = (0, False) if refused else _warpgroups(gemms)
         gemms = [] if refused else gemms
-        threads = 128 * self.groups if gemms else launch.threads or (fma.THREADS if refused else PLAIN_THREADS)
+        threads = (
+            128 * self.groups if gemms else launch.threads or (fma.THREADS if refused else PLAIN_THREADS)
+        )
         layouts = infer(launch, threads, self.groups, self.side)
         ranges = dimensions(function)
         self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)

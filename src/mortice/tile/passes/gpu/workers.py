@@ -103,7 +103,9 @@ class Workers:
             else:
                 self.statement(statement)
             for ring in mine:
-                if last[ring.name] <= number and not (isinstance(statement, s.Gemm) and isinstance(after, s.Gemm)):
+                if last[ring.name] <= number and not (
+                    isinstance(statement, s.Gemm) and isinstance(after, s.Gemm)
+                ):
                     self.release(ring)
                     last[ring.name] = len(block)
 
@@ -181,7 +183,9 @@ class Workers:
 
     def _reads_own(self, x: s.Stmt) -> bool:
         """Does it read a tensor that other threads of this block may have written before?"""
-        read = {node.buffer.name for node in walk(x) if isinstance(node, e.Load) and node.buffer.scope == "global"}
+        read = {
+            node.buffer.name for node in walk(x) if isinstance(node, e.Load) and node.buffer.scope == "global"
+        }
         if isinstance(x, s.Copy) and x.source.buffer.scope == "global":
             read.add(x.source.buffer.name)
         return bool(read & self.written)
