@@ -1,5 +1,6 @@
 """The audit chain: nothing is lost between processes, and every alteration shows."""
 
+import asyncio
 import json
 import random
 import subprocess
@@ -135,3 +136,11 @@ def test_long_text_is_kept_as_digest_and_any_text_can_be_written(tmp_path: Path)
 def test_a_chain_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     with AuditLog(tmp_path) as log, pytest.raises(ValueError, match="no chain"):
         log.append("x", chain="../evil")
+
+
+async def test_a_waiter_that_is_cancelled_takes_nobody_else_with_it(tmp_path: Path) -> None:
+    with AuditLog(tmp_path) as log:
+        waiting = asyncio.wrap_future(log.append("first"))
+        waiting.cancel()
+        assert await asyncio.wrap_future(log.append("second")) == (1, log.head("host")[1])
+    assert verify(tmp_path).ok

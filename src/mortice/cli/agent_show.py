@@ -13,6 +13,7 @@ from mortice.agent.durable import RunRecord
 from mortice.agent.durable_dbos import DbosReader
 from mortice.agent.home import Home
 from mortice.agent.record import Timeline, pending, timeline
+from mortice.agent.runlog import RunLog
 from mortice.agent.timeline_page import page
 from mortice.cli.agent_output import line
 from mortice.specs.errors import NotFound, RequestError, WrongState
@@ -58,6 +59,8 @@ def answer(place: Home, run_id: str, *, yes: bool, reason: str, digest: str | No
         if digest is not None and digest != ask.digest:
             raise RequestError(f"the call that waits is {ask.digest}", param="digest")
         message = {"approve": yes, "digest": ask.digest, "reason": reason, "by": "command line"}
+        with closing(RunLog(place.audit)) as log:
+            log.note(run_id, "consent", tool=ask.tool, **message)
         reader.send(run_id, f"approve {ask.place}", message)
     if as_json:
         typer.echo(msgspec.json.encode({"id": run_id, "approved": yes, "digest": ask.digest}).decode())

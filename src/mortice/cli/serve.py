@@ -135,6 +135,13 @@ def serve(
         int | None, typer.Option(help="Sequences a step.", rich_help_panel=_LIMITS)
     ] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens a step.", rich_help_panel=_LIMITS)] = None,
+    prefill_order: Annotated[
+        str | None,
+        typer.Option(
+            help="fcfs, or length: short prompts together and first, long ones alone.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer.", rich_help_panel=_LIMITS)
     ] = None,
@@ -197,6 +204,7 @@ def serve(
                 "block_size": block_size,
                 "max_num_seqs": max_num_seqs,
                 "token_budget": token_budget,
+                "prefill_order": prefill_order,
                 "max_context": max_context,
             }
         ),

@@ -71,6 +71,7 @@ class AuditLog:
         stamp = {"boot_id": self._boot_id, "mono_ns": time.monotonic_ns(), "ts_ns": time.time_ns()}
         records = [stamp | {name: self._clean(name, value) for name, value in e.items()} for e in entries]
         done: Future[Place] = Future()
+        done.set_running_or_notify_cancel()  # whoever waits may be cancelled; the record is not
         with self._ready:
             if self._closing:
                 raise RuntimeError("the audit log is closed")

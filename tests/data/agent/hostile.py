@@ -93,8 +93,8 @@ def call(request) -> None:  # noqa: C901 - one case a kind
             reply(request, text(str(os.getpid())))
         case "progress":
             token = request["params"].get("_meta", {}).get("progressToken")
-            for n in range(6):
-                time.sleep(0.15)
+            for n in range(60):
+                time.sleep(0.04)
                 send(
                     {
                         "jsonrpc": "2.0",

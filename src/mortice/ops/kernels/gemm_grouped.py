@@ -3,12 +3,13 @@
 from typing import Any
 
 from mortice import tile
+from mortice.ops.kernels.gemm import CHOICES
 
 # A block asks the groups one after the other how many tiles of rows they have, until its own number falls in one: no
 # table is made beforehand, and no block is launched for a tile that cannot be.
 
 
-@tile.kernel(cpu={"BM": 128, "BN": 256, "BK": 256})
+@tile.kernel(cpu={"BM": 128, "BN": 256, "BK": 256}, choices=CHOICES)
 def grouped_gemm(
     X: tile.Tensor,
     W: tile.Tensor,

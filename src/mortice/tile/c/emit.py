@@ -134,6 +134,12 @@ class Emitter:
                 self.ranges.let(x)
                 const = "" if x.mutable else "const "
                 self.out.line(f"{const}{value(x.var.dtype)} {name(x.var.name)} = {self.c(x.value)};")
+            case s.Assign(value=e.Binary(op="min" | "max" as op, left=left, right=right)) if left == x.var:
+                kind, sign = value(x.var.dtype), {"min": "<", "max": ">"}[op]
+                new, old = f"({kind})({self.c(right)})", name(x.var.name)
+                self.out.line(
+                    f"{{ const {kind} new__ = {new}; {old} = new__ {sign} {old} ? new__ : {old}; }}"
+                )
             case s.Assign():
                 self.out.line(f"{name(x.var.name)} = {self.c(x.value)};")
             case s.Alloc():
@@ -261,6 +267,10 @@ class Emitter:
             refusal = self.checks.refusal(x.span, "range", "its step is 0", "give another step")
             self.out.line(f"if (({step}) == 0) {refusal}")
             head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {test}; {var} += {step}) {{"
+        if x.kind == "vector":
+            self.out.line(f"{{ const int64_t end_{var} = {stop};")
+            self.out.line(f"#pragma omp simd{_reductions(x)}")
+            head = f"for (int64_t {var} = {start}; {var} < end_{var}; {var}++) {{"
         self.out.line(head, open=True)
         if forward and isinstance(x.step, e.Const) and x.step.value > 0:
             with self.ranges.loop((x.var,), (x.stop,), x.start):
@@ -268,6 +278,8 @@ class Emitter:
         else:
             self.block(x.body)
         self.out.close()
+        if x.kind == "vector":
+            self.out.line("}")
 
     def parallel(self, x: s.Parallel) -> None:
         conditions, proven = self.inside(x)
@@ -369,6 +381,16 @@ class Emitter:
                 "while (!__atomic_compare_exchange(at, &old, &next, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));"
             )
         self.out.close()
+
+
+def _reductions(loop: s.For) -> str:
+    """The clauses of a vector loop's accumulators."""
+    signs = {"add": "+", "min": "min", "max": "max", "or": "||", "and": "&&"}
+    clauses: dict[str, None] = {}
+    for node in walk(loop.body):
+        if isinstance(node, s.Assign) and isinstance(node.value, e.Binary):
+            clauses[f" reduction({signs[node.value.op]}: {name(node.var.name)})"] = None
+    return "".join(clauses)
 
 
 def whole_names(function: s.Function) -> list[str]:
