@@ -24,7 +24,7 @@ def gemm_fp8(
     M, K = A.shape
     N, K = B.shape
     columns = BN if BN > 0 else 256 if SA is None else 128
-    if SA is not None:
+    if SA is not None and SB is not None:
         M, KB = SA.shape
         NB, KB = SB.shape
         assert tile.ceildiv(K, 128) == KB, "SA and SB have ceildiv(K, 128) columns"
@@ -34,7 +34,7 @@ def gemm_fp8(
     for bm, bn in tile.grid(tile.ceildiv(M, BM), tile.ceildiv(N, columns), panel=8):
         a, b = tile.shared((BM, 128), A.dtype), tile.shared((columns, 128), B.dtype)
         c = tile.fragment((BM, columns), tile.f32, fill=0)
-        if SA is None:
+        if SA is None or SB is None:
             for k in tile.pipelined(tile.ceildiv(K, 128), stages=stages):
                 tile.copy(A[bm * BM :, k * 128 :], a)
                 tile.copy(B[bn * columns :, k * 128 :], b)

@@ -327,10 +327,9 @@ def reduce(cx: Context, x: s.Reduce) -> None:
     dtype = there.dtype
     whole = not dtype.is_float
     neutral = {"sum": 0, "max": -(2**31), "min": 2**31 - 1, "absmax": 0}[x.op] if whole else IDENTITY[x.op]
+    part = cx.array("part", dtype, out.slots)
     with cx.unroll(out.slots) as o:
-        joins_first = not x.clear and x.op != "sum"
-        start = build.load(there, (o,)) if joins_first else e.Const(dtype, neutral)
-        total = cx.let("total", start, mutable=True)
+        total = cx.let("total", e.Const(dtype, neutral), mutable=True)
         count = layout.slots // out.slots
         step = 2 if count % 2 == 0 else 1
         with cx.unroll(count, "r", step) as r:
@@ -344,18 +343,53 @@ def reduce(cx: Context, x: s.Reduce) -> None:
                     inside = a.less(layout.index(x.axis, cx.thread, i), layout.shape[x.axis])
                     value = build.select(inside, value, e.Const(dtype, neutral))
                 values.append(value)
-            part = values[0] if step == 1 else build.binary(FOLD[x.op], values[0], values[1])
-            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, part)))
-        for distance in layout.lanes(x.axis):
-            if distance < 32:
-                other = a.call("shuffle_xor", total, a.const(distance))
-                cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, other)))
-        far = [distance for distance in layout.lanes(x.axis) if distance >= 32]
-        if far:
-            _across_warps(cx, x.op, total, far)
-        if not x.clear and x.op == "sum":
-            cx.emit(s.Assign(total, build.binary("add", total, build.load(there, (o,)))))
-        cx.emit(s.Store(there, (o,), cx.rounded(total, target.dtype), span=x.span))
+            pair = values[0] if step == 1 else build.binary(FOLD[x.op], values[0], values[1])
+            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, pair)))
+        cx.emit(s.Store(part, (o,), total))
+    if target.name not in cx.deferred:
+        _exchange(cx, x.op, part, layout.lanes(x.axis))
+    with cx.unroll(out.slots) as o:
+        result: e.Expr = build.load(part, (o,))
+        if not x.clear:
+            result = build.binary(FOLD[x.op], build.load(there, (o,)), result)
+        cx.emit(s.Store(there, (o,), cx.rounded(result, target.dtype), span=x.span))
+
+
+def finish_sum(cx: Context, x: s.Reduce) -> None:
+    """What each thread has summed for itself through a loop, brought together after it."""
+    lanes = cx.layouts[x.source.buffer.name].lanes(x.axis)
+    _exchange(cx, "sum", cx.registers[x.target.buffer.name], lanes)
+
+
+def _exchange(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> None:
+    """Each register of `part` becomes the fold over the threads at these distances."""
+    slots = part.extents[0]
+    near, far = [d for d in lanes if d < 32], [d for d in lanes if d >= 32]
+    with cx.unroll(slots) as o:
+        for distance in near:
+            mine = build.load(part, (o,))
+            other = a.call("shuffle_xor", mine, a.const(distance))
+            cx.emit(s.Store(part, (o,), build.binary(FOLD[op], mine, other)))
+    if not far:
+        return
+    word = cx.array("word", u32, 1)
+    cx.sync()
+    with cx.unroll(slots) as o:
+        mine = a.add(a.mul(a.add(a.mul(o, cx.threads), cx.thread), 4), cx.scratch)
+        cx.emit(s.Store(word, (a.const(0),), build.bitcast(build.load(part, (o,)), u32)))
+        cx.op("store_shared", cx.address(mine), a.box(word, 0, 1), bytes=4)
+    cx.sync()
+    first = build.binary("and", cx.thread, a.const(~sum(far) & (cx.threads - 1)))
+    places = [0]
+    for distance in far:
+        places += [place + distance for place in places]
+    with cx.unroll(slots) as o:
+        for number, place in enumerate(sorted(places)):
+            where = a.add(a.mul(a.add(a.mul(o, cx.threads), first, place), 4), cx.scratch)
+            cx.op("load_shared", a.box(word, 0, 1), cx.address(where), bytes=4)
+            value = build.bitcast(build.load(word, (a.const(0),)), part.dtype)
+            folded = value if number == 0 else build.binary(FOLD[op], build.load(part, (o,)), value)
+            cx.emit(s.Store(part, (o,), folded))
 
 
 def _source_register(layout: Layout, axis: int, out: Layout, o: e.Expr, r: e.Expr) -> e.Expr:
@@ -371,29 +405,6 @@ def _source_register(layout: Layout, axis: int, out: Layout, o: e.Expr, r: e.Exp
             total = a.add(total, layout.register(d, out, dim, o))
             dim += 1
     return total
-
-
-def _across_warps(cx: Context, op: str, total: e.Var, far: list[int]) -> None:
-    word = cx.array("word", u32, 1)
-    cx.sync()
-    mine = a.add(a.mul(cx.thread, 4), cx.scratch)
-    cx.emit(s.Store(word, (a.const(0),), build.bitcast(total, u32)))
-    cx.op("store_shared", cx.address(mine), a.box(word, 0, 1), bytes=4)
-    cx.sync()
-    mask = sum(far)
-    first = build.binary("and", cx.thread, a.const(~mask & (cx.threads - 1)))
-    places = [0]
-    for distance in far:
-        places += [place + distance for place in places]
-    for number, place in enumerate(sorted(places)):
-        cx.op(
-            "load_shared",
-            a.box(word, 0, 1),
-            cx.address(a.add(a.mul(a.add(first, place), 4), cx.scratch)),
-            bytes=4,
-        )
-        value = build.bitcast(build.load(word, (a.const(0),)), total.dtype)
-        cx.emit(s.Assign(total, value if number == 0 else build.binary(FOLD[op], total, value)))
 
 
 # Tensors

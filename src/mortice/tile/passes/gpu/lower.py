@@ -18,6 +18,7 @@ from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
 from mortice.tile.passes.gpu.matrix import why_no_wgmma
 from mortice.tile.passes.gpu.rings import Producer, Ring, find_rings, why_no_tma, with_stages
+from mortice.tile.passes.gpu.sums import deferred_sums
 from mortice.tile.passes.gpu.tiles import SharedTile, swizzle_for
 from mortice.tile.passes.gpu.workers import Workers
 from mortice.tile.passes.guards import GUARDS
@@ -88,6 +89,7 @@ class _Lowering:
         self.cx.names = _names(function)
         for gemm, reason in refused:
             self.cx.note(gemm.span, "gemm", "multiplied by threads, not by the matrix unit", reason)
+        self.cx.deferred = deferred_sums(launch.body)
         self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
@@ -171,12 +173,15 @@ class _Lowering:
         if leaving:
             cx.staging = at
             at += self.groups * epilogue.BOXES * epilogue.BOX_BYTES
-        if any(
-            isinstance(x, s.Reduce) and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+        exchanged = [
+            cx.layouts[x.target.buffer.name].slots
             for x in walk(cx.launch)
-        ):
+            if isinstance(x, s.Reduce)
+            and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+        ]
+        if exchanged:
             cx.scratch = at
-            at += 4 * cx.threads
+            at += 4 * cx.threads * max(exchanged)
         self.barriers_at = -(-at // 16) * 16
         cx.memory = e.Buffer("memory", u8, (a.const(self.barriers_at),), "shared")
         self.shared_end = self.barriers_at + 16 * sum(ring.stages for ring in self.rings)

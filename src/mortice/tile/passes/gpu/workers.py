@@ -150,6 +150,9 @@ class Workers:
                 cx.op("wgmma_wait", pending=0)
             case s.For():
                 self._loop(x)
+                for inner in x.body:
+                    if isinstance(inner, s.Reduce) and inner.target.buffer.name in cx.deferred:
+                        elementwise.finish_sum(cx, inner)
             case s.If():
                 with cx.block() as then:
                     self.body(x.then)
