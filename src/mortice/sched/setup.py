@@ -1,15 +1,32 @@
 """What the control plane is set up with, from a deployment document: the same for the live cluster and the simulator."""
 
+import msgspec
+
 from mortice.sched.actions import Bounds
 from mortice.sched.admission import Admit
 from mortice.sched.controller import Pace
-from mortice.sched.plane import Setup
 from mortice.specs.cluster import ClusterSpec, PolicyName
 from mortice.specs.deployment import Deployment
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
 
 GOOD = SLO(ttft_ms=2000.0, tpot_ms=80.0)  # what DOPD (arXiv 2511.20982) counts as good
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that decisions hang on beside the events; the first line of a decision log."""
+
+    block_size: int = 16
+    local_prefill_tokens: int = 64
+    token_budget: int = 2048  # of a step of an undivided worker
+    prefill_times: WorkerTimes | None = None
+    decode_times: WorkerTimes | None = None
+    slo: SLO = SLO()
+    policy: PolicyName = "static"
+    bounds: Bounds = Bounds(can_scale=False)
+    pace: Pace = Pace()
+    admit: Admit = Admit()
+    router: int = 0  # which of several routers this is
 
 
 def setup_of(

@@ -18,6 +18,13 @@ class Clock:
         heappush(self._heap, (at_s if at_s > self.now_s else self.now_s, asked, call, what))
         return asked
 
+    def run(self, before_s: float) -> None:
+        """All callbacks that are due before an instant."""
+        heap = self._heap
+        while heap and heap[0][0] < before_s:
+            self.now_s, self.ticket, call, what = heappop(heap)
+            call(what)
+
     def step(self, before_s: float) -> bool:
         """One callback that is due before an instant; False if there is none. `ticket` is that of the one that runs."""
         heap = self._heap
