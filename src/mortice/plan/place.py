@@ -19,9 +19,9 @@ from typing import Literal
 import msgspec
 
 from mortice.plan.place_candidates import Candidate, Question, Shape, pair, undivided
-from mortice.sim.cluster import Plan
 from mortice.sim.deployed import plan_of
 from mortice.sim.evaluate import Goodput, Sample, attainment_at, carried, draw, goodput
+from mortice.sim.plan import Plan
 from mortice.specs.cluster import ClusterSpec
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import RequestError

@@ -26,6 +26,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bounds: Bounds = Bounds(can_scale=False)
     pace: Pace = Pace()
     admit: Admit = Admit()
+    convertible: bool = False  # decode workers are tagged so
     router: int = 0  # which of several routers this is
 
 
@@ -54,6 +55,7 @@ def setup_of(
             max_gpus=spec.max_gpus,
             prefill_gpus=prefill_times.gpus if prefill_times else 1,
             decode_gpus=decode_times.gpus if decode_times else 1,
+            max_flips=max_flips(deployment.prefill + deployment.decode),
             can_scale=spec.max_gpus is not None and chosen != "static",
         ),
         pace=Pace(
@@ -65,8 +67,14 @@ def setup_of(
             idle_s=spec.idle_s,
             forecast=spec.forecast,
         ),
+        convertible=spec.convertible,
         admit=Admit(late=spec.reject_late),
     )
+
+
+def max_flips(workers: int) -> int:
+    """Roles that one decision may change in a fleet of so many: a quarter of it, and never fewer than 8."""
+    return max(8, workers // 4)
 
 
 def needs_times(deployment: Deployment) -> bool:
