@@ -17,7 +17,6 @@ from mortice.specs.worker_times import WorkerTimes
 
 SPREAD = 1.3  # standard deviations of the decode batch that must still fit (one side, about 90 %)
 NO_LIMIT_S = 3600.0
-FULL = 0.9  # load of a prefill pool whose peaks decode workers take
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +26,6 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     decode: WorkerTimes
     slo: SLO
     token_budget: int = 2048  # of a step of an undivided worker
-    convertible: bool = False  # decode workers take prompts that the prefill pool would serve late
 
     @property
     def ttft_s(self) -> float:
@@ -84,20 +82,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         return workers * batch / (tokens * self.decode.decode_s(batch, batch * context))
 
     def divided_rate(self, prefill: float, decode: float, d: Demand) -> float:
-        alone = min(self.prefill_rate(prefill, d), self.decode_rate(decode, d))
-        if not self.convertible or prefill < 1 or decode < 1:
-            return alone
-        top = (prefill + decode) / max(1e-9, self.prefill_moments(d)[0])
-        return max(alone, _largest(lambda rate: self._lent_holds(prefill, int(decode), rate, d), top))
-
-    def _lent_holds(self, prefill: float, n: int, rate: float, d: Demand) -> bool:
-        """Whether `n` decode workers meet the TPOT at `rate` with all answers and those prompts that a prefill pool at
-        `FULL` leaves over."""
-        left_over = max(0.0, rate - FULL * prefill / self.prefill_moments(d)[0])
-        own = (
-            self.prefill.prefill_token_s * d.uncached_mean + self.prefill.prefill_square_s * d.uncached_square
-        )
-        return self._shared_step(n, rate / n, left_over / n * own, d) is not None
+        return min(self.prefill_rate(prefill, d), self.decode_rate(decode, d))
 
     def mixed_rate(self, workers: float, d: Demand) -> float:
         """Largest rate of undivided workers with chunked prefill."""
@@ -112,11 +97,24 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         own = (
             self.prefill.prefill_token_s * d.uncached_mean + self.prefill.prefill_square_s * d.uncached_square
         )
-        batch = self._shared_step(n, mine, mine * own, d)
-        if batch is None:
-            return False
+        tokens, context = max(1.0, d.output_mean - 1), d.prompt_mean + d.output_mean / 2
         free = 1.0 - mine * own
-        each = t.decode_sequence_s + t.decode_context_s * (d.prompt_mean + d.output_mean / 2)
+        # step = (base + b * each) / free and b = mine * tokens * step, fluctuation added to b
+        each = t.decode_sequence_s + t.decode_context_s * context
+        if free <= 0 or free <= mine * tokens * each:
+            return False
+        step = t.decode_base_s / (free - mine * tokens * each)
+        batch = mine * tokens * step
+        full = batch + SPREAD * math.sqrt(batch / n)
+        # A short answer meets more, or fewer, prompts than the mean: the share of its time that they take varies.
+        share = 1.0 - free
+        share += SPREAD * math.sqrt(max(0.0, share * free) / max(1.0, tokens / 2))
+        if (
+            share >= 1
+            or (t.decode_base_s + full * each) / (1 - share) > self.tpot_s
+            or full * context > t.kv_tokens
+        ):
+            return False
         room = max(1.0, self.token_budget - batch)
         chunks = max(1.0, d.uncached_mean / room)
         service = own + chunks * (t.decode_base_s + batch * each)
@@ -124,41 +122,10 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         wait = mgn_wait_quantile(n, rate, own, own * own * square / service**2, self.slo.target)
         return wait / max(1e-9, free) + service <= self.ttft_s or service > self.ttft_s
 
-    def _shared_step(self, n: int, mine: float, share: float, d: Demand) -> float | None:
-        """Mean batch of each of `n` workers that answer `mine` requests a second and spend `share` of their time on prompts;
-        None where TPOT or memory does not hold."""
-        t = self.decode
-        tokens, context = max(1.0, d.output_mean - 1), d.prompt_mean + d.output_mean / 2
-        free = 1.0 - share
-        # step = (base + b * each) / free and b = mine * tokens * step, fluctuation added to b
-        each = t.decode_sequence_s + t.decode_context_s * context
-        if free <= 0 or free <= mine * tokens * each:
-            return None
-        step = t.decode_base_s / (free - mine * tokens * each)
-        batch = mine * tokens * step
-        full = batch + SPREAD * math.sqrt(batch / n)
-        # A short answer meets more, or fewer, prompts than the mean: the share of its time that they take varies.
-        share += SPREAD * math.sqrt(max(0.0, share * free) / max(1.0, tokens / 2))
-        if (
-            share >= 1
-            or (t.decode_base_s + full * each) / (1 - share) > self.tpot_s
-            or full * context > t.kv_tokens
-        ):
-            return None
-        return batch
-
     def best_division(self, workers: int, d: Demand) -> tuple[int, float]:
         """(prefill workers of `workers`, rate) that carries the most; 0 workers or 1: (0, 0)."""
         if workers < 2:
             return 0, 0.0
-        if self.convertible:
-            stride = max(1, workers // 16)
-            best = max(range(stride, workers, stride), key=lambda p: self.divided_rate(p, workers - p, d))
-            while stride > 1:
-                stride //= 2
-                near = [p for p in (best - stride, best, best + stride) if 0 < p < workers]
-                best = max(near, key=lambda p: self.divided_rate(p, workers - p, d))
-            return best, self.divided_rate(best, workers - best, d)
         low, high = 1, workers - 1  # prefill_rate grows with the count, decode_rate falls: they cross once
         while low < high:
             middle = (low + high) // 2

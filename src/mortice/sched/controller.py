@@ -117,10 +117,7 @@ class Controller:
         if seen.at_s - self._changed_at_s < self.pace.dwell_s and not late:
             return now, "the division was changed a moment ago"
         if isinstance(self.policy, Mortice):
-            carried = self.policy.score(now, demand)
-            if carried >= self.policy.headroom * demand.rate and not late:
-                return now, f"{now.name} carries {carried:.3g}/s: enough"
-            gain = self.policy.score(wanted, demand) / max(1e-9, carried)
+            gain = self.policy.score(wanted, demand) / max(1e-9, self.policy.score(now, demand))
             if gain < 1 + self.pace.hysteresis:
                 return now, f"{wanted.name} would carry {gain:.2f} times as much: not worth a change"
         return wanted, wanted.reason

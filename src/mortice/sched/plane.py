@@ -292,6 +292,5 @@ def _controller(setup: Setup) -> Controller:
         decode=times,
         slo=setup.slo,
         token_budget=setup.token_budget,
-        convertible=setup.convertible,
     )
     return Controller(policy(setup.policy, capacity), setup.bounds, setup.pace)

@@ -160,6 +160,6 @@ def policy(name: PolicyName, capacity: Capacity) -> Policy:
         "reactive": Reactive(),
         "dopd": Dopd(capacity),
         "dopd-released": DopdReleased(capacity),
-        "mortice": Mortice(capacity, fold=1.15 if capacity.convertible else 1.0),
+        "mortice": Mortice(capacity),
     }
     return made[name]

@@ -26,7 +26,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bounds: Bounds = Bounds(can_scale=False)
     pace: Pace = Pace()
     admit: Admit = Admit()
-    convertible: bool = False  # decode workers are tagged so
     router: int = 0  # which of several routers this is
 
 
@@ -67,7 +66,6 @@ def setup_of(
             idle_s=spec.idle_s,
             forecast=spec.forecast,
         ),
-        convertible=spec.convertible,
         admit=Admit(late=spec.reject_late),
     )
 

@@ -54,7 +54,6 @@ def pools(
             max_flips=max_flips(prefill + decode + mixed),
         ),
         pace=pace or Pace(),
-        convertible=convertible,
     )
     body = Body(
         times=times,
