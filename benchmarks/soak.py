@@ -5,7 +5,8 @@
 One P/D server (a thread a worker, a small KV pool, so that blocks are evicted and sequences preempted) is kept
 busy by `--users` who draw what they do from a seed: whole answers, streams, hang-ups in both, several choices,
 JSON schemas, long prompts, shared prefixes, refused requests. Beside them, every `--every` seconds, the memory of
-each process is noted and /admin/check_integrity is called. After the last request the server must be idle again,
+each process is noted and /admin/check_integrity is called, and every `--flip-every` seconds an operator gives the
+workers other roles: divided, undivided, both decoding. After the last request the server must be idle again,
 with every block free.
 
 Exit code 1 if anything holds:
@@ -26,7 +27,7 @@ import sys
 import time
 from collections import Counter
 from importlib.metadata import version
-from itertools import combinations
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from mortice.bench.http import Client, ExchangeFailed
 from mortice.bench.loop import run as run_loop
 
 KV_BYTES = 192 * MIB  # a worker: some 8,000 tokens of SmolLM2, less than the users ask for together
+DIVISIONS = ({"prefill": 1, "decode": 1}, {"mixed": 2}, {"decode": 2})
 SETTLE_S = 60.0  # an aborted prompt may still be computed when the last user leaves
 
 
@@ -49,6 +51,7 @@ class Watch:
         self.samples: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.num_checks = 0
+        self.num_flips = 0
         self._served = served
         self._client = client
         self._names: dict[int, str] = {}
@@ -72,6 +75,20 @@ class Watch:
         self.samples.append({"at_s": round(time.monotonic() - self._began, 1), "memory_mib": memory})
         return await self._check()
 
+    async def flip(self, seconds: float) -> None:
+        """Divide the workers anew, again and again; `num_flips` counts the turns that were taken."""
+        for division in cycle(DIVISIONS[1:] + DIVISIONS[:1]):
+            await asyncio.sleep(seconds)
+            try:
+                answer = await self._client.exchange("POST", "/admin/roles", json.dumps(division).encode())
+            except ExchangeFailed as failed:
+                self.problems.append(f"roles: {failed}")
+                continue
+            if answer.status == 200:
+                self.num_flips += 1
+            else:
+                self.problems.append(f"roles: status {answer.status}: {answer.body[:300].decode()}")
+
     async def _check(self) -> dict[str, Any]:
         try:
             answer = await self._client.exchange("POST", "/admin/check_integrity", b"{}")
@@ -86,12 +103,9 @@ class Watch:
         return workers
 
     def _name(self, pid: int) -> str:
-        """ "decode-0.1 (1234)": the worker's own name, or the module that runs."""
+        """ "worker-0.1 (1234)": as the process calls itself."""
         if pid not in self._names:
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            module = words[words.index("-m") + 1] if "-m" in words else words[0]
-            after = words[words.index(module) + 1] if module == "mortice.engine.worker" else module
-            self._names[pid] = f"{after} ({pid})"
+            self._names[pid] = f"{Path(f'/proc/{pid}/comm').read_text().strip()} ({pid})"
         return self._names[pid]
 
 
@@ -105,12 +119,14 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
     users = [User(served.url, options.seed, number, ended, failures, stop) for number in range(options.users)]
     await watch.look()
     sampler = asyncio.create_task(watch.every(options.every))
+    flipper = asyncio.create_task(watch.flip(options.flip_every))
     working = [asyncio.create_task(user.work()) for user in users]
     await asyncio.sleep(options.minutes * 60)
     stop.set()
     await asyncio.gather(*working)
     sampler.cancel()
-    await asyncio.gather(sampler, return_exceptions=True)
+    flipper.cancel()
+    await asyncio.gather(sampler, flipper, return_exceptions=True)
     left = await idle(watch)
     client.close()
 
@@ -124,12 +140,14 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
     problems += [f"left over at the end: {line}" for line in left]
     problems += [f"{failure.kind}: {failure.what}" for failure in failures[:20]]
     problems += [f"no request of kind {kind} ended well" for kind in KINDS if not ended[kind]]
+    problems += ["the roles never changed"] if not watch.num_flips else []
     return {
         "kind": "soak",
         "ok": not problems,
         "problems": problems,
         "num_failures": len(failures),
         "num_integrity_checks": watch.num_checks,
+        "num_flips": watch.num_flips,
         "requests": dict(ended),
         "growth_mib": growth,
         "max_growth_mib": options.max_growth_mib,
@@ -183,6 +201,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--ci", action="store_true", help="two minutes, a sample every 3 s, 64 MiB of growth")
     parser.add_argument("--every", type=float, default=30, help="seconds between samples")
+    parser.add_argument("--flip-every", type=float, default=20, help="seconds between changes of roles")
     parser.add_argument("--users", type=int, default=12, help="requests at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-growth-mib", type=float, default=32, help="a process, over the second half")
@@ -192,8 +211,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.ci:  # too short for the allocator to settle, hence the wider bound
         options.minutes, options.every, options.max_growth_mib = 2.0, 3.0, 64.0
-    if min(options.minutes, options.every) <= 0 or options.users < 1:
-        parser.error("--minutes and --every are above 0, --users at least 1")
+    if min(options.minutes, options.every, options.flip_every) <= 0 or options.users < 1:
+        parser.error("--minutes, --every and --flip-every are above 0, --users at least 1")
     if options.minutes * 60 < 8 * options.every:
         parser.error("--every must leave at least eight samples")
     return options

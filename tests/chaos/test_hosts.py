@@ -22,6 +22,9 @@ import pytest
 from mortice.cluster.api import WorkerInfo
 from mortice.cluster.live import LiveCluster
 from mortice.models.fake import reference_tokens
+from mortice.sched.actions import Start
+from mortice.sched.controller import Decision
+from mortice.sched.observation import Observation, Target
 from mortice.specs.cluster import ClusterSpec
 from mortice.specs.deployment import Deployment, EngineLimits, Transfer
 from mortice.specs.errors import EngineError
@@ -107,10 +110,27 @@ async def end(process: asyncio.subprocess.Process) -> None:
 async def test_a_host_joins_serves_and_leaves(token_file: Path) -> None:
     async with server("127.0.0.1:0", token_file.read_text().strip()) as live:
         process = await asyncio.create_subprocess_exec(
-            *agent_command(live.joined_at, token_file, "--name", "far", "--role", "decode")
+            *agent_command(
+                live.joined_at, token_file, "--name", "far", "--role", "decode", "--max-workers", "2"
+            )
         )
         try:
             await until(lambda: bool(running(live, "far")))
+            # One more prefill worker is wanted: it starts over there, where a decode worker has no partner yet.
+            live.decisions.plane.starting["prefill"] += 1
+            live._manager.carry_out(
+                Decision(
+                    at_s=0.0,
+                    seen=Observation(at_s=0.0, interval_s=1.0),
+                    demand=None,
+                    target=Target(2, 2),
+                    other=Target(2, 2),
+                    actions=[Start("prefill")],
+                    reason="told to",
+                )
+            )
+            await until(lambda: len(running(live, "far")) == 2)
+            assert [w.role for w in live.workers() if w.host] == ["decode", "prefill"]
             near = next(w for w in live.workers() if w.role == "decode" and not w.host)
             live.wear(near.id, "prefill")  # from here on the joined worker decodes everything
             for i in range(4):

@@ -7,6 +7,7 @@ import pytest
 
 from mortice.kv.pool import BlockPool
 from mortice.sched.batching import BatchScheduler
+from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.sequence import Arrival, Sequence, StepPlan
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
@@ -18,11 +19,21 @@ class Worker:
     """Carries plans out: computes what they say, lets fetches arrive after `fetch_steps` steps."""
 
     def __init__(
-        self, num_blocks: int, *, token_budget: int = 32, max_num_seqs: int = 16, fetch_steps: int = 1
+        self,
+        num_blocks: int,
+        *,
+        token_budget: int = 32,
+        max_num_seqs: int = 16,
+        fetch_steps: int = 1,
+        order: PrefillOrder | None = None,
     ):
         self.pool = BlockPool(num_blocks)
         self.scheduler = BatchScheduler(
-            self.pool, block_size=BLOCK, token_budget=token_budget, max_num_seqs=max_num_seqs
+            self.pool,
+            block_size=BLOCK,
+            token_budget=token_budget,
+            max_num_seqs=max_num_seqs,
+            order=order,
         )
         self.fetch_steps = fetch_steps
         self.lent: list[int] = []  # blocks under leases
@@ -58,7 +69,7 @@ class Worker:
         for due, lease_id in [a for a in self._arriving if a[0] <= self.num_steps]:
             self._arriving.remove((due, lease_id))
             self.scheduler.arrived(lease_id)
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(float(self.num_steps))
         self._arriving += [(self.num_steps + self.fetch_steps, a.lease_id) for a in plan.fetches]
         assert plan.num_tokens <= self.scheduler.token_budget
         for chunk in plan.chunks:
@@ -110,6 +121,47 @@ def test_first_come_first_served_and_priority_before_that() -> None:
     worker.run()
     order = sorted(worker.finished, key=worker.finished.__getitem__)
     assert order == [urgent.id, first.id, second.id]
+
+
+def by_length(max_wait_s: float = 1000.0) -> PrefillOrder:
+    return PrefillOrder(order="length", token_budget=32, saturating_tokens=32, max_wait_s=max_wait_s)
+
+
+def test_by_length_short_prompts_go_together_and_before_the_long_which_go_alone() -> None:
+    worker = Worker(64, order=by_length())
+    prompts = [worker.submit(length, 1) for length in (60, 12, 50, 8, 9)]
+    batches = []
+    while len(worker.finished) < 5:
+        plan = worker.step()
+        batches.append([prompts.index(chunk.sequence.request) for chunk in plan.chunks])
+    assert batches == [[3, 4, 1], [0], [0], [2], [2]]
+
+
+def test_by_length_priority_still_comes_first() -> None:
+    worker = Worker(64, order=by_length())
+    worker.submit(8, 1)
+    urgent = worker.submit(60, 1, priority=1)
+    assert [chunk.sequence.request for chunk in worker.step().chunks] == [urgent]
+
+
+def test_by_length_a_long_prompt_is_not_starved() -> None:
+    worker = Worker(64, order=by_length(max_wait_s=10.0))
+    long = worker.submit(60, 1)
+    for _ in range(20):
+        for _ in range(4):
+            worker.submit(8, 1)
+        worker.step()
+    assert worker.finished[long.id] <= 14
+
+
+def test_by_length_a_preempted_stream_goes_on_before_new_prompts() -> None:
+    worker = Worker(64, order=by_length())
+    stream = worker.submit(40, 9)
+    worker.step()
+    worker.step()
+    worker.scheduler.preempt_all()
+    worker.submit(8, 1)
+    assert [chunk.sequence.request for chunk in worker.step().chunks] == [stream]
 
 
 @pytest.mark.parametrize("arrives", [False, True])

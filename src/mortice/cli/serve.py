@@ -11,6 +11,7 @@ import typer
 
 from mortice.bench.loop import new_loop
 from mortice.cli.ask import ask
+from mortice.cli.serve_pages import pages
 from mortice.models import store
 from mortice.obs.log import setup_log
 from mortice.serve.options import ServeOptions, read_api_keys
@@ -135,6 +136,13 @@ def serve(
         int | None, typer.Option(help="Sequences a step.", rich_help_panel=_LIMITS)
     ] = None,
     token_budget: Annotated[int | None, typer.Option(help="Tokens a step.", rich_help_panel=_LIMITS)] = None,
+    prefill_order: Annotated[
+        str | None,
+        typer.Option(
+            help="fcfs, or length: short prompts together and first, long ones alone.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
     max_context: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer.", rich_help_panel=_LIMITS)
     ] = None,
@@ -197,6 +205,7 @@ def serve(
                 "block_size": block_size,
                 "max_num_seqs": max_num_seqs,
                 "token_budget": token_budget,
+                "prefill_order": prefill_order,
                 "max_context": max_context,
             }
         ),
@@ -224,6 +233,7 @@ def serve(
         store=None if response_store == "off" else response_store,
         deployment=chosen,
         trace_endpoint=trace_endpoint,
+        pages=pages(),
     )
     joining = _joining(workers_listen, token_file)
     if workers_listen is not None and chosen.transfer.listen == "127.0.0.1":

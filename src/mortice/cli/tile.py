@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from mortice.cli.tile_tune import Settings, parsed_space, table, tuned
 from mortice.specs.errors import RequestError
 
 tile = typer.Typer(name="tile", help="Kernels in the kernel language.", no_args_is_help=True)
@@ -17,6 +20,11 @@ AsJson = typer.Option(False, "--json", help="Print one JSON document.")
 Shape = typer.Option("", "--shape", help="Sizes, as `mortice tile list` names them: 4096,4096,4096.")
 Names = typer.Argument(None, help="Kernels.")
 Dtype = typer.Option("bf16", "--dtype", help="Element type of the tensors.")
+Plot = typer.Option(None, "--plot", help="Draw a tile's layout and the pipeline's timeline: a PNG.")
+Replayed = typer.Option(
+    None, "--file", help="Replay from here if the result stands in it, else measure and add it."
+)
+Space = typer.Option([], "--space", help="Other values to try: BM=64,128. Repeat for more constants.")
 
 
 @contextmanager
@@ -63,6 +71,18 @@ def specs(name: str, shape: str, dtype: str) -> tuple[Any, ...]:
         raise RequestError(f"there is no element type {dtype}", param="dtype")
     arguments: tuple[Any, ...] = case.specs(sizes, BY_NAME[dtype])
     return arguments
+
+
+def drawn(arguments: tuple[Any, ...]) -> list[Any]:
+    """With random data in place of specs."""
+    import torch
+
+    from mortice.tile.arguments import FOREIGN, Spec
+
+    return [
+        torch.randn(x.shape).to(getattr(torch, FOREIGN[x.dtype])) if isinstance(x, Spec) else x
+        for x in arguments
+    ]
 
 
 @tile.command("list")
@@ -155,22 +175,52 @@ def emit(
 
 
 @tile.command()
-def explain(name: str, shape: str = Shape, dtype: str = Dtype, as_json: bool = AsJson) -> None:
-    """Say what the compiler decided for the CPU, and why, line by line."""
-    from mortice.tile.c.build import has_matrix_unit
-    from mortice.tile.explain import explain as notes_of
+def explain(
+    name: str,
+    shape: str = Shape,
+    dtype: str = Dtype,
+    target: str = typer.Option("c", "--target", help="c or sm_90a."),
+    plot: Path | None = Plot,
+    as_json: bool = AsJson,
+) -> None:
+    """Say what the compiler decided and why, line by line, what a block needs, and what bounds the kernel."""
+    from mortice.tile.explain import report
 
+    if target not in ("c", "sm_90a"):
+        raise RequestError("the target is c or sm_90a", param="target")
+    kernel, arguments = chosen(name).kernel, specs(name, shape, dtype)
     with request():
-        notes = notes_of(chosen(name).kernel.on("c").lowered(*specs(name, shape, dtype)), has_matrix_unit())
+        found = report(kernel, arguments, target)
+    if plot is not None:
+        try:
+            from mortice.tile.explain.plot import draw
+        except ImportError:
+            raise RequestError(
+                "pictures need matplotlib: pip install 'mortice[bench]'", param="plot"
+            ) from None
+        draw(found, name, plot)
     if as_json:
         fields = ("operator", "decision", "reason", "slow", "source")
-        rows = [{"place": str(note.span)} | {key: getattr(note, key) for key in fields} for note in notes]
-        print(json.dumps({"kernel": name, "target": "c", "notes": rows}, indent=1))
+        rows = [
+            {"place": str(note.span)} | {key: getattr(note, key) for key in fields} for note in found.notes
+        ]
+        document: dict[str, Any] = {
+            "kernel": name,
+            "target": target,
+            "notes": rows,
+            "summary": found.summary(),
+        }
+        document |= {
+            "prediction": asdict(found.prediction),
+            "resources": [asdict(x) for x in found.resources],
+        }
+        print(json.dumps(document, indent=1))
         return
-    for note in notes:
+    for note in found.notes:
         print(
             f"{note.span}: {note.source}\n    {'slow: ' if note.slow else ''}{note.decision}: {note.reason}"
         )
+    print("\n".join(found.summary()))
 
 
 @tile.command()
@@ -182,14 +232,7 @@ def bench(
     as_json: bool = AsJson,
 ) -> None:
     """Time a kernel on this CPU on random data: the median of some rounds."""
-    import torch
-
-    from mortice.tile.arguments import FOREIGN, Spec
-
-    arguments = [
-        torch.randn(x.shape).to(getattr(torch, FOREIGN[x.dtype])) if isinstance(x, Spec) else x
-        for x in specs(name, shape, dtype)
-    ]
+    arguments = drawn(specs(name, shape, dtype))
     kernel = chosen(name).kernel
     with request():
         kernel(*arguments)
@@ -210,3 +253,29 @@ def bench(
         if as_json
         else f"{name} {shape} {dtype}: median {row['median_ms']:.3f} ms, best {row['best_ms']:.3f} ms"
     )
+
+
+@tile.command()
+def tune(
+    name: str,
+    shape: str = Shape,
+    dtype: str = Dtype,
+    file: Path | None = Replayed,
+    top: int = typer.Option(
+        6, "--top", min=0, max=1000, help="Measure so many of the model's best; 0: only rank."
+    ),
+    rounds: int = typer.Option(7, "--rounds", min=1, max=10000),
+    space: list[str] = Space,
+    clock: str = typer.Option("wall", "--clock", help="wall, or thread: one thread's own processor time."),
+    seed: int = typer.Option(0, "--seed", help="Of the order in which candidates run."),
+    again: bool = typer.Option(False, "--again", help="Measure even if the file has a result."),
+    as_json: bool = AsJson,
+) -> None:
+    """Find a kernel's fastest constants for a shape on this CPU: all are ranked by a model, the best are measured."""
+    if clock not in ("wall", "thread"):
+        raise RequestError("the clock is wall or thread", param="clock")
+    kernel, arguments = chosen(name).kernel, specs(name, shape, dtype)
+    settings = Settings(file, top, rounds, parsed_space(space), clock, seed, again)
+    with request():
+        document = tuned(kernel, arguments, drawn, settings)
+    print(json.dumps(document, indent=1) if as_json else table(document))

@@ -27,6 +27,10 @@ def worker(
         str, typer.Option(help="Address of this host at which other workers may fetch KV.")
     ] = "127.0.0.1",
     workers: Annotated[int, typer.Option(help="Workers to bring.")] = 1,
+    max_workers: Annotated[
+        int | None,
+        typer.Option(help="Workers that the server's policy may run here in all; without it those brought."),
+    ] = None,
     role: Annotated[str, typer.Option(help="What they wear at first: prefill, decode or mixed.")] = "decode",
     model: Annotated[
         str | None,
@@ -44,6 +48,9 @@ def worker(
         raise RequestError(f"role is prefill, decode or mixed, not {role!r}", param="role")
     if workers < 1:
         raise RequestError(f"workers must be at least 1, not {workers}", param="workers")
+    most = workers if max_workers is None else max_workers
+    if most < workers:
+        raise RequestError(f"max_workers must be at least the {workers} brought", param="max_workers")
     if _is_loopback(listen) and not _is_loopback(host):
         raise RequestError(
             "the workers of other hosts must reach this one's KV: name its address with --listen",
@@ -60,7 +67,7 @@ def worker(
             config,
             model_path=_path_of(model or deployment.model),
             draft_model_path=_path_of(drafter) if drafter else None,
-            threads=threads or max(1, cores // workers),
+            threads=threads or max(1, cores // most),
             deployment=msgspec.structs.replace(deployment, transfer=transfer),
         )
 
@@ -69,6 +76,7 @@ def worker(
         token=read_token(token_file),
         host=name or host_name(),
         num_workers=workers,
+        max_workers=most,
         role=role,
         adapt=adapt,
     )

@@ -56,6 +56,7 @@ class HostAgent:
         token: str,
         host: str,
         num_workers: int,
+        max_workers: int,
         role: str,
         adapt: Adapt,
     ) -> None:
@@ -63,7 +64,9 @@ class HostAgent:
         configuration; it may raise RequestError."""
         self._endpoint = f"tcp://{cluster}"
         self._token = token
-        self._join = JoinHost(host=host, num_workers=num_workers, role=role, version=__version__)
+        self._join = JoinHost(
+            host=host, num_workers=num_workers, max_workers=max_workers, role=role, version=__version__
+        )
         self._adapt = adapt
         self._launcher = LocalLauncher()
         self._shm_prefix = f"mortice-{secrets.token_hex(4)}"

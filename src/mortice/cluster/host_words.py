@@ -17,6 +17,7 @@ class JoinHost(msgspec.Struct, tag="join_host", frozen=True, kw_only=True):
 
     host: str  # its name, for people
     num_workers: int
+    max_workers: int  # that may run there, if the cluster wants more than it was brought
     role: str  # prefill | decode | mixed
     version: str  # of the package: both sides must agree
 

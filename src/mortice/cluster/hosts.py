@@ -63,9 +63,10 @@ class HostBody:
 class Host:
     """Implements `Launcher` over one joining of one host."""
 
-    def __init__(self, identity: str, name: str, say: Callable[[str, bytes], None]) -> None:
+    def __init__(self, identity: str, name: str, max_workers: int, say: Callable[[str, bytes], None]) -> None:
         self.identity = identity
         self.host = name
+        self.max_workers = max_workers
         self.is_alive = True
         self.heard_s = time.monotonic()
         self._say = say
@@ -117,6 +118,9 @@ class Hosts:
         self._hosts: dict[str, Host] = {}
         self._tasks: set[asyncio.Task] = set()
 
+    def launchers(self) -> list[Host]:
+        return list(self._hosts.values())
+
     def hear(self, identity: str, data: bytes) -> None:
         word: FromHost = decode_from_host(data)
         host = self._hosts.get(identity)
@@ -161,12 +165,14 @@ class Hosts:
             reason = f"this cluster runs version {__version__}, you have {word.version}"
         elif word.role not in get_args(Role) or not 1 <= word.num_workers <= MAX_WORKERS:
             reason = f"{word.num_workers} workers as {word.role!r} make no sense"
+        elif not word.num_workers <= word.max_workers <= MAX_WORKERS:
+            reason = f"a host of at most {word.max_workers} workers cannot bring {word.num_workers}"
         elif word.num_workers > self._room():
             reason = f"the cluster has room for {self._room()} more workers, not for {word.num_workers}"
         if reason:
             self._say(identity, encode(Refusal(reason)))
             return
-        host = Host(identity, word.host[:64] or "host", self._say)
+        host = Host(identity, word.host[:64] or "host", word.max_workers, self._say)
         self._hosts[identity] = host
         host.say(Welcome(self._silence_s))
         log.info("host %s joined with %d workers", host.host, word.num_workers)

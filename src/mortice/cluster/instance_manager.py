@@ -6,11 +6,13 @@ loaded or moved by it; what the worker has it finishes, and from that instant ne
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from mortice.cluster.decisions import Decisions
 from mortice.cluster.feed import Feed
+from mortice.cluster.hosts import MAX_WORKERS, Host
 from mortice.cluster.launcher import Body, Launcher, end, oom_kills
 from mortice.cluster.membership import Member, Membership
 from mortice.cluster.request_router import RequestRouter
@@ -21,6 +23,7 @@ from mortice.sched.actions import Bounds, Flip, Start, Stop, Undrain, reshape
 from mortice.sched.controller import Decision
 from mortice.sched.fleet import ROLES, Role
 from mortice.sched.observation import Target
+from mortice.sched.placing import Place, choose_place
 from mortice.sched.recovery import is_blamed
 from mortice.specs.errors import MorticeError, NotFound, RequestError, WrongState
 from mortice.specs.messages import Call, PeerGone, ToWorker
@@ -44,17 +47,20 @@ class InstanceManager:
         router: RequestRouter,
         feed: Feed,
         launcher: Launcher,
+        hosts: Callable[[], Sequence[Host]],
         config_of: Callable[[Member], WorkerConfig],
         send: Callable[[str, ToWorker], bool],
         on_gone: Callable[[str], None],
         shm_prefix: str,
     ) -> None:
-        """`on_gone` hears the id of every life that is over, before its requests go elsewhere."""
+        """`launcher` starts workers on this host, `hosts` are the others. `on_gone` hears the id of every life that is over,
+        before its requests go elsewhere."""
         self._decisions = decisions
         self._members = members
         self._router = router
         self._feed = feed
         self._launcher = launcher
+        self._hosts = hosts
         self._config_of = config_of
         self._send = send
         self._on_gone = on_gone
@@ -170,7 +176,18 @@ class InstanceManager:
 
     async def _start(self, role: Role) -> None:
         """The plane counts it as starting already."""
-        await self._launch(self._members.add(role, self._launcher))
+        await self._launch(self._members.add(role, self._place(role)))
+
+    def _place(self, role: Role) -> Launcher:
+        """Hosts that joined take up to what they offered; this one takes all that the plane may ask for."""
+        hosts = self._hosts()
+        here = Counter(m.role for m in self._members if not m.launcher.host)
+        places = []
+        for host in hosts:
+            roles = Counter(m.role for m in self._members if m.launcher is host)
+            places.append(Place(host.max_workers - roles.total(), roles))
+        chosen = choose_place(role, [*places, Place(MAX_WORKERS, here)])
+        return hosts[chosen] if chosen is not None and chosen < len(hosts) else self._launcher
 
     async def _drain(self, member: Member) -> None:
         """Nothing new goes to it; it ends when the last of what it has is over."""

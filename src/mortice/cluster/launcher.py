@@ -1,15 +1,18 @@
 """Starts and ends worker processes: what a launcher is, and the one for processes of this host."""
 
 import asyncio
+import contextlib
 import os
 import signal
-import sys
+import socket
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from mortice.engine.config import WorkerConfig
+from mortice.cluster.nurseries import new_line
+from mortice.engine.config import MAX_ORDER, Began, Ended, Order, WorkerConfig, decode_from_nursery
+from mortice.specs.errors import RequestError
 
 
 class Body(Protocol):
@@ -46,58 +49,91 @@ class Launcher(Protocol):
 
 
 class LocalBody:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     @property
     def returncode(self) -> int | None:
-        return self._process.returncode
+        return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> int:
-        return await self._process.wait()
+        return await asyncio.shield(self._ended)
 
     def kill(self) -> None:
-        try:
-            self._process.send_signal(signal.SIGKILL)
-        except ProcessLookupError:
-            return  # already gone
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
 
 
 class LocalLauncher:
-    """Each worker is a child process that ends when this process ends."""
+    """Workers are forked from this process's nursery (engine/nursery.py), and end when this process or the launcher ends."""
 
     host = ""
     is_alive = True
 
+    def __init__(self) -> None:
+        self._line: socket.socket | None = None
+        self._starting: dict[str, asyncio.Future[LocalBody]] = {}
+        self._bodies: dict[str, LocalBody] = {}
+
     async def start(self, config: WorkerConfig) -> LocalBody:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(config.threads),
-            "MKL_NUM_THREADS": str(config.threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mortice.engine.worker",
-            config.worker_id,  # for the reader of a process list; the configuration comes on standard input
-            stdin=asyncio.subprocess.PIPE,
-            env=environment,
-        )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(msgspec.json.encode(config))
-            await process.stdin.drain()
-            process.stdin.close()
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it died before it read its configuration: whoever waits for the process will see that
-        return LocalBody(process)
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+        order = msgspec.json.encode(Order(config, environment, os.getcwd()))
+        if len(order) > MAX_ORDER:
+            raise RequestError(
+                f"a worker's configuration of {len(order)} bytes is too long", param="deployment"
+            )
+        if self._line is None:
+            self._line = new_line()
+            asyncio.get_running_loop().add_reader(self._line, self._hear)
+        began: asyncio.Future[LocalBody] = asyncio.get_running_loop().create_future()
+        self._starting[config.worker_id] = began
+        with contextlib.suppress(OSError):  # the nursery is gone: `_hear` finds that too
+            socket.send_fds(self._line, [order], [1, 2])
+        return await began
 
     async def close(self) -> None:
-        return None
+        if self._line is not None:
+            asyncio.get_running_loop().remove_reader(self._line)
+            self._line.close()
+            self._line = None
+
+    def _hear(self) -> None:
+        assert self._line is not None
+        try:
+            data = self._line.recv(MAX_ORDER)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._lose()
+            return
+        match decode_from_nursery(data):
+            case Began(worker_id, pid):
+                body = self._bodies[worker_id] = LocalBody(pid)
+                self._starting.pop(worker_id).set_result(body)
+            case Ended(worker_id, code):
+                self._bodies.pop(worker_id).end(code)
+
+    def _lose(self) -> None:
+        """The nursery died and all its workers with it; the next start makes another."""
+        assert self._line is not None
+        asyncio.get_running_loop().remove_reader(self._line)
+        self._line.close()
+        self._line = None
+        for began in self._starting.values():
+            began.set_result(LocalBody(0))
+            self._bodies[f"unborn-{id(began)}"] = began.result()
+        self._starting.clear()
+        for body in self._bodies.values():
+            body.end(-signal.SIGKILL)
+        self._bodies.clear()
 
 
 async def end(body: Body, grace_s: float) -> None:

@@ -99,6 +99,7 @@ class LiveCluster:
             router=self._router,
             feed=self._feed,
             launcher=self._launcher,
+            hosts=lambda: self._hosts.launchers(),
             config_of=self._config_of,
             send=self.send,
             on_gone=self._forget,

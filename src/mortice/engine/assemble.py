@@ -17,6 +17,7 @@ from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
 from mortice.models.step import KVCache
 from mortice.sched.batching import BatchScheduler
+from mortice.sched.prefill_order import order_of
 from mortice.specs.deployment import Deployment
 from mortice.specs.kv import KVLayout
 from mortice.transport.base import KVTransport, Pool
@@ -73,6 +74,7 @@ def assemble(
             block_size=limits.block_size,
             token_budget=limits.token_budget,
             max_num_seqs=limits.max_num_seqs,
+            order=order_of(limits),
         ),
         pool=pool,
         handoff=Handoff(

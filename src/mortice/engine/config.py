@@ -1,4 +1,6 @@
-"""What a worker process is told when it starts."""
+"""What a worker process is told when it starts, and what a launcher and the nursery say to each other about it."""
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -18,3 +20,29 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     join_token: str = ""  # of the connection to the cluster, where that crosses hosts
     draft_model_path: str | None = None
     log_level: str = "INFO"
+
+
+MAX_ORDER = 128 << 10  # bytes of an `Order`: one packet of a local socket
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Fork a worker."""
+
+    config: WorkerConfig
+    environment: dict[str, str]
+    folder: str  # working directory
+
+
+class Began(msgspec.Struct, tag="began", frozen=True):
+    worker_id: str
+    pid: int
+
+
+class Ended(msgspec.Struct, tag="ended", frozen=True):
+    worker_id: str
+    code: int  # negative for a signal
+
+
+FromNursery = Began | Ended
+decode_order = msgspec.json.Decoder(Order).decode
+decode_from_nursery: Callable[[bytes], FromNursery] = msgspec.json.Decoder(FromNursery).decode

@@ -209,7 +209,7 @@ class Engine:
         stage = self.ledger.stage
         with stage("schedule"):
             self._propose_drafts()
-            plan = self.scheduler.plan()
+            plan = self.scheduler.plan(self.clock())
             out: list[FromWorker] = []
             for arrival in plan.fetches:
                 order = self.handoff.fetch(arrival)

@@ -1,6 +1,7 @@
-"""The worker process: reads its configuration from standard input, loads the model, and runs the loop."""
+"""The worker process: loads the model of its configuration and runs the loop. The nursery forks it, or it is started by
+itself with the configuration on standard input.
+"""
 
-import ctypes
 import gc
 import logging
 import os
@@ -20,7 +21,8 @@ from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.config import WorkerConfig
 from mortice.engine.draft import ModelDrafter
 from mortice.engine.loop import Loop, Waker
-from mortice.models.fake import FAKE_SCHEME, FakeModel
+from mortice.engine.parenthood import die_with_parent
+from mortice.models.fake import FAKE_SCHEME, FAKE_TIMED, FakeModel, TimedFakeModel
 from mortice.models.load import load_model
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import EngineError, MorticeError, RequestError
@@ -33,15 +35,18 @@ from mortice.transport.give_back import give_back
 
 log = logging.getLogger("mortice.engine")
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkerConfig)
+    die_with_parent()
+    run(config)
+
+
+def run(config: WorkerConfig) -> None:
+    """Be this worker until the cluster says that it is enough. Exits with 2 if it cannot start, having said why."""
     logging.basicConfig(
         level=config.log_level, format=f"%(asctime)s %(levelname)s {config.worker_id} %(message)s"
     )
-    _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the cluster's to handle: it drains first
     socket: zmq.Socket = zmq.Context.instance().socket(zmq.DEALER)
     socket.setsockopt(zmq.IDENTITY, config.worker_id.encode())
@@ -76,20 +81,7 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
     torch.set_num_threads(config.threads)
     device = torch.device(deployment.device if deployment.device != "auto" else _best_device())
     clock.mark("import")
-    model: Any
-    if config.model_path.startswith(FAKE_SCHEME):
-        model, dtype, max_context, eos = (
-            FakeModel(),
-            "float32",
-            FakeModel.max_context,
-            list(FakeModel.eos_token_ids),
-        )
-    else:
-        dtype = deployment.dtype or default_dtype(device)
-        model = load_model(
-            config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
-        )
-        max_context, eos = model.spec.max_context, list(model.spec.eos_token_ids)
+    model, dtype, max_context, eos = model_of(config, device)
     drafter = None
     if config.draft_model_path is not None:
         drafter = ModelDrafter.load(config.draft_model_path, dtype=dtype, vocab_size=model.vocab_size)
@@ -156,6 +148,27 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
     return Loop(engine, admin, socket, waker, hello, transfer.heartbeat_s), close
 
 
+def model_of(config: WorkerConfig, device: torch.device) -> tuple[Any, str, int, list[int]]:
+    """The model, its dtype, the longest context and the tokens that end a text."""
+    deployment = config.deployment
+    if config.model_path.startswith(FAKE_SCHEME):
+        fake = FakeModel()
+        if config.model_path == FAKE_TIMED:
+            times = deployment.control.decode_times
+            if times is None or times != deployment.control.prefill_times:
+                raise RequestError(
+                    f"{FAKE_TIMED} takes its time from the document: give cluster.prefill_times and the same decode_times",
+                    param="cluster.decode_times",
+                )
+            fake = TimedFakeModel(times)
+        return fake, "float32", fake.max_context, list(fake.eos_token_ids)
+    dtype = deployment.dtype or default_dtype(device)
+    model = load_model(
+        config.model_path, dtype=getattr(torch, dtype), quantize=deployment.quantize, device=str(device)
+    )
+    return model, dtype, model.spec.max_context, list(model.spec.eos_token_ids)
+
+
 def default_kv_bytes(layout: KVLayout, max_context: int, deployment: Deployment, device: torch.device) -> int:
     """On a CPU room for one and a half contexts of full length, but no more than the worker's share of a quarter of memory:
     it computes too slowly to use more. On a GPU most of what the weights left, as far as the host can mirror it."""
@@ -195,11 +208,6 @@ def default_dtype(device: torch.device) -> str:
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return "bfloat16" if fast else "float32"
-
-
-def _die_with_parent() -> None:
-    """The kernel kills this process when the cluster's ends, however that came about."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

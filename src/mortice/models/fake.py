@@ -5,14 +5,17 @@ context, read back through the block tables. One wrong, stale or misplaced block
 engine, of hand-overs and of recovery run on it in milliseconds; `reference_tokens` says what is right.
 """
 
+import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mortice.models.step import KVCache, StepInput
+from mortice.specs.worker_times import WorkerTimes
 
 FAKE_SCHEME = "fake:"  # a model path that begins so asks for this model
+FAKE_TIMED = "fake:timed"  # its steps take as long as the deployment's `cluster.decode_times` say
 FAKE_VOCAB = 257
 _DIM = 4
 
@@ -76,6 +79,33 @@ class FakeModel:
         logits = 4 * torch.cos(phase * self._frequencies)
         logits[0] = -6.0  # an end of text is possible when sampling, and never the greedy choice
         return logits.float()
+
+
+class TimedFakeModel(FakeModel):
+    """Takes as long over a step as an accelerator would: a deployment rehearsed with real workers, real hand-overs and real
+    decisions, on a machine without accelerators."""
+
+    def __init__(self, times: WorkerTimes) -> None:
+        super().__init__()
+        self._times = times
+
+    def forward(self, step: StepInput, kv: KVCache) -> Tensor:
+        due_s = time.monotonic() + step_seconds(step, self._times)
+        logits = super().forward(step, kv)
+        time.sleep(max(0.0, due_s - time.monotonic()))
+        return logits
+
+
+def step_seconds(step: StepInput, times: WorkerTimes) -> float:
+    """A sequence with one new token decodes, one with more is a prompt's chunk."""
+    tokens = square = batch = context = 0
+    for s, length in enumerate(step.context_lens):
+        new = step.query_start[s + 1] - step.query_start[s]
+        if new == 1:
+            batch, context = batch + 1, context + length
+        else:
+            tokens, square = tokens + new, square + length**2 - (length - new) ** 2
+    return times.mixed_s(tokens, square, batch, context)
 
 
 def _fingerprints(token_ids: Tensor, positions: Tensor) -> Tensor:

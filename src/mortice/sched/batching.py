@@ -13,9 +13,11 @@ from bisect import insort
 from collections.abc import Iterator
 
 from mortice.kv.pool import BlockPool
+from mortice.sched.prefill_order import PrefillOrder, WaitingPrompt
 from mortice.sched.sequence import Arrival, Chunk, Sequence, StepPlan
 
 ACCEPT_SHARE = 0.05  # of the pool's blocks, for sequences accepted and not yet running
+REMEMBERED = 64  # prompts, about, whose mean length parts the short from the long
 
 
 def _rank(item: Sequence | Arrival) -> tuple[int, float, str, int]:
@@ -23,10 +25,23 @@ def _rank(item: Sequence | Arrival) -> tuple[int, float, str, int]:
 
 
 class BatchScheduler:
-    """Owns the block tables of a worker's sequences. Pure: no clock, no tensors."""
+    """Owns the block tables of a worker's sequences. Pure: no clock, no tensors.
 
-    def __init__(self, pool: BlockPool, *, block_size: int, token_budget: int, max_num_seqs: int) -> None:
+    Prompts are taken by rank, as many as fit. Under an `order` by length they come batch by batch, the next when no prompt
+    is being computed; the order knows no ranks but priorities.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        token_budget: int,
+        max_num_seqs: int,
+        order: PrefillOrder | None = None,
+    ) -> None:
         self.pool = pool
+        self.order = order
         self.block_size = block_size
         self.token_budget = token_budget
         self.max_num_seqs = max_num_seqs
@@ -38,6 +53,8 @@ class BatchScheduler:
             str
         ] = []  # leases under which nothing is read any more; the engine takes them from here
         self._num_readers: dict[str, int] = {}  # sequences by the lease under which they read
+        self._mean_prompt = 0.0  # tokens; kept under an order only
+        self._num_prompts = 0
         self.num_preemptions = 0
         self.num_prefix_queried = 0  # tokens
         self.num_prefix_hit = 0
@@ -109,7 +126,8 @@ class BatchScheduler:
 
     # -- the step -----------------------------------------------------------------------------------------------
 
-    def plan(self) -> StepPlan:
+    def plan(self, now_s: float = 0.0) -> StepPlan:
+        """The next step. `now_s` counts under an `order` by length, which lets nobody wait too long."""
         budget = self.token_budget
         chunks: list[Chunk] = []
         copies: list[tuple[int, int]] = []
@@ -129,7 +147,7 @@ class BatchScheduler:
             chunks.append(self._chunk(sequence, count))
             budget -= count
         if not preempted and budget > 0:
-            for sequence in self._admit():
+            for sequence in self._admit(self.waiting if self.order is None else self._next_batch(now_s)):
                 count = min(len(sequence.token_ids) - sequence.num_computed, budget)
                 chunks.append(self._chunk(sequence, count))
                 budget -= count
@@ -263,10 +281,26 @@ class BatchScheduler:
         running = sum(1 + s.num_forks for s in self.running)
         return running + sum(len(a.sequences) for a in self.fetching.values())
 
-    def _admit(self) -> Iterator[Sequence]:
-        """Waiting sequences for which there is a slot and room for all they know, head first and without look-ahead."""
-        while self.waiting:
-            sequence = self.waiting[0]
+    def _next_batch(self, now_s: float) -> list[Sequence]:
+        """What the order picks among those of the highest priority that wait; nothing while a prompt is being computed."""
+        assert self.order is not None
+        for sequence in self.waiting:
+            if sequence.since_s is None:
+                sequence.since_s = now_s
+                self._num_prompts = min(self._num_prompts + 1, REMEMBERED)
+                self._mean_prompt += (sequence.prompt_len - self._mean_prompt) / self._num_prompts
+        if not self.waiting or any(s.is_prefill for s in self.running):
+            return []
+        equals = [s for s in self.waiting if s.request.priority == self.waiting[0].request.priority]
+        begun = [s for s in equals if s.num_output]  # preempted: somebody reads their stream already
+        if begun:
+            return begun
+        prompts = [WaitingPrompt(len(s.token_ids), s.since_s or 0.0) for s in equals]
+        return [equals[i] for i in self.order.pick(prompts, now_s, self._mean_prompt)]
+
+    def _admit(self, candidates: list[Sequence]) -> Iterator[Sequence]:
+        """Those for which there is a slot and room for all they know, head first and without look-ahead."""
+        for sequence in list(candidates):
             if self._num_slots_used() + 1 + sequence.num_forks > self.max_num_seqs and self.running:
                 return
             hit = self._cached_prefix(sequence)
@@ -285,7 +319,7 @@ class BatchScheduler:
                 sequence.num_cached = sequence.num_computed
                 self.num_prefix_queried += len(sequence.token_ids)
                 self.num_prefix_hit += sequence.num_cached
-            self.waiting.pop(0)
+            self.waiting.remove(sequence)
             insort(self.running, sequence, key=_rank)
             yield sequence
 

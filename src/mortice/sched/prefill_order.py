@@ -1,14 +1,16 @@
 """Which waiting prompts a prefill worker takes next.
 
-`fcfs` is DistServe's: from the head while the budget lasts, no look-ahead. `length_aware` is DOPD's (arXiv 2511.20982): long
+`fcfs` is DistServe's: from the head while the budget lasts, no look-ahead. `length` is DOPD's (arXiv 2511.20982): long
 prompts go alone, short ones together up to a token cap and before the long, the boundary being the mean prompt that is
 expected; nothing waits longer than `max_wait_s` for its turn, so that the long are not starved.
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
+
+from mortice.specs.deployment import EngineLimits
 
 OrderName = Literal["fcfs", "length"]
 
@@ -21,6 +23,13 @@ class Waiting(Protocol):
 
     @property
     def since_s(self) -> float: ...
+
+
+class WaitingPrompt(NamedTuple):
+    """A `Waiting` by itself."""
+
+    tokens: int
+    since_s: float
 
 
 class PrefillOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,3 +73,15 @@ class PrefillOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 break
             chosen.append(i)
         return chosen
+
+
+def order_of(limits: EngineLimits) -> PrefillOrder | None:
+    """The order that a deployment names; a step's budget is what one long prompt fills. None: by rank, as many as fit."""
+    if limits.prefill_order == "fcfs":
+        return None
+    return PrefillOrder(
+        order=limits.prefill_order,
+        token_budget=limits.token_budget,
+        saturating_tokens=limits.token_budget,
+        max_batch=limits.max_num_seqs,
+    )

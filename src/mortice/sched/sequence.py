@@ -31,6 +31,7 @@ class Sequence:
     num_committed: int = 0  # blocks entered into the prefix index
     drafts: list[int] = field(default_factory=list)  # proposed next tokens, to be verified; set by the engine
     num_preemptions: int = 0
+    since_s: float | None = None  # when an order by length first saw it wait; set by the scheduler
     lease_id: str = ""  # of the lent blocks among `blocks`, "" if there are none; set by the scheduler
 
     @property

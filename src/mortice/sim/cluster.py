@@ -268,6 +268,7 @@ class Cluster:
                 token_budget=body.token_budget,
                 max_num_seqs=body.max_num_seqs,
                 bytes_per_s=body.bytes_per_s,
+                order=body.order,
                 lease_s=self.plan.physics.lease_s,
             )
         books = (PooledBooks if self._has_names else CountedBooks)(body.times.kv_tokens, block)

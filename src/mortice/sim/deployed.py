@@ -5,6 +5,7 @@ import msgspec
 from mortice.cost.layout import Formats, Layout
 from mortice.cost.links import Links
 from mortice.cost.worker_times import worker_times
+from mortice.sched.prefill_order import order_of
 from mortice.sched.setup import setup_of
 from mortice.sim.plan import Body, Physics, Plan
 from mortice.specs.catalogue import load_hardware, load_model
@@ -36,6 +37,7 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
         token_budget=limits.token_budget,
         max_num_seqs=limits.max_num_seqs,
         bytes_per_s=_port(spec) * prefill.gpus,
+        order=order_of(limits),
     )
     return Plan(
         setup=setup,

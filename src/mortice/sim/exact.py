@@ -10,6 +10,7 @@ import math
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
 from mortice.sched.batching import BatchScheduler
+from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.sequence import Arrival, Chunk, Sequence
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
@@ -36,6 +37,7 @@ class ExactWorker:
         token_budget: int,
         max_num_seqs: int,
         bytes_per_s: float,
+        order: PrefillOrder | None = None,
         lease_s: float = 30.0,
     ) -> None:
         self.id = worker_id
@@ -44,7 +46,11 @@ class ExactWorker:
         self.pool = BlockPool(max(1, times.kv_tokens // block_size))
         self.capacity = self.pool.num_blocks * block_size
         self.scheduler = BatchScheduler(
-            self.pool, block_size=block_size, token_budget=token_budget, max_num_seqs=max_num_seqs
+            self.pool,
+            block_size=block_size,
+            token_budget=token_budget,
+            max_num_seqs=max_num_seqs,
+            order=order,
         )
         self.leases = LeaseTable(lease_s)
         self.out = Link(clock, bytes_per_s)
@@ -172,7 +178,7 @@ class ExactWorker:
             self._is_busy, self._chunks = True, []
             self._ticket = self.clock.at(self.paused_until_s, self._end, None)
             return
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(now_s)
         for arrival in plan.fetches:
             request = self._here[arrival.lease_id][0]
             request.stage, request.accepted_s = "moving", now_s

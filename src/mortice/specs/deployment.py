@@ -25,6 +25,9 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs: int = 64  # sequences in one step
     token_budget: int = 512  # tokens in one step: prompt chunks and decode tokens together
     max_context: int | None = None  # tokens; None: the model's own
+    prefill_order: Literal["fcfs", "length"] = (
+        "fcfs"  # length: short prompts together and first, long ones alone
+    )
 
 
 class Speculation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

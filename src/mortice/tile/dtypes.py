@@ -51,10 +51,36 @@ u32 = DType("u32", 32, "u")
 u16 = DType("u16", 16, "u")
 u8 = DType("u8", 8, "u")
 u4 = DType("u4", 4, "u")
+i2 = DType("i2", 2, "i")
+u2 = DType("u2", 2, "u")
+u1 = DType("u1", 1, "u")
+e2m1 = DType("e2m1", 4, "f")  # OCP FP4
 boolean = DType("bool", 8, "b")
 index = DType("index", 64, "x")
 
-ALL = (f64, f32, f16, bf16, e4m3, e5m2, i64, i32, i16, i8, i4, u32, u16, u8, u4, boolean, index)
+ALL = (
+    f64,
+    f32,
+    f16,
+    bf16,
+    e4m3,
+    e5m2,
+    i64,
+    i32,
+    i16,
+    i8,
+    i4,
+    u32,
+    u16,
+    u8,
+    u4,
+    i2,
+    u2,
+    u1,
+    e2m1,
+    boolean,
+    index,
+)
 BY_NAME = {dtype.name: dtype for dtype in ALL}
 
 

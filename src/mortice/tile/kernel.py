@@ -3,7 +3,7 @@ it on the target they live on."""
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, overload
@@ -25,20 +25,34 @@ SCALARS: dict[type, DType] = {int: index, float: f32, bool: boolean}
 
 
 @overload
-def kernel(function: Callable[..., Any], *, cpu: None = None) -> "Kernel": ...
+def kernel(function: Callable[..., Any]) -> "Kernel": ...
 
 
 @overload
-def kernel(function: None = None, *, cpu: dict[str, Any]) -> Callable[[Callable[..., Any]], "Kernel"]: ...
+def kernel(
+    function: None = None,
+    *,
+    cpu: dict[str, Any] | None = None,
+    choices: Mapping[str, Sequence[Any]] | None = None,
+) -> Callable[[Callable[..., Any]], "Kernel"]: ...
 
 
-def kernel(function: Callable[..., Any] | None = None, *, cpu: dict[str, Any] | None = None) -> Any:
+def kernel(
+    function: Callable[..., Any] | None = None,
+    *,
+    cpu: dict[str, Any] | None = None,
+    choices: Mapping[str, Sequence[Any]] | None = None,
+) -> Any:
     """Makes a kernel of a function. Positional parameters are its data: tensors (annotated `tile.Tensor`, perhaps
     `| None`) and run-time scalars (`int`, `float`, `bool`). Keyword-only ones are constants, for each set of which
-    the kernel is specialised; their defaults are a GPU's schedule. cpu: other defaults of some, for the CPU."""
+    the kernel is specialised; their defaults are a GPU's schedule. cpu: other defaults of some, for the CPU.
+    choices: values that tuning tries for some, all combinations."""
     if function is None:
-        return lambda function: Kernel(function, cpu=cpu or {})
-    return Kernel(function, cpu=cpu or {})
+        return lambda function: Kernel(function, cpu=cpu or {}, choices=choices or {})
+    return Kernel(function, cpu=cpu or {}, choices=choices or {})
+
+
+Replay = Callable[[str, str, dict[str, Argument]], dict[str, Any] | None]  # of kernel, target and arguments
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class Kernel:
     function: Callable[..., Any]
     target: str | None = None  # None: where the tensors are
     cpu: dict[str, Any] = field(default_factory=dict)
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    replay: Replay | None = None
     _specialised: dict[Any, list[Specialisation]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,8 +97,8 @@ class Kernel:
                 self.constants[name] = parameter.default
             else:
                 self.parameters.append(self._parameter(name, hints.get(name, Tensor)))
-        if unknown := self.cpu.keys() - self.constants.keys():
-            problem = f"cpu names {', '.join(sorted(unknown))}"
+        if unknown := (self.cpu.keys() | self.choices.keys()) - self.constants.keys():
+            problem = f"cpu or choices name {', '.join(sorted(unknown))}"
             raise ArgumentError(self.span, self.__name__, problem, "name keyword-only parameters")
         tensors = [i for i, parameter in enumerate(self.parameters) if parameter.scalar is None]
         self._launches = Launches(tuple(tensors), tuple(i for i in tensors if self.parameters[i].optional))
@@ -107,7 +123,21 @@ class Kernel:
 
     def on(self, target: str) -> "Kernel":
         """The same kernel on a target of your choice: "c", "interpreter"."""
-        return Kernel(self.function, target, self.cpu)
+        return Kernel(self.function, target, self.cpu, self.choices, self.replay)
+
+    def replaying(self, replay: Replay) -> "Kernel":
+        """The same kernel, with constants that `replay` names for a call's target and arguments in place of the defaults;
+        `tune.Schedules` reads them from a file."""
+        return Kernel(self.function, self.target, self.cpu, self.choices, replay)
+
+    def views(self, *args: Any, **keywords: Any) -> tuple[dict[str, Argument], dict[str, Any]]:
+        """The tensors and the scalars of a call, by name."""
+        return self._look(self._bind(args, keywords))
+
+    def defaults(self, *args: Any) -> dict[str, Any]:
+        """The constants a call with these arguments takes."""
+        given = self._bind(args, {})
+        return dict(self._constants(given, {}, self._look(given)[0]))
 
     def ir(self, *args: Any, **keywords: Any) -> str:
         """Text of the tile IR for these arguments."""
@@ -160,7 +190,10 @@ class Kernel:
         self, given: dict[str, Any], keywords: dict[str, Any], views: dict[str, Argument]
     ) -> tuple[tuple[str, Any], ...]:
         """Given by the call, else the CPU's own, else the defaults."""
-        own = self.cpu if (self.target or self._home(views)) == "c" else {}
+        target = self.target or self._home(views)
+        own = self.cpu if target == "c" else {}
+        if self.replay is not None:
+            own = own | (self.replay(self.__name__, target, views) or {})
         return tuple(
             (name, given[name] if name in keywords else own.get(name, given[name])) for name in self.constants
         )

@@ -65,7 +65,8 @@ def grid(*extents: Any, threads: int | None = None, panel: int = 0, cluster: int
 
 @construct
 def parallel(*extents: Any) -> Iterable[Any]:
-    """`for i, j in parallel(m, n)`: independent element-wise iterations."""
+    """`for i, j in parallel(m, n)`: independent element-wise iterations. Inside a grid a loop over tiles; outside one the
+    compiler makes grid, tiles and stages of it (the beginner's level)."""
     raise NotImplementedError
 
 
@@ -184,6 +185,40 @@ def atomic_min(target: Any, value: Any) -> None:
     raise NotImplementedError
 
 
+# Folds over generators, the beginner's level: `tile.sum(A[m, k] * B[k, n] for k in range(K) if k <= m)`. Python's own
+# `sum`, `max`, `min`, `any`, `all` of a generator mean the same.
+
+
+@construct
+def sum(values: Any) -> Any:
+    """The sum of a generator's values; 0 of none."""
+    raise NotImplementedError
+
+
+@construct
+def max(values: Any) -> Any:
+    """The largest of a generator's values; -inf of none. (Of two numbers: Python's `max(a, b)`.)"""
+    raise NotImplementedError
+
+
+@construct
+def min(values: Any) -> Any:
+    """The smallest of a generator's values; inf of none."""
+    raise NotImplementedError
+
+
+@construct
+def any(values: Any) -> Any:
+    """Whether one of a generator's conditions holds."""
+    raise NotImplementedError
+
+
+@construct
+def all(values: Any) -> Any:
+    """Whether each of a generator's conditions holds."""
+    raise NotImplementedError
+
+
 # Threads: the expert's level, mixed freely with the operators above
 
 
@@ -220,6 +255,14 @@ def role(name: str, *, warps: int, registers: int = 0) -> AbstractContextManager
 @construct
 def barrier(phases: int, *, count: int) -> Any:
     """An array of mbarriers in shared memory, each completed by `count` arrivals."""
+    raise NotImplementedError
+
+
+@construct
+def view(source: Any, dtype: Any) -> Any:
+    """The same bytes as elements of another type: u8 or i8 as i4, u4, i2, u2, u1 or e2m1 (the first element in the lowest
+    bits; the last dimension counts more of them), 32-bit types as one another, u16 as bf16. Read element by element or by
+    `copy`; stores go through views of equal width."""
     raise NotImplementedError
 
 

@@ -11,6 +11,9 @@ from mortice.tile.host import Bound
 from mortice.tile.interpreter import interpret
 from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
+from mortice.tile.passes import run
+from mortice.tile.passes.fission import FISSION
+from mortice.tile.passes.tiling import GPU, tiling
 from mortice.tile.simulator.target import compile_function as compile_for_simulator
 
 
@@ -32,7 +35,7 @@ class Interpreted:
         return text(self.function)
 
     def __call__(self, bound: Bound) -> None:
-        interpret(self.function, bound)
+        interpret(run(self.function, (FISSION,)), bound)
 
 
 TARGETS: dict[str, Callable[[Function], Executable]] = {
@@ -48,4 +51,6 @@ def prepare(function: Function, target: str) -> Executable:
         raise UnsupportedError(
             function.span, function.name, f"there is no target {target}", f"use one of {known}"
         )
+    if target not in ("c", "interpreter"):  # C tiles with its other passes; the interpreter needs no tiles
+        function = run(function, (tiling(GPU),))
     return TARGETS[target](function)

@@ -5,7 +5,7 @@ import pytest
 from mortice import tile
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt
-from mortice.tile.explain import explain
+from mortice.tile.explain.cpu import explain
 from mortice.tile.ir.parser import parse
 from mortice.tile.ir.printer import text
 from mortice.tile.passes import run

@@ -6,7 +6,7 @@ from mortice import tile
 from mortice.ops.kernels.softmax import LOG2E, finish, online_softmax, softmax_state
 
 
-@tile.kernel
+@tile.kernel(choices={"BM": (64, 128, 256), "BN": (64, 128, 256)})
 def attention(
     Q: tile.Tensor,
     K: tile.Tensor,

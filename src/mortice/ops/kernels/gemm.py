@@ -5,9 +5,10 @@ from typing import Any
 from mortice import tile
 
 SCHEDULE = {"BM": 256, "BN": 512, "BK": 256}  # of a CPU: operands for its second cache
+CHOICES = {"BM": (64, 128, 256), "BN": (128, 256, 512), "BK": (64, 128, 256)}
 
 
-@tile.kernel(cpu=SCHEDULE)
+@tile.kernel(cpu=SCHEDULE, choices=CHOICES)
 def gemm_nt(
     A: tile.Tensor, B: tile.Tensor, *, BM: int = 128, BN: int = 256, BK: int = 64, stages: int = 4
 ) -> Any:
@@ -27,7 +28,7 @@ def gemm_nt(
     return C
 
 
-@tile.kernel(cpu=SCHEDULE)
+@tile.kernel(cpu=SCHEDULE, choices=CHOICES)
 def gemm_nn(
     A: tile.Tensor, B: tile.Tensor, *, BM: int = 128, BN: int = 256, BK: int = 64, stages: int = 4
 ) -> Any:
@@ -46,7 +47,7 @@ def gemm_nn(
     return C
 
 
-@tile.kernel(cpu=SCHEDULE)
+@tile.kernel(cpu=SCHEDULE, choices=CHOICES)
 def gemm_tn(
     A: tile.Tensor, B: tile.Tensor, *, BM: int = 128, BN: int = 256, BK: int = 64, stages: int = 4
 ) -> Any:
@@ -77,7 +78,7 @@ def activated(x: Any, name: str) -> Any:
     return x
 
 
-@tile.kernel(cpu=SCHEDULE)
+@tile.kernel(cpu=SCHEDULE, choices=CHOICES)
 def linear(
     A: tile.Tensor,
     B: tile.Tensor,
@@ -108,7 +109,7 @@ def linear(
     return C
 
 
-@tile.kernel(cpu=SCHEDULE)
+@tile.kernel(cpu=SCHEDULE, choices=CHOICES)
 def gemm_split_k(
     A: tile.Tensor,
     B: tile.Tensor,
@@ -150,7 +151,7 @@ def sum_splits(P: tile.Tensor, like: tile.Tensor, *, BN: int = 1024) -> Any:
     return C
 
 
-@tile.kernel(cpu={"BM": 128, "BN": 256, "BK": 256})
+@tile.kernel(cpu={"BM": 128, "BN": 256, "BK": 256}, choices=CHOICES)
 def grouped_gemm(
     X: tile.Tensor,
     W: tile.Tensor,

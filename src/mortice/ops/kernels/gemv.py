@@ -5,7 +5,7 @@ from typing import Any
 from mortice import tile
 
 
-@tile.kernel(cpu={"rows": 16})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
     """Y [M, N] = X [M, K] @ W [N, K]^T, for small M."""
     M, K = X.shape
@@ -22,7 +22,7 @@ def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any
     return Y
 
 
-@tile.kernel(cpu={"rows": 16})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
     """Y [M, N] = X [M, K] @ (W S)^T: W [N, K] i8, a scale of each row in S [N] f32."""
     M, K = X.shape
@@ -42,7 +42,7 @@ def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, 
     return Y
 
 
-@tile.kernel(cpu={"rows": 16})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int4(
     X: tile.Tensor,
     W: tile.Tensor,
@@ -61,6 +61,7 @@ def gemv_int4(
     N, KG = Z.shape
     assert KH * 2 == K, "W has K / 2 columns"
     assert KG * group == K, "S and Z have K / group columns"
+    codes = tile.view(W, tile.u4)
     Y = tile.empty((M, N), X.dtype)
     for n, m in tile.grid(tile.ceildiv(N, rows), M):
         product = tile.fragment((rows, BK), tile.f32)
@@ -68,8 +69,9 @@ def gemv_int4(
         for k in range(tile.ceildiv(K, BK)):
             for i, j in tile.parallel(rows, BK):
                 at = k * BK + j
-                code = (W[n * rows + i, at // 2] >> tile.i32(at % 2 * 4)) & 15
-                weight = (tile.f32(code) - Z[n * rows + i, at // group]) * S[n * rows + i, at // group]
+                weight = (codes[n * rows + i, at] - Z[n * rows + i, at // group]) * S[
+                    n * rows + i, at // group
+                ]
                 product[i, j] = weight * X[m, at]
             tile.reduce_sum(product, y, axis=1, clear=False)
         tile.copy(y, Y[m, n * rows :])

@@ -5,7 +5,7 @@ from typing import Any
 from mortice import tile
 
 
-@tile.kernel
+@tile.kernel(choices={"rows": (1, 2, 4, 8, 16)})
 def rms_norm(X: tile.Tensor, W: tile.Tensor, eps: float, *, rows: int = 4) -> Any:
     """Y [N, D] = X / sqrt(mean(X^2) + eps) * W [D], row by row (arXiv 1910.07467), in f32, Y of X's type."""
     N, D = X.shape
@@ -27,7 +27,7 @@ def rms_norm(X: tile.Tensor, W: tile.Tensor, eps: float, *, rows: int = 4) -> An
     return Y
 
 
-@tile.kernel
+@tile.kernel(choices={"rows": (1, 2, 4, 8, 16)})
 def add_rms_norm(X: tile.Tensor, R: tile.Tensor, W: tile.Tensor, eps: float, *, rows: int = 4) -> Any:
     """Of S = X + R [N, D], rounded to their type: Y = S / sqrt(mean(S^2) + eps) * W [D]; and S."""
     N, D = X.shape

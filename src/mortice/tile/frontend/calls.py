@@ -7,6 +7,7 @@ from typing import Any
 
 from mortice.tile.dtypes import DType
 from mortice.tile.frontend.expressions import IR_VALUES, evaluate
+from mortice.tile.frontend.folds import fold, folded
 from mortice.tile.frontend.operators import HANDLERS
 from mortice.tile.frontend.state import State, describe, lift
 from mortice.tile.frontend.threads import thread_level
@@ -29,6 +30,11 @@ def call(state: State, node: ast.Call) -> Any:
         return state.emit(s.Print(label, shown, span=state.span(node)))
     if function is breakpoint:
         return state.emit(s.Breakpoint(span=state.span(node)))
+    op = folded(function)
+    if op is not None and (
+        hasattr(function, "construct") or any(isinstance(x, ast.GeneratorExp) for x in node.args)
+    ):
+        return fold(state, node, op)
     args = [evaluate(state, arg) for arg in node.args]
     keywords = {item.arg: evaluate(state, item.value) for item in node.keywords if item.arg}
     if isinstance(function, ThreadConstruct):

@@ -8,6 +8,7 @@ from typing import Any
 
 from mortice.tile import language
 from mortice.tile.dtypes import DType, boolean
+from mortice.tile.frontend import views
 from mortice.tile.frontend.state import Box, Slice, State, describe, full, lift, minus
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -197,7 +198,10 @@ def _subscript(state: State, node: ast.Subscript) -> Any:
         items = _indices(state, node, value)
         if any(isinstance(item, Slice) for item in items):
             return Box(value, items)
-        return build.load(value, tuple(item for item in items if isinstance(item, e.Expr)), state.span(node))
+        at = tuple(item for item in items if isinstance(item, e.Expr))
+        if value.name in state.views:
+            return views.load(state, value, at, node)
+        return build.load(value, at, state.span(node))
     if isinstance(value, IR_VALUES):
         state.fail(node, "[]", f"{describe(value)} is not indexed", "index the tensor itself")
     key = evaluate(state, node.slice)

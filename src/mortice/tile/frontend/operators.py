@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mortice.tile.dtypes import DType, f32, i32, index
+from mortice.tile.frontend import views
 from mortice.tile.frontend.expressions import element
 from mortice.tile.frontend.state import Box, Slice, State, describe, full, lift, minus
 from mortice.tile.frontend.threads import barrier
@@ -58,12 +59,17 @@ def copy(state: State, node: ast.Call, given: Given) -> None:
             node, "copy", "one side is transposed", "copy as it lies and transpose the operand of gemm"
         )
     left, right = settle(state, node, "copy", source, target)
+    if right.buffer.name in state.views:
+        state.fail(node, "copy", f"its target {right.buffer.name} is a view", "copy to what it is a view of")
     prefer = given["prefer"]
     if prefer not in ("auto", "tma", "cp_async", "plain"):
         state.fail(node, "copy", f"prefer is {prefer!r}", "it is auto, tma, cp_async or plain")
     pad = lift(state, given["pad"], node)
     if left.buffer.dtype.is_float and not pad.dtype.is_float:
         pad = build.cast(pad, f32)
+    if left.buffer.name in state.views:
+        views.copied(state, left, right, pad, node)
+        return
     state.emit(s.Copy(left, right, pad, prefer, span=state.span(node)))
 
 
@@ -184,6 +190,8 @@ def atomic(state: State, node: ast.Call, given: Given, op: str) -> None:
         _atomic_tile(state, node, given["target"], value, op)
         return
     buffer, indices = element(state, target, f"atomic_{op}")
+    if buffer.name in state.views:
+        state.fail(node, f"atomic_{op}", f"{buffer.name} is a view", "use what it is a view of")
     state.emit(s.Atomic(op, buffer, indices, lift(state, value, node), span=state.span(node)))
 
 
@@ -260,8 +268,11 @@ def _along(state: State, node: ast.Call, given: Given, operator: str) -> tuple[e
 
 def _box(state: State, node: ast.AST, value: Any, operator: str) -> Box:
     if isinstance(value, e.Buffer):
-        return full(value)
+        value = full(value)
     if isinstance(value, Box):
+        if value.buffer.name in state.views and operator != "copy":
+            problem = f"{value.buffer.name} is a view"
+            state.fail(node, operator, problem, "copy it to a tile first, or read its elements")
         return value
     if isinstance(value, e.Load):
         return Box(value.buffer, value.indices)
@@ -287,7 +298,7 @@ def _bound(handler: Callable, **fixed: str) -> Callable[[State, ast.Call, Given]
 
 
 HANDLERS: dict[str, Callable[[State, ast.Call, Given], Any]] = {
-    "empty": empty, "copy": copy, "fill": fill, "gemm": gemm, "bitcast": bitcast, "barrier": barrier,
+    "empty": empty, "copy": copy, "fill": fill, "gemm": gemm, "bitcast": bitcast, "barrier": barrier, "view": views.view,
     **{scope: _bound(allocate, scope=scope) for scope in ("shared", "fragment", "local")},
     **{f"reduce_{op}": _bound(reduce, op=op) for op in ("sum", "max", "min", "absmax")},
     **{f"cum{op}": _bound(scan, op=op) for op in ("sum", "max")},

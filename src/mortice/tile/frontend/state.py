@@ -75,11 +75,14 @@ class State:
     depth: int = 0
     in_launch: bool = False
     in_parallel: bool = False
+    in_while: bool = False  # in its condition
     results: list[e.Buffer] = field(default_factory=list)
     returned: list[e.Buffer] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)  # mutable scalars
     target: str | None = None  # name that the value being read is about to get
     inlined: int = 0
+    views: dict[str, e.Buffer] = field(default_factory=dict)  # of what buffer each is one
+    jumps: list[Any] = field(default_factory=list)  # of jumps.py, of the loops around
 
     def emit(self, statement: s.Stmt) -> None:
         self.blocks[-1].append(statement)

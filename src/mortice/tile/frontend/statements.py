@@ -3,9 +3,11 @@
 import ast
 import inspect
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import index
+from mortice.tile.dtypes import boolean, index
+from mortice.tile.frontend import jumps, views
 from mortice.tile.frontend.calls import form
 from mortice.tile.frontend.expressions import (
     IR_VALUES,
@@ -25,11 +27,28 @@ LOOPS = ("grid", "parallel", "pipelined", "unroll")
 
 
 def run(state: State, nodes: list[ast.stmt]) -> None:
-    for node in nodes:
+    for i, node in enumerate(nodes):
         statement(state, node)
+        rest = nodes[i + 1 :]
+        if rest and next(jumps.own([node]), None) is not None:
+            with state.block() as body:
+                run(state, rest)
+            state.emit(s.If(jumps.going(state.jumps[-1]), tuple(body), span=state.span(rest[0])))
+            return
 
 
-def statement(state: State, node: ast.stmt) -> None:
+def iteration(state: State, here: jumps.Jumps, nodes: list[ast.stmt]) -> None:
+    """A loop's body, once."""
+    jumps.begin(state, here)
+    if here.stop is None:
+        run(state, nodes)
+        return
+    with state.block() as body:
+        run(state, nodes)
+    state.emit(s.If(jumps.going(here), tuple(body), span=state.span(nodes[0])))
+
+
+def statement(state: State, node: ast.stmt) -> None:  # noqa: C901 - a table of all statements
     match node:
         case ast.Expr(value=ast.Constant()) | ast.Pass():
             return
@@ -46,12 +65,21 @@ def statement(state: State, node: ast.stmt) -> None:
         case ast.If():
             _if(state, node)
         case ast.While():
+            state.in_while = True
             condition = as_condition(lift(state, evaluate(state, node.test), node, "while"))
-            with state.block() as body:
-                run(state, node.body)
+            state.in_while = False
+            with jumps.loop(state, node) as here:
+                if here.stop is not None:
+                    condition = build.binary(
+                        "and", build.unary("not", here.stop), condition, state.span(node)
+                    )
+                with state.block() as body:
+                    iteration(state, here, node.body)
             state.emit(s.While(condition, tuple(body), span=state.span(node)))
         case ast.With():
             _role(state, node)
+        case ast.Break() | ast.Continue():
+            jumps.jump(state, node)
         case ast.Assert():
             _assert(state, node)
         case ast.Return():
@@ -67,9 +95,7 @@ def _assign(state: State, target: ast.expr, node: Any) -> None:
     if isinstance(target, ast.Subscript):
         _store(state, target, evaluate(state, node.value), node)
         return
-    state.target = target.id if isinstance(target, ast.Name) else None
-    value = evaluate(state, node.value)
-    state.target = None
+    value = _named_value(state, target, node.value)
     if isinstance(target, ast.Tuple):
         values = value if isinstance(value, tuple) else None
         if values is None or len(values) != len(target.elts):
@@ -87,6 +113,16 @@ def _assign(state: State, target: ast.expr, node: Any) -> None:
     if not isinstance(target, ast.Name):
         state.fail(node, "=", "its target is no name or element", "assign to a name or to A[i, j]")
     _set(state, target.id, value, node)
+
+
+def _named_value(state: State, target: ast.expr, value: ast.expr) -> Any:
+    """The value; what it makes is called after the target."""
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        return tuple(_named_value(state, *pair) for pair in zip(target.elts, value.elts, strict=True))
+    state.target = target.id if isinstance(target, ast.Name) else None
+    result = evaluate(state, value)
+    state.target = None
+    return result
 
 
 def _set(state: State, name: str, value: Any, node: ast.AST) -> None:
@@ -140,6 +176,9 @@ def _augmented(state: State, node: ast.AugAssign) -> None:
 def _store(state: State, target: ast.Subscript, value: Any, node: ast.AST) -> None:
     buffer, indices = element(state, target, "=")
     new = lift(state, value, node, "=")
+    if buffer.name in state.views:
+        views.store(state, buffer, indices, new, node)
+        return
     if new.dtype.is_float and not buffer.dtype.is_float:
         state.fail(node, "=", f"a {new.dtype} goes into {describe(buffer)}", f"cast it: {buffer.dtype}(...)")
     state.emit(s.Store(buffer, indices, build.coerced(new, buffer.dtype), span=state.span(node)))
@@ -220,20 +259,31 @@ def _serial(state: State, node: ast.For, args: list[Any], kind: str, stages: int
     if isinstance(step, e.Const) and step.value == 0:
         state.fail(node, kind, "the step is 0", "give another step")
     variables = _loop_vars(state, node, 1)
-    with state.block() as body:
+    why = "copies of a pipelined loop run ahead" if kind == "pipelined" else ""
+    with jumps.loop(state, node, why) as here, state.block() as body:
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.emit(s.For(variables[0], start, stop, step, tuple(body), kind, stages, span=state.span(node)))
 
 
 def _unrolled(state: State, node: ast.For, values: Iterable[Any]) -> None:
+    with jumps.loop(state, node) as here:
+        _copies(state, node, values, here)
+
+
+def _copies(state: State, node: ast.For, values: Iterable[Any], here: jumps.Jumps) -> None:
     assert isinstance(node.target, ast.Name | ast.Tuple)
     for value in values:
         names = [node.target] if isinstance(node.target, ast.Name) else node.target.elts
         parts = [value] if isinstance(node.target, ast.Name) else list(value)
         for name, part in zip(names, parts, strict=True):
             state.names[name.id] = Binding(part, state.depth)  # type: ignore[attr-defined]
-        run(state, node.body)
+        if here.skip is None:
+            run(state, node.body)
+            continue
+        own = replace(here, skip=e.Var(boolean, state.fresh("skipped"), span=here.skip.span))
+        state.jumps[-1] = own
+        iteration(state, own, node.body)
 
 
 def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
@@ -247,14 +297,24 @@ def _parallel(state: State, node: ast.For, args: list[Any]) -> None:
     extents = tuple(lift(state, arg, node, "parallel") for arg in args)
     if not extents:
         state.fail(node, "parallel", "it has no extents", "give one a loop variable")
+    if not state.in_launch and state.depth:
+        state.fail(
+            node,
+            "parallel",
+            "it stands inside a loop or condition",
+            "put it at the top level, or inside a grid",
+        )
     if state.in_launch:
         for i, extent in enumerate(extents):
             state.constant(extent, "parallel", f"extent {i}", node)
     variables = _loop_vars(state, node, len(extents))
     state.in_parallel = True
-    with state.block() as body:
+    with (
+        jumps.loop(state, node, "the iterations of a parallel loop have no order") as here,
+        state.block() as body,
+    ):
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.in_parallel = False
     state.emit(s.Parallel(variables, extents, tuple(body), span=state.span(node)))
 
@@ -275,9 +335,9 @@ def _grid(state: State, node: ast.For, args: list[Any], options: dict[str, Any])
     panel, cluster = (state.constant(options[x], "grid", x, node) for x in ("panel", "cluster"))
     variables = _loop_vars(state, node, len(extents))
     state.in_launch = True
-    with state.block() as body:
+    with jumps.loop(state, node, "the blocks of a grid have no order") as here, state.block() as body:
         _bind_loop(state, node, variables)
-        run(state, node.body)
+        iteration(state, here, node.body)
     state.in_launch = False
     state.emit(s.Launch(variables, extents, tuple(body), threads, panel, cluster, span=state.span(node)))
 

@@ -7,7 +7,7 @@ import numpy as np
 from mortice.tile.diagnostics import CheckError, Span, UnsupportedError
 from mortice.tile.host import Bound
 from mortice.tile.interpreter.evaluate import Evaluator
-from mortice.tile.interpreter.formats import arithmetic
+from mortice.tile.interpreter.formats import arithmetic, decode
 from mortice.tile.interpreter.storage import Race, Tensor, Tile
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -188,8 +188,8 @@ class _Machine(Evaluator):
     def shown(self, value: e.Expr | e.Buffer) -> object:
         if isinstance(value, e.Expr):
             return self.value(value)
-        memory = self.memory[value.name]
-        return memory.data if isinstance(memory, Tile) else memory.load((...,), self.block_id, value.span)  # type: ignore[arg-type]
+        memory = self.memory[value.name]  # to look at is not to read: no check of who wrote it
+        return memory.data if isinstance(memory, Tile) else decode(memory.raw, value.dtype)
 
     def stop(self, span: Span) -> None:
         """The debugger, at the line of the kernel, with its names."""

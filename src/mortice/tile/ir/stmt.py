@@ -36,7 +36,8 @@ class Launch(Stmt):
 
 @dataclass(frozen=True, slots=True)
 class For(Stmt):
-    """kind: "serial", "unroll" (fully), "pipelined" (the same meaning; copies may run `stages` iterations ahead)."""
+    """kind: "serial", "unroll" (fully), "pipelined" (the same meaning; copies may run `stages` iterations ahead), "vector"
+    (CPU: iterations in any order, but for folds into a variable)."""
 
     var: Var
     start: Expr

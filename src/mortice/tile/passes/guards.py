@@ -33,7 +33,7 @@ def _node(x: Any, ranges: Ranges) -> Any:
             let = rebuild(x, inner)
             ranges.let(x)
             return let
-        case e.Load() | s.Store():
+        case e.Load() | s.Store() if x.guards is None:
             made: Any = rebuild(x, inner)
             guards = tuple(
                 not ranges.within(i, extent) for i, extent in zip(x.indices, x.buffer.shape, strict=True)

@@ -60,7 +60,7 @@ class Ranges:
         low, high = self.of(x)
         if low is None or low < 0:
             return False
-        if isinstance(x, e.Var) and self.below.get(x.name) == extent:
+        if isinstance(x, e.Var) and extent in _bounds(self.below.get(x.name)):
             return True
         limit = self.of(extent)[0]
         return high is not None and limit is not None and high < limit
@@ -93,6 +93,15 @@ class Ranges:
             case "shr" if al is not None and al >= 0:
                 return (0, ah)
         return ANY
+
+
+def _bounds(x: e.Expr | None) -> Iterator[e.Expr]:
+    """What a stop says its variable is below: itself, and each side of a minimum."""
+    if x is not None:
+        yield x
+    if isinstance(x, e.Binary) and x.op == "min":
+        yield from _bounds(x.left)
+        yield from _bounds(x.right)
 
 
 def dimensions(function: s.Function) -> Ranges:

@@ -1,34 +1,17 @@
-"""Why a compiled kernel is as it is: what the passes of the CPU decided about each operator, with the line it stands in."""
+"""What the passes of the CPU decided."""
 
-import linecache
-from dataclasses import dataclass
-
-from mortice.tile.diagnostics import Span
+from mortice.tile.explain.note import Note, in_order
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
 from mortice.tile.passes import run
 from mortice.tile.passes.cpu import cpu_passes
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """slow: the author may have hoped for more."""
-
-    span: Span
-    operator: str
-    decision: str
-    reason: str
-    slow: bool = False
-
-    @property
-    def source(self) -> str:
-        return linecache.getline(self.span.file, self.span.line).strip()
+from mortice.tile.passes.tiling import CPU, decisions
 
 
 def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
     """In the order of the source. matrix_unit: whether the processor multiplies bf16 tiles (AMX)."""
-    notes: list[Note] = []
+    notes = [Note(x.span, "parallel", x.form, x.reason) for x in decisions(function, CPU)]
     for node in walk(run(function, cpu_passes(matrix_unit)).body):
         match node:
             case s.Copy() if node.target.buffer.scope.startswith("panels"):
@@ -46,8 +29,7 @@ def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
                 notes.append(Note(node.span, "parallel", "condition tested once, before the loop", reason))
             case s.Parallel():
                 notes += _parallel(node)
-    seen: dict[Note, None] = dict.fromkeys(notes)
-    return sorted(seen, key=lambda note: (note.span.file, note.span.line))
+    return in_order(notes)
 
 
 def _gemm(node: s.Gemm, matrix_unit: bool) -> list[Note]:
