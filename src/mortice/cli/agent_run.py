@@ -52,10 +52,10 @@ def drive(
         async with service as agents:
             watch.agents = agents
             proof = await begin(agents)
-            if isinstance(proof, Proof):
-                watch.say(proof.said())
             state["id"] = made[0] if made else run_id
             watch.begin(state["id"])
+            if isinstance(proof, Proof):
+                watch.say(proof.said())
             waiting = asyncio.create_task(agents.result(state["id"]))
             stopped = asyncio.create_task(watch.stopped.wait())
             loop = asyncio.get_running_loop()
