@@ -20,7 +20,7 @@ from mortice.ops.kernels.attention_backward import (
 )
 from mortice.ops.kernels.attention_decode import combine, paged_decode
 from mortice.ops.kernels.attention_ragged import attention_paged, attention_ragged
-from mortice.ops.kernels.elementwise import rotary, softmax, swiglu
+from mortice.ops.kernels.elementwise import geglu, rotary, softmax, swiglu
 from mortice.ops.kernels.experts import permute, topk_gate, unpermute
 from mortice.ops.kernels.gemm import (
     gemm_fp8,
@@ -443,6 +443,7 @@ CASES: dict[str, Case] = {
     "rms_norm": Case(rms_norm, trial_rms_norm, "N,D", of_rows),
     "add_rms_norm": Case(add_rms_norm, trial_add_rms_norm),
     "swiglu": Case(swiglu, trial_swiglu),
+    "geglu": Case(geglu, trial_geglu),
     "rotary": Case(rotary, trial_rotary),
     "softmax": Case(softmax, trial_softmax),
     "quantize": Case(quantize, trial_quantize),
