@@ -51,6 +51,8 @@ def test_data_analysis(home, sandbox):
     calls = [call for turn in shown["turns"] for call in turn["calls"]]
     assert all(call["strength"] in ("gvisor", "microvm") for call in calls)
     assert "revenue.svg" in {name for call in calls for name in call["changed"]}
+    logged = [record["kind"] for record in mortice("agent", "audit", "show", result["id"])]
+    assert (logged[0], logged[-1], logged.count("tool_result")) == ("run_begun", "run_ended", len(calls))
     names = {box["name"] for box in mortice("sandbox", "ls")}
     assert f"agent-{result['id']}" not in names
 
@@ -65,6 +67,7 @@ def test_crash_and_resume(home, sandbox):
     killed, result = done.stdout.splitlines()
     assert killed.startswith("killed process")
     assert json.loads(result)["output"] == "Counted to three, each number once."
+    assert "journal, sandbox and audit log match" in done.stderr
 
 
 def test_refund_with_consent(home):

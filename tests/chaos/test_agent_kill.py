@@ -18,13 +18,15 @@ import pytest
 TOOLS = Path(__file__).parent.parent / "data" / "agent" / "tools.py"
 SCRIPT = {
     "task": "charge",
-    "tools": [f"{TOOLS}:charge_keyed", f"{TOOLS}:add"],
+    "tools": [f"{TOOLS}:charge_keyed", f"{TOOLS}:gate"],
     "policy": {"external": "allow"},
     "turns": [
         *({"call": {"tool": "charge_keyed", "arguments": {"amount": n}}, "delay_s": 0.05} for n in range(6)),
+        {"call": {"tool": "gate"}},
         {"say": "charged six times"},
     ],
 }
+EVENTS_TO_GATE = 1 + 6 * 2 + 1  # "run r", six answers with their observations, the answer that calls the gate
 
 
 @pytest.fixture(scope="module")
@@ -87,47 +89,45 @@ def command(*args: str) -> list[str]:
 
 
 def test_killed_anywhere(store, tmp_path):
-    """Until the run has ended: let it go for a moment, kill it, let another go on."""
-    seed = int(os.environ.get("MORTICE_SEED", random.randrange(10**6)))
+    """Killed at events it was seen to reach, in the first life and in later ones. Its last call waits at a gate that opens
+    after the last kill, so no process can end before its kill.
+    """
+    seed = int(os.environ.get("MORTICE_SEED", "7"))
     print(f"MORTICE_SEED={seed}")
     chance = random.Random(seed)
     script = tmp_path / "script.json"
     script.write_text(json.dumps(SCRIPT))
-    log = tmp_path / "effects.log"
-    environment = os.environ | {"AGENT_TEST_LOG": str(log)}
+    log, gate = tmp_path / "effects.log", tmp_path / "gate"
+    environment = os.environ | {"AGENT_TEST_LOG": str(log), "AGENT_TEST_GATE": str(gate)}
     args = command("run", "--script", str(script), "--id", "r", *store, "--json")
-    kills = 0
-    for _ in range(12):
-        process = subprocess.Popen(
-            args, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        try:
-            # Most of the first second is imports; what matters comes after it.
-            process.communicate(timeout=1.2 + chance.random() * 2 if kills < 3 else 90)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-        found = subprocess.run(
-            command("ls", *store, "--json"), capture_output=True, text=True, check=True, timeout=60
-        )
-        runs = json.loads(found.stdout)
-        if runs:
-            args = command("resume", "r", *store, "--json")
-            if runs[0]["state"] == "done":
-                break
+    for _ in range(3):
+        killed_after(args, environment, chance.randint(1, EVENTS_TO_GATE), chance.random() * 0.08)
+        args = command("resume", "r", *store, "--json")
+    gate.touch()
     done = subprocess.run(args, env=environment, capture_output=True, text=True, check=False, timeout=90)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == "charged six times"
     lines = [line.split(" ") for line in log.read_text().splitlines()]
     assert [amount for _, amount in lines] == ["0", "1", "2", "3", "4", "5"]
     assert len({key for key, _ in lines}) == 6
-    assert kills >= 1
+
+
+def killed_after(args: list[str], environment: dict[str, str], events: int, seconds: float) -> None:
+    """Start, wait for so many events on stderr (a replayed one counts too) and a moment more, kill."""
+    process = subprocess.Popen(
+        args, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    said = [process.stderr.readline() for _ in range(events)]
+    time.sleep(seconds)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, said
+    process.stderr.close()
+    assert all(said), said
 
 
 def test_two_processes_do_not_run_one_run(store, tmp_path):
     script = tmp_path / "script.json"
-    script.write_text(json.dumps({"turns": [{"say": "slow", "delay_s": 60}]}))
+    script.write_text(json.dumps({"turns": [{"say": "slow", "delay_s": 3600}]}))
     process = subprocess.Popen(
         command("run", "--script", str(script), "--id", "r", *store), stderr=subprocess.PIPE, text=True
     )

@@ -13,7 +13,7 @@ from mortice.agent.act import Ask
 from mortice.agent.budget import Budget
 from mortice.agent.durable import Cancelled, RunFailed
 from mortice.agent.durable_memory import Crash, MemoryDurable
-from mortice.agent.history import Compaction, Notice, Observation
+from mortice.agent.history import Answer, Compaction, Notice, Observation
 from mortice.agent.home import home
 from mortice.agent.model import ScriptedCall, ScriptedTurn, ScriptSpec
 from mortice.agent.policy import Policy
@@ -205,10 +205,15 @@ async def test_nobody_answers(rig):
     assert effects(rig) == []
 
 
-async def test_a_run_that_is_cancelled_ends_at_its_next_step(rig):
-    await rig.agents.start(says(("slow", {"seconds": 0.2}), ("charge", {"amount": 1}), "end"), "r")
-    await asyncio.sleep(0.05)
+async def test_a_run_that_is_cancelled_ends_at_its_next_step(rig, tmp_path, monkeypatch):
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("AGENT_TEST_GATE", str(gate))
+    spec = says(("gate", {}), ("charge", {"amount": 1}), "end", tools=(tool("gate"), tool("charge")))
+    await rig.agents.start(spec, "r")
+    while not any(isinstance(event, Answer) for event in rig.events):
+        await asyncio.sleep(0.001)
     await rig.durable.cancel("r")
+    gate.touch()
     with pytest.raises(Cancelled):
         await rig.agents.result("r")
     assert effects(rig) == []

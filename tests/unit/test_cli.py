@@ -1,5 +1,6 @@
 """The command line from outside: verbs, exit codes, one line a mistake."""
 
+import ast
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mortice.cli import app
+from mortice.cli.verbs import VERBS, load
 
 
 def mortice(*args: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -17,15 +18,48 @@ def mortice(*args: str, home: Path | None = None) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
 
 
-def test_the_verbs_are_these() -> None:
-    assert sorted(command.name or "" for command in app.registered_commands) == [
-        "bench",
-        "chat",
-        "doctor",
-        "pull",
-        "serve",
-        "worker",
-    ]
+@pytest.mark.parametrize("name", VERBS)
+def test_the_list_says_what_the_verb_says_of_itself(name: str) -> None:
+    assert load(name).help.split("\n\n")[0] == VERBS[name]
+
+
+def test_help_and_completion_import_no_verb() -> None:
+    shown = mortice("--help")
+    assert shown.returncode == 0
+    assert all(f" {name} " in shown.stdout for name in VERBS)
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['mortice', '--help']\n"
+        "try: runpy.run_module('mortice', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('numpy', 'starlette', 'mortice')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    allowed = {"mortice", "mortice.__main__", "mortice.cli", "mortice.cli.verbs"}
+    assert loaded <= allowed | {"mortice.specs", "mortice.specs.errors"}
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("s", ["serve", "sim", "sandbox"]), ("sandbox f", ["fork"]), ("agent resume --appr", ["--approve"])],
+)
+def test_words_are_completed(words: str, found: list[str]) -> None:
+    typed = f"mortice {words}"
+    asked = {"_MORTICE_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(words.split()))}
+    done = subprocess.run(
+        [Path(sys.executable).parent / "mortice"],
+        capture_output=True, text=True, check=False, timeout=60, env=os.environ | asked,
+    )  # fmt: skip
+    assert done.stdout.split() == found
+
+
+def test_a_verb_that_is_none_gets_a_hint() -> None:
+    done = mortice("serv")
+    assert done.returncode == 2
+    assert "Did you mean 'serve'" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["bench", "chat", "doctor", "pull", "serve"])

@@ -10,6 +10,7 @@ from mortice.agent.artifacts import Artifacts
 from mortice.agent.history import Call, File, Observation
 from mortice.agent.ledger import Ledger, key_of
 from mortice.agent.policy import Policy, capped, digest_of, judge
+from mortice.agent.runlog import RunLog
 from mortice.agent.schema import Unchecked, mistakes
 from mortice.agent.tool import CallContext, Output, Tool, ToolError
 from mortice.agent.trace import Spans
@@ -41,7 +42,10 @@ Outcome = Observation | Ask
 class Actor:
     """What a call needs besides itself."""
 
-    def __init__(self, policy: Policy, ledger: Ledger, artifacts: Artifacts, spans: Spans) -> None:
+    def __init__(
+        self, policy: Policy, ledger: Ledger, artifacts: Artifacts, spans: Spans, log: RunLog
+    ) -> None:
+        self._log = log
         self._policy = policy
         self._ledger = ledger
         self._artifacts = artifacts
@@ -75,6 +79,18 @@ class Actor:
             key=key_of(place.run_id, place.turn, place.index),
             timeout_s=min(tool.timeout_s, timeout_s),
         )
+        intent = self._log.note(
+            place.run_id,
+            "tool_call",
+            turn=place.turn,
+            index=place.index,
+            tool=call.tool,
+            arguments=call.arguments,
+            origin=tool.origin,
+            effect=tool.effect,
+            approved=approved,
+            tainted=tainted,
+        )
         if tool.effect != "write_external":
             output = await self._do(tool, call, context)
             return self._observation(place, call, tool, output, started)
@@ -98,6 +114,7 @@ class Actor:
             return msgspec.structs.replace(
                 seen, turn=place.turn, call_id=call.id, replayed=True, seconds=time.monotonic() - started
             )
+        await asyncio.wrap_future(intent)  # what reaches the world is on the disk before it begins
         output = await self._do(tool, call, context)
         seen = self._observation(place, call, tool, output, started)
         await asyncio.to_thread(self._ledger.finish, begun.key, msgspec.to_builtins(seen))

@@ -9,6 +9,8 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -25,10 +27,12 @@ from mortice.agent.durable import (
     State,
     StepFailed,
     StepRecord,
+    Suspended,
 )
 from mortice.agent.owners import AdvisoryOwners, FileOwners, Owners
 from mortice.specs.errors import NotFound, RequestError, WrongState
 
+APPLICATION = "mortice"
 VERSION = "mortice-agent-1"  # of the bodies: raise it when a change makes old journals unreadable
 _STATES: dict[str, State] = {
     "PENDING": "running",
@@ -77,13 +81,17 @@ async def _run(kind: str, payload: Json) -> Json:
 
 
 class DbosDurable:
-    """`async with DbosDurable(url, folder) as durable`: `bodies` may be set until the first run starts."""
+    """`async with DbosDurable(url, folder) as durable`: `bodies` may be set until the first run starts. A process that is
+    going to take runs over says so: else its queue is found only a second after it was made.
+    """
 
     _lock = threading.Lock()
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *, takes_over: bool = False) -> None:
         self.url = checked_url(url)
         self._folder = folder
+        self._takes_over = takes_over
+        self._suspended: dict[str, str] = {}  # why, by run
         self._owners: Owners | None = None
         self._queue = ""
 
@@ -105,6 +113,8 @@ class DbosDurable:
             DBOS(config=self._config(self._owners.me))
             DBOS.listen_queues([self._queue])
             with self._owners.takeover():  # two first launches on a fresh database race on its migration
+                if self._takes_over:
+                    self._register_early()
                 DBOS.launch()
         except BaseException as error:
             self._close()
@@ -119,8 +129,26 @@ class DbosDurable:
         if self._took_over:
             await DBOS.delete_queue_async(self._queue)
         await asyncio.to_thread(self._close)
+        # DBOS put its own pool in the loop's place and has just shut it down.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     _took_over = False
+
+    def _register_early(self) -> None:
+        try:
+            reader = DbosReader(self.url)
+        except NotFound:  # then there is nothing to take over either
+            return
+        with closing(reader):
+            reader.register_queue(self._queue)
+        self._took_over = True
+
+    async def _register(self) -> None:
+        if not self._took_over:
+            await DBOS.register_queue_async(
+                self._queue, polling_interval_sec=_POLL_S, on_conflict="never_update"
+            )
+            self._took_over = True
 
     def _close(self) -> None:
         DBOS.destroy()
@@ -131,7 +159,7 @@ class DbosDurable:
 
     def _config(self, owner: str) -> DBOSConfig:
         config: DBOSConfig = {
-            "name": "mortice",
+            "name": APPLICATION,
             "system_database_url": self.url,
             "application_version": VERSION,
             "executor_id": owner,
@@ -157,12 +185,18 @@ class DbosDurable:
         failed: StepFailed
 
         async def boxed() -> Json:
-            return [await act()]  # DBOS tells no result from the result None
+            try:
+                return [await act()]  # DBOS tells no result from the result None
+            except Suspended as error:
+                self._suspended[run_id] = error.reason
+                await DBOS.cancel_workflow_async(run_id)
+                raise dbos_error.DBOSWorkflowCancelledError(error.reason) from error  # is not written down
 
+        run_id = self.run_id
         try:
             return (await DBOS.run_step_async({"name": name}, boxed))[0]
         except dbos_error.DBOSWorkflowCancelledError as error:
-            raise Cancelled(self.run_id) from error
+            raise self._cancelled(run_id) from error
         except StepFailed:
             raise
         except dbos_error.DBOSException:
@@ -224,15 +258,12 @@ class DbosDurable:
             if owner == owners.me:
                 return
             raise WrongState(f"run {status.workflow_id!r} is at work in process {owner.split('-')[0]}")
-        if not self._took_over:
-            await DBOS.register_queue_async(
-                self._queue, polling_interval_sec=_POLL_S, on_conflict="never_update"
-            )
-            self._took_over = True
+        await self._register()
         for child in await DBOS.list_workflows_async(
             parent_workflow_id=status.workflow_id, load_input=False, load_output=False
         ):
             await self._take(child)
+        self._suspended.pop(status.workflow_id, None)
         await DBOS.resume_workflow_async(status.workflow_id, queue_name=self._queue)
         while True:
             now = await DBOS.get_workflow_status_async(status.workflow_id)
@@ -243,11 +274,7 @@ class DbosDurable:
     async def fork(self, run_id: str, new_id: str, first_step: int) -> None:
         if await self.find(new_id) is not None:
             raise RequestError(f"there is a run {new_id!r} already", param="id")
-        if not self._took_over:
-            await DBOS.register_queue_async(
-                self._queue, polling_interval_sec=_POLL_S, on_conflict="never_update"
-            )
-            self._took_over = True
+        await self._register()
         with SetWorkflowID(new_id):
             await DBOS.fork_workflow_async(
                 run_id, first_step, application_version=VERSION, queue_name=self._queue
@@ -260,7 +287,11 @@ class DbosDurable:
         except StepFailed as error:
             raise RunFailed(str(error)) from error
         except (dbos_error.DBOSAwaitedWorkflowCancelledError, dbos_error.DBOSWorkflowCancelledError) as error:
-            raise Cancelled(run_id) from error
+            raise self._cancelled(run_id) from error
+
+    def _cancelled(self, run_id: str) -> Cancelled:
+        reason = self._suspended.get(run_id)
+        return Cancelled(run_id) if reason is None else Suspended(reason)
 
     async def send(self, run_id: str, topic: str, message: Json) -> None:
         await DBOS.send_async(run_id, message, topic)
@@ -303,6 +334,9 @@ class DbosReader:
 
     def close(self) -> None:
         self._client.destroy()
+
+    def register_queue(self, name: str) -> None:
+        self._client.register_queue(name, polling_interval_sec=_POLL_S, application_name=APPLICATION)
 
     def runs(self, *, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
         found = self._client.list_workflows(name="mortice.run", limit=limit, sort_desc=True)

@@ -13,7 +13,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class Home(msgspec.Struct, frozen=True, kw_only=True):
-    """`folder` holds journal, ledger, artifacts and pins; `db` is the URL of journal and ledger."""
+    """`folder` holds journal, ledger, audit log, artifacts and pins; `db` is the URL of journal and ledger."""
 
     folder: Path
     db: str
@@ -22,6 +22,10 @@ class Home(msgspec.Struct, frozen=True, kw_only=True):
     def ledger(self) -> str:
         """Of its own file on SQLite: the two are written at once by several processes."""
         return f"sqlite:///{self.folder / 'effects.db'}" if self.db.startswith("sqlite") else self.db
+
+    @property
+    def audit(self) -> Path:
+        return self.folder / "audit"
 
     @property
     def artifacts(self) -> Path:

@@ -8,13 +8,14 @@ resumed takes the same way again without doing anything twice.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from mortice.agent.act import Actor, Ask, Place
 from mortice.agent.budget import Spent, seconds_left, spent, used_up
-from mortice.agent.durable import Durable, Json, RunFailed
+from mortice.agent.durable import Durable, Json, RunFailed, Suspended
+from mortice.agent.epochs import Epoch, JournalDigest, MachineState, step_digest
 from mortice.agent.guards import EMPTY_STOP_AT, empty_answers, guard
 from mortice.agent.history import (
     Answer,
@@ -28,8 +29,9 @@ from mortice.agent.history import (
     Task,
 )
 from mortice.agent.ledger import Ledger
-from mortice.agent.model import Model
+from mortice.agent.model import Model, ModelUnreachable
 from mortice.agent.policy import canonical, may_run_together
+from mortice.agent.runlog import RunLog
 from mortice.agent.spec import AgentSpec
 from mortice.agent.tool import spec_of
 from mortice.agent.toolbox import Toolbox
@@ -61,6 +63,7 @@ class Thought(msgspec.Struct, frozen=True, kw_only=True):
     together: bool
     notices: tuple[str, ...] = ()
     agents: tuple[str | None, ...] = ()  # by call: the sub-agent it runs
+    epoch: Epoch | None = None  # of all before this turn
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +76,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     make_actor: Callable[[AgentSpec, Spans], Actor]
     on_event: OnEvent
     clean_up: Callable[[str], Awaitable[None]]
+    log: RunLog
+    machine_of: Callable[[str], MachineState | None]  # of a snapshot
 
 
 async def run_agent(environment: Environment, payload: Json) -> Json:
@@ -82,7 +87,14 @@ async def run_agent(environment: Environment, payload: Json) -> Json:
     try:
         with run.spans.agent(spec.name, run.run_id):
             result = await run.go()
-    except Exception:
+        environment.log.note(
+            run.run_id, "run_ended", state=result.state, reason=result.reason, output=result.output
+        )
+    except Suspended as error:  # its sandbox is kept for when it goes on
+        environment.log.note(run.run_id, "run_suspended", reason=error.reason)
+        raise
+    except Exception as error:
+        environment.log.note(run.run_id, "run_failed", error=str(error))
         await environment.clean_up(run.run_id)
         raise
     finally:
@@ -102,6 +114,8 @@ class _Run:
         self._model = environment.make_model(spec)
         self._toolbox = environment.make_toolbox(spec, self.run_id, self._last_epoch)
         self._actor = environment.make_actor(spec, self.spans)
+        self._log = environment.log
+        self._digest = JournalDigest()
 
     async def close(self) -> None:
         await self._toolbox.close()
@@ -134,19 +148,29 @@ class _Run:
     async def _think(self, turn: int) -> Thought:
         timeout_s = seconds_left(self._spec.budget, self._spent(), cap=self._spec.think_timeout_s)
         messages = self._history.messages(self._spec.system)
+        journal, snapshot = self._digest.seal(), self._last_epoch()
 
         async def ask() -> Json:
             await self._toolbox.open()
+            sealing = asyncio.ensure_future(self._seal(turn, journal, snapshot))
             await self._toolbox.refresh()
             notices = (*await self._facts(turn), *self._toolbox.drain())
             tools = self._toolbox.tools()
             started = time.monotonic()
             seen = messages + [{"role": "user", "content": f"[notice] {text}"} for text in notices]
+            self._note(
+                "model_call",
+                turn=turn,
+                model=self._model.name,
+                provider=self._model.provider,
+                num_messages=len(seen),
+                sha256_of_messages=step_digest("messages", seen),
+            )
             with self.spans.chat(self._model.name, self._model.provider, turn) as span:
                 reply = await self._model.reply(
                     seen, [spec_of(t) for t in tools], turn=turn, timeout_s=timeout_s
                 )
-                span.ended(reply)
+                span.ended(reply, usd=self._spec.price.of(reply.usage))
             answer = Answer(
                 turn=turn,
                 text=reply.text,
@@ -162,10 +186,50 @@ class _Run:
                 together=may_run_together(wanted, self._spec.policy),
                 notices=notices,
                 agents=tuple(tool.agent if tool else None for tool in wanted),
+                epoch=await sealing,
             )
             return msgspec.to_builtins(thought)
 
-        return msgspec.convert(await self._durable.step(f"think {turn}", ask), Thought)
+        def said(output: Json) -> dict[str, Any]:
+            answer = msgspec.convert(output, Thought).answer
+            calls = [{"tool": call.tool, "arguments": call.arguments} for call in answer.calls]
+            return {
+                "model": answer.model, "seconds": answer.seconds, "text": answer.text, "calls": calls,
+                "input_tokens": answer.usage.input_tokens, "output_tokens": answer.usage.output_tokens,
+            }  # fmt: skip
+
+        return msgspec.convert(await self._step(f"think {turn}", ask, "model_answer", said), Thought)
+
+    async def _seal(self, turn: int, journal: str, snapshot: str | None) -> Epoch:
+        """The manifest of all before this turn: on the disk when this returns."""
+        machine = await asyncio.to_thread(self._env.machine_of, snapshot) if snapshot else None
+        state = msgspec.to_builtins(machine)
+        seq, head = await self._log.safe(self.run_id, "epoch", turn=turn, journal=journal, machine=state)
+        return Epoch(turn=turn, journal=journal, machine=machine, chain=self._log.chain, seq=seq, head=head)
+
+    async def _step(
+        self,
+        name: str,
+        act: Callable[[], Awaitable[Json]],
+        kind: str,
+        said: Callable[[Json], dict[str, Any]],
+    ) -> Json:
+        """A durable step whose outcome stands in the audit log too, with its digest."""
+
+        async def noted() -> Json:
+            try:
+                output = await act()
+            except ModelUnreachable as error:
+                raise Suspended(f"the model cannot be reached: {error}") from error
+            self._note(kind, step=name, sha256=step_digest(name, output), **said(output))
+            return output
+
+        output = await self._durable.step(name, noted)
+        self._digest.add(name, output)
+        return output
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        self._log.note(self.run_id, kind, **fields)
 
     async def _observe(self, turn: int, thought: Thought) -> str | None:
         """Carry the calls out; why the run must stop, or None."""
@@ -231,7 +295,7 @@ class _Run:
             )
             return msgspec.to_builtins(outcome)
 
-        return msgspec.convert(await self._durable.step(step, act), Observation | Ask)
+        return msgspec.convert(await self._step(step, act, "tool_result", _outcome), Observation | Ask)
 
     async def _ask(self, name: str, ask: Ask) -> str | None:
         """Put a call before a human and wait; why it was refused, or None. What is approved is the digest of the call."""
@@ -240,7 +304,7 @@ class _Run:
         async def write() -> Json:
             return msgspec.to_builtins(ask)
 
-        await self._durable.step(f"ask {name}", write)
+        await self._step(f"ask {name}", write, "consent_asked", _outcome)
         answer = await self._durable.recv(f"approve {name}", self._spec.policy.approval_timeout_s)
         if not isinstance(answer, dict):
             return "nobody answered in time"
@@ -309,7 +373,8 @@ class _Run:
             )
             return msgspec.to_builtins(event)
 
-        self._add(msgspec.convert(await self._durable.step(f"compact {turn}", ask), Compaction))
+        output = await self._step(f"compact {turn}", ask, "compacted", lambda _: {"turn": turn, "upto": upto})
+        self._add(msgspec.convert(output, Compaction))
 
     async def _facts(self, turn: int) -> list[str]:
         """A branch is told, at its first turn, what happened after the point where it left."""
@@ -346,6 +411,25 @@ class _Run:
             files=tuple(files.values()),
             tainted=self._history.tainted,
         )
+
+
+def _outcome(output: Json) -> dict[str, Any]:
+    """Of a call, for the audit log."""
+    if output["type"] == "ask":
+        return {name: output[name] for name in ("tool", "arguments", "digest", "reason")}
+    names = (
+        "turn",
+        "tool",
+        "text",
+        "is_error",
+        "origin",
+        "untrusted",
+        "changed",
+        "epoch",
+        "strength",
+        "replayed",
+    )
+    return {name: output[name] for name in (*names, "seconds", "sandbox_seconds")}
 
 
 def _child_id(place: Place) -> str:

@@ -1,9 +1,9 @@
 """The sandbox of a run: its tools, and how it comes back after a crash with its variables and files.
 
-Each call that can change the machine is one step of the journal and ends with a snapshot whose id is in the step's
-result: journal and machine move by the same epoch. A machine that lives is attached to again, and a call that a crash
-interrupted is sent again under its cell id, which the guest does not run twice. One that is gone is restored from the
-last snapshot the journal has.
+Each call that changed the machine is one step of the journal and ends with a snapshot whose id is in the step's result:
+journal and machine move by the same epoch. A machine that lives is attached to again, and a call that a crash interrupted
+is sent again under its cell id, which the guest does not run twice. One that is gone is restored from the last snapshot
+the journal has.
 """
 
 import ast
@@ -12,11 +12,13 @@ import json
 import mimetypes
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+import msgspec
+
 from mortice.agent.artifacts import Artifacts
-from mortice.agent.spec import Machine
+from mortice.agent.spec_machine import Machine
 from mortice.agent.tool import CallContext, Output, Tool, ToolError
 from mortice.obs.log import Log
 from mortice.sandbox import (
@@ -29,14 +31,34 @@ from mortice.sandbox import (
     SandboxNotFound,
     SandboxSpec,
 )
+from mortice.specs.errors import RequestError
 
 _log = Log("agent")
 MAX_TEXT_BYTES = 1 << 20
-_LIST = (
-    '__import__(\'json\').dumps(sorted([f\'{d[6:] + "/" if d != "/work" else ""}{f}\', '
-    "int(__import__('os').lstat(d + '/' + f).st_mtime_ns), __import__('os').lstat(d + '/' + f).st_size] "
-    "for d, _, fs in __import__('os').walk('/work') for f in fs)[:2000])"
-)
+MAX_FILES = 2000
+MAX_FILES_BYTES = 64 << 20
+_LIST = """__import__('json').dumps([
+ [[d + '/' + n, s.st_ctime_ns, s.st_size, s.st_mode]
+  for top in ('/work', '/home/user', '/tmp', '/dev/shm') for d, ds, fs in __import__('os').walk(top)
+  for n in ['.', *ds, *fs] for s in [__import__('os').lstat(d + '/' + n)]][:20000],
+ sum(n.isdigit() for n in __import__('os').listdir('/proc'))])"""
+Place = tuple[int, int, int]
+"""Of a file: when it was last changed in any way (ns), its size, its mode."""
+
+
+class Contents(msgspec.Struct, frozen=True):
+    """What the guest's user can change on disk, and how many processes are alive. Asked of the guest, so advisory."""
+
+    files: dict[str, Place]
+    num_processes: int
+
+    def changed(self, since: "Contents") -> tuple[str, ...]:
+        """Paths under /work that came, went or changed."""
+        paths = {*self.files, *since.files}
+        found = {path for path in paths if self.files.get(path) != since.files.get(path)}
+        return tuple(
+            sorted(p.removeprefix("/work/") for p in found if p.startswith("/work/") and p[-2:] != "/.")
+        )
 
 
 class Boxes(Protocol):
@@ -66,7 +88,7 @@ class SandboxTools:
         self._artifacts = artifacts
         self._last_epoch = last_epoch
         self._box: Sandbox | None = None
-        self._seen: dict[str, list] | None = None
+        self._seen: Contents | None = None
         self._turn = asyncio.Lock()
         self._notices: list[str] = []
 
@@ -169,46 +191,51 @@ class SandboxTools:
 
     async def _create(self) -> Sandbox:
         machine = self._machine
-        egress = Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
         spec = SandboxSpec(
             backend=machine.backend,  # type: ignore[arg-type]
             limits=Limits(memory_bytes=machine.memory_mib << 20, timeout_s=machine.timeout_s),
-            egress=egress,
+            egress=egress_of(machine),
         )
         box = await self._boxes.create(spec, name=self._name, keep=True)
-        for inside, here in machine.files.items():
-            await box.write(_path(inside), await asyncio.to_thread(Path(here).read_bytes))
+        await copy_in(box, machine.files)
         return box
 
     async def _run_python(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
-        before = await self._files(box, context.key + ":before") if self._seen is None else self._seen
+        before = await self._contents(box, context.key + ":before") if self._seen is None else self._seen
         result = await box.run_cell(
             arguments["code"], cell_id=context.key, timeout_s=self._limit(context), output_cap=MAX_TEXT_BYTES
         )
         return await self._ended(box, result, before, context)
 
     async def _run_command(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
-        before = await self._files(box, context.key + ":before") if self._seen is None else self._seen
+        before = await self._contents(box, context.key + ":before") if self._seen is None else self._seen
         result = await box.exec(
             ["sh", "-c", arguments["command"]],
             cell_id=context.key,
             timeout_s=self._limit(context),
             output_cap=MAX_TEXT_BYTES,
         )
-        return await self._ended(box, result, before, context)
+        return await self._ended(box, result, before, context, may_leave_no_trace=True)
 
     async def _ended(
-        self, box: Sandbox, result: RunResult, before: dict[str, list], context: CallContext
+        self,
+        box: Sandbox,
+        result: RunResult,
+        before: Contents | None,
+        context: CallContext,
+        *,
+        may_leave_no_trace: bool = False,
     ) -> Output:
-        after = await self._files(box, context.key + ":after")
-        changed = tuple(sorted(p for p in {*before, *after} if before.get(p) != after.get(p)))
-        self._seen = after
+        """With a snapshot, unless a command left no file changed and no process behind: then the last one holds."""
+        after = self._seen = await self._contents(box, context.key + ":after")
+        known = before is not None and after is not None
+        same = may_leave_no_trace and known and before == after and self._last_epoch() is not None
         return Output(
             text=_text(result),
             is_error=not result.ok,
             sandbox_seconds=result.wall_s,
-            changed=changed,
-            epoch=await box.snapshot(epoch=context.turn),
+            changed=after.changed(before) if before is not None and after is not None else (),
+            epoch=None if same else await box.snapshot(epoch=context.turn),
             strength=str(result.strength),
         )
 
@@ -218,6 +245,7 @@ class SandboxTools:
             await box.write(path, arguments["text"].encode())
         except GuestFileError as error:
             raise ToolError(error.message) from error
+        self._seen = None
         started = time.monotonic()
         epoch = await box.snapshot(epoch=context.turn)
         return Output(
@@ -246,16 +274,16 @@ class SandboxTools:
         text = f"kept {path}, {len(data)} bytes, as {file.uri}"
         return Output(text=text, files=(file,), strength=str(box.info.strength))
 
-    async def _files(self, box: Sandbox, cell_id: str) -> dict[str, list]:
-        """Files of /work by name: time and size. Asked of the guest, so advisory."""
+    async def _contents(self, box: Sandbox, cell_id: str) -> Contents | None:
         result = await box.run_cell(_LIST, cell_id=cell_id, timeout_s=10.0)
         if not result.ok or result.value is None:
-            return {}
+            return None
         try:
-            rows = json.loads(ast.literal_eval(result.value))
-            return {str(name): [when, size] for name, when, size in rows}
+            rows, num_processes = json.loads(ast.literal_eval(result.value))
+            files = {str(path): (int(when), int(size), int(mode)) for path, when, size, mode in rows}
+            return Contents(files, int(num_processes))
         except (ValueError, SyntaxError, TypeError):
-            return {}
+            return None
 
     def _limit(self, context: CallContext) -> float:
         return max(min(self._machine.timeout_s, context.timeout_s - 5.0), 1.0)
@@ -265,6 +293,42 @@ _PYTHON = (
     "Run Python in the sandbox. Variables and imports live on from call to call; files are in /work; there is no "
     "network. Gives what is printed and the value of the last expression."
 )
+
+
+def egress_of(machine: Machine) -> Egress:
+    return Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
+
+
+async def copy_in(box: Sandbox, files: dict[str, str]) -> None:
+    """Copy files and whole folders of this machine into a sandbox. RequestError if one cannot be read or is too large."""
+    pairs = await asyncio.to_thread(_pairs, files)
+    folders = sorted({str(PurePosixPath(inside).parent) for inside, _ in pairs} - {"/work"})
+    if folders:
+        made = await box.exec(["mkdir", "-p", *folders], cell_id="copy-in-folders")
+        if not made.ok:
+            raise RequestError(f"files: {made.stderr.strip()}", param="sandbox")
+    for inside, here in pairs:
+        await box.write(inside, await asyncio.to_thread(here.read_bytes))
+
+
+def _pairs(files: dict[str, str]) -> list[tuple[str, Path]]:
+    pairs = []
+    for inside, name in files.items():
+        here = Path(name)
+        if here.is_dir():
+            found = sorted(path for path in here.rglob("*") if path.is_file())
+            pairs += [(f"{_path(inside)}/{path.relative_to(here).as_posix()}", path) for path in found]
+        elif here.is_file():
+            pairs.append((_path(inside), here))
+        else:
+            raise RequestError(f"files: there is no file or folder {name}", param="sandbox")
+    size = sum(path.stat().st_size for _, path in pairs)
+    if len(pairs) > MAX_FILES or size > MAX_FILES_BYTES:
+        raise RequestError(
+            f"files: {len(pairs)} files with {size >> 20} MiB; at most {MAX_FILES} and {MAX_FILES_BYTES >> 20} MiB",
+            param="sandbox",
+        )
+    return pairs
 
 
 def box_name(run_id: str) -> str:

@@ -9,22 +9,24 @@ import msgspec
 
 from mortice.agent.act import Actor, Ask
 from mortice.agent.artifacts import Artifacts
-from mortice.agent.durable import Durable, Json
+from mortice.agent.durable import Durable, Json, StepRecord
 from mortice.agent.durable_dbos import DbosDurable
 from mortice.agent.endpoint import EndpointModel
+from mortice.agent.epochs import MachineState, Proof, prove, step_digest
 from mortice.agent.history import Event
 from mortice.agent.home import Home, checked_id
 from mortice.agent.ledger import Ledger, Mode
 from mortice.agent.loop import BRANCH, Environment, Result, run_agent
 from mortice.agent.machine import Boxes, SandboxTools
 from mortice.agent.model import Model, ScriptSpec
+from mortice.agent.runlog import RunLog
 from mortice.agent.scripted import ScriptedModel
 from mortice.agent.spec import AgentSpec
 from mortice.agent.toolbox import OpenSources, Source, Toolbox, own_tools
 from mortice.agent.workflow import run_workflow
 from mortice.obs.log import Log
-from mortice.sandbox import Sandboxes
-from mortice.specs.errors import MorticeError, NotFound, RequestError
+from mortice.sandbox import Sandboxes, SandboxNotFound
+from mortice.specs.errors import MorticeError, NotFound, RequestError, WrongState
 
 if TYPE_CHECKING:
     from mortice.agent.mcp.consent import Consent
@@ -37,7 +39,8 @@ OpenBoxes = Callable[[], AbstractAsyncContextManager[Boxes]]
 class Agents:
     """`async with Agents(home) as agents`: start, resume and branch runs; wait for their results.
 
-    Runs of one process share its loop and its sandboxes; hundreds at once are no trouble.
+    Runs of one process share its loop and its sandboxes; hundreds at once are no trouble. `takes_over`: it is going to
+    resume runs or branch off them.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Agents:
         on_event: Callable[[str, Event | Ask], None] | None = None,
         open_boxes: OpenBoxes = Sandboxes,
         keep_sandbox: bool = False,
+        takes_over: bool = False,
     ) -> None:
         self._home = home
         self._given = durable
@@ -56,6 +60,7 @@ class Agents:
         self._on_event = on_event or (lambda run, event: None)
         self._open_boxes = open_boxes
         self._keep = keep_sandbox
+        self._takes_over = takes_over
         self._boxes: Boxes | None = None
         self._boxes_lock = asyncio.Lock()
         self._machines: dict[str, SandboxTools] = {}
@@ -68,18 +73,22 @@ class Agents:
             self.durable: Durable = self._given
         else:
             self.durable = await self._stack.enter_async_context(
-                DbosDurable(self._home.db, self._home.folder)
+                DbosDurable(self._home.db, self._home.folder, takes_over=self._takes_over)
             )
         self.ledger = await asyncio.to_thread(Ledger, self._home.ledger)
         self._stack.callback(self.ledger.close)
+        self.log = await asyncio.to_thread(RunLog, self._home.audit)
+        self._stack.callback(self.log.close)
         environment = Environment(
             durable=self.durable,
             ledger=self.ledger,
             make_model=make_model,
             make_toolbox=self._make_toolbox,
-            make_actor=lambda spec, spans: Actor(spec.policy, self.ledger, self.artifacts, spans),
+            make_actor=lambda spec, spans: Actor(spec.policy, self.ledger, self.artifacts, spans, self.log),
             on_event=self._on_event,
             clean_up=self._clean_up,
+            log=self.log,
+            machine_of=self._machine_of,
         )
         self.durable.bodies = {  # type: ignore[attr-defined]
             "agent": lambda payload: run_agent(environment, payload),
@@ -100,13 +109,38 @@ class Agents:
         check_tools(spec)
         if not spec.task.strip() and not isinstance(spec.model, ScriptSpec):
             raise RequestError("an agent needs a task", param="task")
-        await self.durable.start("agent", checked_id(run_id), msgspec.to_builtins(spec))
+        payload = msgspec.to_builtins(spec)
+        await self.durable.start("agent", checked_id(run_id), payload)
+        self.log.note(
+            run_id, "run_begun", task=spec.task, agent=spec.name, sha256=step_digest("spec", payload)
+        )
 
     async def start_workflow(self, payload: Json, run_id: str) -> None:
         await self.durable.start("workflow", checked_id(run_id), payload)
 
-    async def resume(self, run_id: str) -> None:
+    async def resume(self, run_id: str, *, unproven: bool = False) -> Proof | None:
+        """Take the run over. Its journal, sandbox and audit log must match its last epoch, or WrongState says what does
+        not; `unproven` goes on all the same. The proof; None where there is nothing to go on with.
+        """
+        record = await self.durable.find(run_id)
+        if record is None or record.kind != "agent" or record.state not in ("running", "cancelled"):
+            await self.durable.resume(run_id)
+            return None
+        proof = await self.prove(run_id)
+        if proof.altered and not unproven:
+            raise WrongState(f"{proof.said()}; --unproven goes on with it all the same", param="id")
         await self.durable.resume(run_id)
+        self.log.note(run_id, "run_resumed", proof=msgspec.to_builtins(proof))
+        return proof
+
+    async def prove(self, run_id: str) -> Proof:
+        """Does the run match its last epoch?"""
+        steps = await self.durable.steps(run_id)
+        boxes = await self.boxes() if any(_saved(step) for step in steps) else None
+        boxes_audit = boxes.home.audit if isinstance(boxes, Sandboxes) else None
+        return await asyncio.to_thread(
+            prove, run_id, steps, self._home.audit, machine_of=self._machine_of, boxes_audit=boxes_audit
+        )
 
     async def result(self, run_id: str) -> Result:
         return msgspec.convert(await self.durable.result(run_id), Result)
@@ -162,6 +196,7 @@ class Agents:
             consent=self._consent or Nobody(),
             model=model,
             tokens=self._home.tokens,
+            boxes=self.boxes,
         )
 
     async def boxes(self) -> Boxes:
@@ -169,6 +204,22 @@ class Agents:
             if self._boxes is None:
                 self._boxes = await self._stack.enter_async_context(self._open_boxes())
             return self._boxes
+
+    def _machine_of(self, snapshot: str) -> MachineState | None:
+        """A snapshot as its manifest states it; None if it is gone or none of ours. SnapshotRefused if it was altered."""
+        if not isinstance(self._boxes, Sandboxes):
+            return None
+        try:
+            manifest = self._boxes.snapshots.manifest(snapshot)
+        except SandboxNotFound:
+            return None
+        return MachineState(
+            snapshot=snapshot,
+            digest=manifest.digest,
+            chain=manifest.audit_chain,
+            seq=manifest.audit_seq,
+            head=manifest.audit_head,
+        )
 
     async def _clean_up(self, run_id: str) -> None:
         """A run has ended for good: so does its machine, whether this process or one before it began it."""
@@ -179,6 +230,10 @@ class Agents:
             await machine.destroy()
         except MorticeError as error:
             _log.warning("a sandbox could not be ended", run=run_id, why=error.message)
+
+
+def _saved(step: StepRecord) -> bool:
+    return isinstance(step.output, dict) and bool(step.output.get("epoch"))
 
 
 def make_model(spec: AgentSpec) -> Model:

@@ -6,34 +6,17 @@ import sys
 import typer
 
 from mortice import __version__
-from mortice.cli.agent import agent
-from mortice.cli.bench import bench
-from mortice.cli.chat import chat
-from mortice.cli.doctor import doctor
-from mortice.cli.plan import plan
-from mortice.cli.pull import pull
-from mortice.cli.sandbox import sandbox
-from mortice.cli.serve import serve
-from mortice.cli.sim import sim
-from mortice.cli.tile import tile
-from mortice.cli.worker import worker
+from mortice.cli.verbs import VerbGroup
 from mortice.specs.errors import MorticeError, RequestError
 
 app = typer.Typer(
     name="mortice",
+    cls=VerbGroup,
     help="Serve, measure and take apart large language models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pull, serve, worker, chat, bench, doctor):
-    app.command(verb.__name__)(verb)
-app.add_typer(plan)
-app.add_typer(sim)
-app.add_typer(sandbox)
-app.add_typer(agent)
-app.add_typer(tile)
 
 
 def _version(value: bool) -> None:

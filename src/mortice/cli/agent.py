@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from mortice.cli.agent_audit import audit
 from mortice.cli.agent_mcp import mcp
 from mortice.cli.agent_workflow import workflow
 
 agent = typer.Typer(name="agent", help="Run agents and workflows that survive crashes.", no_args_is_help=True)
 agent.add_typer(workflow)
 agent.add_typer(mcp)
+agent.add_typer(audit)
 
 Approve = Literal["ask", "wait", "stop", "deny"]
 HomeOption = Annotated[
@@ -80,6 +82,9 @@ def run(
 @agent.command()
 def resume(
     run_id: IdArgument,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Go on though journal, sandbox and audit log do not match.")
+    ] = False,
     out: OutOption = None,
     approve: ApproveOption = "ask",
     otlp: OtlpOption = None,
@@ -90,13 +95,14 @@ def resume(
 ) -> None:
     """Go on with a run whose process is gone: from its last finished step, with the sandbox as it was then.
 
-    A run that has ended gives its result again.
+    Says whether journal, sandbox and audit log match the run's last epoch, and does not go on if they were altered. A
+    run that has ended gives its result again.
     """
     from mortice.agent.home import home
     from mortice.cli.agent_run import drive
 
     drive(
-        home(folder, db), run_id, lambda agents: agents.resume(run_id), resumed=True,
+        home(folder, db), run_id, lambda agents: agents.resume(run_id, unproven=unproven), resumed=True,
         as_json=as_json, out=out, approve=approve, otlp=otlp, keep_sandbox=keep_sandbox,
     )  # fmt: skip
 

@@ -79,6 +79,7 @@ class Watch:
                 if step.name.startswith("ask ") and step.output.get("digest") == ask.digest:
                     topic = f"approve {step.name.removeprefix('ask ')}"
                     message = {"approve": approve, "digest": ask.digest, "by": "terminal"}
+                    self.agents.log.note(run_id, "consent", tool=ask.tool, **message)
                     return await self.agents.durable.send(run_id, topic, message)
             await asyncio.sleep(0.05)
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import typer
 
-from mortice.agent.durable import Cancelled, RunFailed
+from mortice.agent.durable import Cancelled, RunFailed, Suspended
+from mortice.agent.epochs import Proof
 from mortice.agent.home import Home
 from mortice.agent.loop import Result
 from mortice.agent.model import EndpointSpec
@@ -41,9 +42,18 @@ def drive(
     state: dict[str, Any] = {"id": run_id}
 
     async def go() -> Result | None:
-        async with Agents(place, consent=watch, on_event=watch, keep_sandbox=keep_sandbox) as agents:
+        service = Agents(
+            place,
+            consent=watch,
+            on_event=watch,
+            keep_sandbox=keep_sandbox,
+            takes_over=resumed or made is not None,
+        )
+        async with service as agents:
             watch.agents = agents
-            await begin(agents)
+            proof = await begin(agents)
+            if isinstance(proof, Proof):
+                watch.say(proof.said())
             state["id"] = made[0] if made else run_id
             watch.begin(state["id"])
             waiting = asyncio.create_task(agents.result(state["id"]))
@@ -65,6 +75,11 @@ def drive(
         result = asyncio.run(go())
     except RunFailed as error:
         raise MorticeError(f"run {state['id']} failed: {error}") from error
+    except Suspended as error:
+        text = (
+            f"run {state['id']} is put aside: {error.reason}; go on with: mortice agent resume {state['id']}"
+        )
+        raise MorticeError(text) from error
     except Cancelled as error:
         raise MorticeError(f"run {state['id']} was cancelled") from error
     if result is None:
@@ -147,7 +162,7 @@ def drive_workflow(
         load_workflow(payload["workflow"])
 
     async def go() -> dict[str, Any]:
-        async with Agents(place) as agents:
+        async with Agents(place, takes_over=payload is None) as agents:
             if payload is not None:
                 await agents.start_workflow(payload, run_id)
             else:

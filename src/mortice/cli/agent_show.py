@@ -9,10 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mortice.agent.dashboard import read_run, state_of
 from mortice.agent.durable import RunRecord
 from mortice.agent.durable_dbos import DbosReader
 from mortice.agent.home import Home
-from mortice.agent.record import Timeline, pending, timeline
+from mortice.agent.record import Timeline, pending
+from mortice.agent.runlog import RunLog
 from mortice.agent.timeline_page import page
 from mortice.cli.agent_output import line
 from mortice.specs.errors import NotFound, RequestError, WrongState
@@ -21,7 +23,7 @@ from mortice.specs.errors import NotFound, RequestError, WrongState
 def print_runs(place: Home, *, kind: str, limit: int, as_json: bool) -> None:
     try:
         with closing(DbosReader(place.db)) as reader:
-            found = [(run, _state(reader, run)) for run in reader.runs(kind=kind, limit=limit)]
+            found = [(run, state_of(reader, run)) for run in reader.runs(kind=kind, limit=limit)]
     except NotFound:
         found = []
     if as_json:
@@ -37,9 +39,7 @@ def print_runs(place: Home, *, kind: str, limit: int, as_json: bool) -> None:
 
 
 def print_run(place: Home, run_id: str, *, html: Path | None, as_json: bool) -> None:
-    with closing(DbosReader(place.db)) as reader:
-        run = reader.find(run_id)
-        made = timeline(run, reader.steps(run_id))
+    made = read_run(place, run_id)
     if html is not None:
         html.write_text(page(made))
         typer.echo(str(html), err=True)
@@ -58,6 +58,8 @@ def answer(place: Home, run_id: str, *, yes: bool, reason: str, digest: str | No
         if digest is not None and digest != ask.digest:
             raise RequestError(f"the call that waits is {ask.digest}", param="digest")
         message = {"approve": yes, "digest": ask.digest, "reason": reason, "by": "command line"}
+        with closing(RunLog(place.audit)) as log:
+            log.note(run_id, "consent", tool=ask.tool, **message)
         reader.send(run_id, f"approve {ask.place}", message)
     if as_json:
         typer.echo(msgspec.json.encode({"id": run_id, "approved": yes, "digest": ask.digest}).decode())
@@ -73,14 +75,6 @@ def cancel_run(place: Home, run_id: str) -> None:
             raise WrongState(f"run {run_id!r} has ended")
         reader.cancel(run_id)
     typer.echo(f"run {run_id} ends at its next step")
-
-
-def _state(reader: DbosReader, run: RunRecord) -> str:
-    if run.state == "running" and pending(reader.steps(run.id)) is not None:
-        return "waiting"
-    if run.state == "done" and isinstance(run.output, dict):
-        return str(run.output.get("state", "done"))
-    return run.state
 
 
 def _row(run: RunRecord, state: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ library would let them.
 
 import json
 import os
+import socket
 import sys
 import time
 
@@ -93,8 +94,8 @@ def call(request) -> None:  # noqa: C901 - one case a kind
             reply(request, text(str(os.getpid())))
         case "progress":
             token = request["params"].get("_meta", {}).get("progressToken")
-            for n in range(6):
-                time.sleep(0.15)
+            for n in range(60):
+                time.sleep(0.04)
                 send(
                     {
                         "jsonrpc": "2.0",
@@ -118,6 +119,14 @@ def call(request) -> None:  # noqa: C901 - one case a kind
             reply(request, text("{}", structuredContent={"n": "not a number"}))
         case "shape":
             reply(request, {"content": "not a list"})
+        case "look":
+            try:
+                socket.create_connection(("127.0.0.1", int(os.environ["HOSTILE_PORT"])), 2)
+                reached = True
+            except OSError:
+                reached = False
+            seen = {"files": sorted(os.listdir(".")), "secret": os.path.exists(os.environ["HOSTILE_FILE"])}
+            reply(request, text(json.dumps(seen | {"reached": reached, "environment": sorted(os.environ)})))
         case "rename":
             reply(request, text("done"))
             send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})

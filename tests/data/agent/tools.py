@@ -47,6 +47,14 @@ async def slow(seconds: float) -> str:
     return f"{time.monotonic() - started:.1f}"
 
 
+@tool(effect="read", timeout_s=600)
+async def gate() -> str:
+    """Wait until the test has opened a gate."""
+    while not os.path.exists(os.environ["AGENT_TEST_GATE"]):
+        await asyncio.sleep(0.01)
+    return "open"
+
+
 @tool(effect="pure")
 def flood(count: int) -> str:
     """Give much."""

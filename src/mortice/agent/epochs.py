@@ -1,0 +1,199 @@
+"""One epoch binds what makes up a run: its journal, its sandbox with all files, and the heads of the audit chains.
+
+The manifest of an epoch is sealed at the end of each turn, while the model thinks on the next, and stands in three places
+that vouch for one another: in the journal (with that next thought), in the run's audit chain, and, through the snapshot's
+own manifest and the sandbox's chain, with the machine. Whoever resumes a run proves that they still match.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mortice.agent.durable import Json, StepRecord
+from mortice.obs.audit import GENESIS as LOG_GENESIS
+from mortice.obs.audit import chains_in
+from mortice.obs.audit_verify import records
+
+STEPS = ("think", "call", "ask", "approved", "compact")  # the journal has those of the store beside them
+
+
+class MachineState(msgspec.Struct, frozen=True, kw_only=True):
+    """The sandbox at an epoch: a snapshot, the digest of its manifest, and the record of its chain that it was taken at."""
+
+    snapshot: str
+    digest: str
+    chain: str
+    seq: int
+    head: str
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """All that came before `turn`. `journal` is the digest of the steps; `chain`, `seq` and `head` name the audit record
+    that states the rest of this manifest.
+    """
+
+    turn: int
+    journal: str
+    machine: MachineState | None
+    chain: str
+    seq: int
+    head: str
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the last epoch and what came after it. `altered`: parts that do not match; `absent`: parts that are not here, so
+    that nothing can be said of them.
+    """
+
+    turn: int | None  # None: no epoch was sealed yet
+    altered: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def said(self) -> str:
+        """In one line."""
+        if self.turn is None:
+            return "no epoch was sealed yet"
+        if self.altered:
+            return f"the run does not match its epoch before turn {self.turn}: {'; '.join(self.altered)}"
+        lacks = f" ({'; '.join(self.absent)})" if self.absent else ""
+        return f"epoch before turn {self.turn}: journal, sandbox and audit log match{lacks}"
+
+
+class JournalDigest:
+    """Runs along with the steps of a run. Steps between two seals may come in any order."""
+
+    def __init__(self) -> None:
+        self._sealed = ""
+        self._since: dict[str, str] = {}
+
+    def add(self, name: str, output: Json) -> None:
+        self._since[name] = step_digest(name, output)
+
+    def seal(self) -> str:
+        """The digest of all steps so far."""
+        if self._since:
+            self._sealed = _sha256([self._sealed, sorted(self._since.items())])
+            self._since = {}
+        return self._sealed
+
+
+def step_digest(name: str, output: Json) -> str:
+    return _sha256([name, output])
+
+
+def prove(
+    run: str,
+    steps: Sequence[StepRecord],
+    folder: Path,
+    *,
+    machine_of: Callable[[str], MachineState | None],
+    boxes_audit: Path | None,
+) -> Proof:
+    """Compare the journal's steps with the epochs in it, the audit log in `folder`, the snapshots, and the sandboxes' log.
+    `machine_of` gives a snapshot's state as it is now, None if it is gone; it may raise if it was altered.
+    """
+    altered, epoch, tail = _journal(steps)
+    if epoch is None:
+        return Proof(turn=None, altered=tuple(altered))
+    absent: list[str] = []
+    if not (folder / f"{epoch.chain}.jsonl").exists():
+        absent.append("the audit log is not on this machine")
+    else:
+        altered += _broken(folder, epoch.chain, epoch.seq, epoch.head)
+        logged = _logged(folder, run, since=epoch)
+        for step in tail:
+            known = logged.get(step.name)
+            if known is None:
+                absent.append(f"the audit log ends before the step {step.name!r}")
+            elif step.error is None and step_digest(step.name, step.output) not in known:
+                altered.append(f"the audit log has another outcome of the step {step.name!r}")
+    if epoch.machine is not None:
+        _machine(epoch.machine, machine_of, boxes_audit, altered, absent)
+    return Proof(turn=epoch.turn, altered=tuple(altered), absent=tuple(absent))
+
+
+def _journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list[StepRecord]]:
+    """What is wrong with the journal by itself, its last epoch, and the steps that no epoch covers."""
+    altered: list[str] = []
+    digest, last, tail = JournalDigest(), None, list[StepRecord]()
+    for step in steps:
+        if step.name.partition(" ")[0] not in STEPS:
+            continue
+        output = step.output if isinstance(step.output, dict) else {}
+        if step.name.startswith("think ") and output.get("epoch"):
+            last, tail = msgspec.convert(output["epoch"], Epoch), []
+            if digest.seal() != last.journal:
+                altered.append(f"the journal is not what it was before turn {last.turn}")
+        if step.error is None:
+            digest.add(step.name, step.output)
+        tail.append(step)
+    return altered, last, tail
+
+
+def _broken(folder: Path, chain: str, seq: int, head: str) -> list[str]:
+    """What is wrong with a chain up to a record known from elsewhere; what is appended after it is not read."""
+    previous = LOG_GENESIS
+    with (folder / f"{chain}.jsonl").open("rb") as file:
+        for number, line in enumerate(file):
+            line = line.removesuffix(b"\n")
+            try:
+                record = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                return [f"audit log {chain}: line {number + 1} is no record"]
+            if record.get("prev") != previous:
+                return [f"audit log {chain}: line {number + 1} does not follow the one before it"]
+            previous = hashlib.sha256(line).hexdigest()
+            if record.get("seq") == seq:
+                return [] if previous == head else [f"audit log {chain}: record {seq} is another one"]
+    return [f"audit log {chain}: it was cut off before record {seq}"]
+
+
+def _logged(folder: Path, run: str, *, since: Epoch) -> dict[str, set[str]]:
+    """Digests by step that the log has for a run, in the epoch's chain and those written to since."""
+    begun = (folder / f"{since.chain}.jsonl").stat().st_mtime
+    found: dict[str, set[str]] = {}
+    for chain in chains_in(folder):
+        if chain == since.chain or (folder / f"{chain}.jsonl").stat().st_mtime >= begun:
+            for record in _records_of(folder, chain, run):
+                if "step" in record:
+                    found.setdefault(str(record["step"]), set()).add(str(record.get("sha256")))
+    return found
+
+
+def _records_of(folder: Path, chain: str, run: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from (r for r in records(folder, chain) if r.get("run") == run)
+    except ValueError:  # a torn last line
+        return
+
+
+def _machine(
+    was: MachineState,
+    machine_of: Callable[[str], MachineState | None],
+    boxes_audit: Path | None,
+    altered: list[str],
+    absent: list[str],
+) -> None:
+    try:
+        now = machine_of(was.snapshot)
+    except Exception as error:
+        altered.append(str(error))
+        return
+    if now is None:
+        absent.append(f"snapshot {was.snapshot} is gone")
+    elif now != was:
+        altered.append(f"snapshot {was.snapshot} is another one now")
+    if boxes_audit is None or not (boxes_audit / f"{was.chain}.jsonl").exists():
+        absent.append("the sandbox's audit log is not on this machine")
+        return
+    altered += _broken(boxes_audit, was.chain, was.seq, was.head)
+
+
+def _sha256(value: Any) -> str:
+    """Of canonical JSON; ASCII, since models may send half a surrogate pair."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
