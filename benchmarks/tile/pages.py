@@ -1,6 +1,6 @@
 """Writes docs/tile/kernels: a page for each kernel of the registry, with its tables out of docs/performance.md.
 
-    python benchmarks/tile/pages.py
+python benchmarks/tile/pages.py
 """
 
 import re
@@ -36,7 +36,10 @@ def tables(text: str) -> list[tuple[str, str, list[str], list[list[str]]]]:
             continue
         about = body.strip().split("\n\n")[0]
         for block in re.findall(r"((?:^\|.*\n?)+)", body, re.MULTILINE):
-            lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.strip().splitlines()]
+            lines = [
+                [cell.strip() for cell in line.strip().strip("|").split("|")]
+                for line in block.strip().splitlines()
+            ]
             found.append((title.strip(), about, lines[0], lines[2:]))
     return found
 
@@ -74,7 +77,10 @@ def page(name: str, case: Any, text: str) -> str:
     rows += [f"`mortice tile check {name} --backend interpreter,c,simulator`", ""]
     if case.shape:
         sizes = ",".join(["64"] * len(case.shape.split(",")))
-        rows += [f"Explained: `mortice tile explain {name} --shape {sizes}` ({case.shape}), `--target sm_90a` for Hopper.", ""]
+        rows += [
+            f"Explained: `mortice tile explain {name} --shape {sizes}` ({case.shape}), `--target sm_90a` for Hopper.",
+            "",
+        ]
     return "\n".join([*rows, "## Measured", "", *measured(name, text)])
 
 
@@ -82,7 +88,12 @@ def pages() -> dict[str, str]:
     """Text by file name."""
     text = (ROOT / "docs/performance.md").read_text()
     made = {f"{name}.md": page(name, case, text) for name, case in CASES.items()}
-    index = ["# Kernels", "", "Written by `python benchmarks/tile/pages.py` from the registry; do not edit.", ""]
+    index = [
+        "# Kernels",
+        "",
+        "Written by `python benchmarks/tile/pages.py` from the registry; do not edit.",
+        "",
+    ]
     for name, case in CASES.items():
         first = " ".join((case.kernel.__doc__ or "").split()).split(". ")[0].rstrip(".")
         index.append(f"- [{name}]({name}.md): {first}.")

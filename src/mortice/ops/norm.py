@@ -1,6 +1,5 @@
 """RMS norm: x / sqrt(mean(x^2) + eps) * weight, the mean taken in float32 (arXiv 1910.07467)."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,7 +15,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         compiled = kernels_for(x)
         if compiled is not None and x.dim() == 2 and x.stride(1) == 1:
             return compiled.add_rms_norm(x, None, weight, eps)
-        if x.dtype is torch.float32 and x.dim() == 2 and tiled_on_cpu(x):
+        if x.dim() == 2 and tiled_on_cpu(x):
             y: Tensor = tiled_rms_norm(x, weight, eps)
             return y
         return F.rms_norm(x, weight.shape, weight, eps)

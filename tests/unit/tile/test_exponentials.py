@@ -85,8 +85,12 @@ def test_every_half_and_every_rounding_of_one():
     np.testing.assert_array_equal(wide, every.astype(np.float32))
     finite = np.sort(wide[np.isfinite(wide)])
     middles = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
-    around = np.concatenate([middles, np.nextafter(middles, np.float32(9e9)), np.nextafter(middles, np.float32(-9e9))])
-    ends = np.array([65519.9, 65520, 7e4, -7e4, np.inf, -np.inf, np.nan, 1e-9, -1e-9, 2**-25, 3 * 2**-25], np.float32)
+    around = np.concatenate(
+        [middles, np.nextafter(middles, np.float32(9e9)), np.nextafter(middles, np.float32(-9e9))]
+    )
+    ends = np.array(
+        [65519.9, 65520, 7e4, -7e4, np.inf, -np.inf, np.nan, 1e-9, -1e-9, 2**-25, 3 * 2**-25], np.float32
+    )
     with np.errstate(over="ignore"):
         for x in (around, ends):
             np.testing.assert_array_equal(halves(x), x.astype(np.float16))

@@ -210,6 +210,12 @@ def trial_swiglu(draw: Draw) -> Trial:
     return Trial((x,), (reference.swiglu(x),), PRECISION[dtype], {"BI": 48})
 
 
+def trial_geglu(draw: Draw) -> Trial:
+    dtype = draw.dtype()
+    x = draw.normal(draw.size(), 2 * draw.size(), dtype=dtype)
+    return Trial((x,), (reference.geglu(x),), PRECISION[dtype])
+
+
 def trial_rotary(draw: Draw) -> Trial:
     t, half, dtype = draw.size(), draw.choice((1, 7, 32)), draw.dtype()
     x, angles = draw.normal(t, 3, 2 * half, dtype=dtype), draw.normal(t, half)
