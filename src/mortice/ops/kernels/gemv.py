@@ -5,7 +5,7 @@ from typing import Any
 from mortice import tile
 
 
-@tile.kernel(cpu={"rows": 16}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
     """Y [M, N] = X [M, K] @ W [N, K]^T, for small M."""
     M, K = X.shape
@@ -22,7 +22,7 @@ def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any
     return Y
 
 
-@tile.kernel(cpu={"rows": 16}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
     """Y [M, N] = X [M, K] @ (W S)^T: W [N, K] i8, a scale of each row in S [N] f32."""
     M, K = X.shape
@@ -42,7 +42,7 @@ def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, 
     return Y
 
 
-@tile.kernel(cpu={"rows": 16}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int4(
     X: tile.Tensor,
     W: tile.Tensor,
