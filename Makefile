@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.set-up
+SIDE_BY_SIDE := -n 2 --dist loadfile  # much of what tests do is waiting for processes
 
 .PHONY: setup model run test check bench clean
 .DEFAULT_GOAL := run
@@ -27,7 +28,7 @@ run: model
 
 test: setup
 	$(MAKE) model || echo "tests that want a real model will be skipped"
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" $(SIDE_BY_SIDE)
 
 check: setup
 	$(BIN)/ruff format --check .

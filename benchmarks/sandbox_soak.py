@@ -23,37 +23,79 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-async def soak(boxes: Sandboxes, minutes: float) -> tuple[list[float], list[float], int]:
-    """Resident MiB of this process and seconds of each round, and how many cells ran."""
+class Round:
+    """What one round took, part by part, in ms; and the size of what was saved, in MiB."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def ended(self, part: str) -> None:
+        now = time.perf_counter()
+        self.parts[part] = (now - self._began) * 1e3
+        self._began = now
+
+
+async def soak(boxes: Sandboxes, minutes: float) -> tuple[list[float], list[Round], int]:
+    """Resident MiB of this process after each round, the rounds, and how many cells ran."""
     spec = SandboxSpec(backend="gvisor")
     box = await boxes.create_box(spec)
-    memory, times, cells, total = [], [], 0, 0
+    memory: list[float] = []
+    rounds: list[Round] = []
+    cells, total = 0, 0
     await box.run_cell("total = 0", cell_id="setup")
     deadline = time.monotonic() + minutes * 60
     while time.monotonic() < deadline:
-        began = time.perf_counter()
-        n = len(times)
+        n, now = len(rounds), Round()
         for k in range(5):
             total += n + k
             result = await box.run_cell(f"total += {n + k}; print('x' * 2000); total", cell_id=f"r{n}-{k}")
             assert result.value == str(total), (result, total)
             cells += 1
+        now.ended("cells")
         await box.write("/work/state", str(total).encode())
         assert (await box.exec(["cat", "/work/state"], cell_id=f"r{n}-cat")).stdout == str(total)
+        now.ended("file and command")
         snapshot = await box.snapshot()
+        now.ended("snapshot")
+        now.parts["saved MiB"] = sum(f.size for f in boxes.snapshots.manifest(snapshot).files) / 2**20
         if n % 5 == 4:
             await box.destroy()
             box = await boxes.restore(snapshot)
             assert (await box.run_cell("total", cell_id=f"r{n}-after")).value == str(total)
+            now.ended("restore")
         for old in boxes.snapshots.list()[:-2]:
             boxes.snapshots.remove(old.id)
+        now.ended("old snapshots")
         other = await boxes.create_box(spec)
         await other.run_cell("1", cell_id="a")
+        now.ended("another sandbox")
         await other.destroy()
-        times.append(time.perf_counter() - began)
+        now.ended("its end")
+        rounds.append(now)
         memory.append(resident_mib())
     await box.destroy()
-    return memory, times, cells
+    return memory, rounds, cells
+
+
+def compare(rounds: list[Round]) -> None:
+    """Medians of each part in the first and the last tenth of the rounds."""
+    tenth = max(5, len(rounds) // 10)
+    for part in (
+        "cells",
+        "file and command",
+        "snapshot",
+        "saved MiB",
+        "restore",
+        "old snapshots",
+        "another sandbox",
+        "its end",
+    ):
+        values = [r.parts[part] for r in rounds if part in r.parts]
+        if values:
+            k = min(tenth, len(values))
+            first, last = statistics.median(values[:k]), statistics.median(values[-k:])
+            print(f"  {part:18} {first:8.1f} at first {last:8.1f} at last")
 
 
 def main() -> None:
@@ -62,24 +104,23 @@ def main() -> None:
     arguments = parser.parse_args()
     before = set(glob.glob("/sys/fs/cgroup/*/mortice/b*"))
 
-    async def work(home: Path) -> tuple[list[float], list[float], int]:
+    async def work(home: Path) -> tuple[list[float], list[Round], int]:
         async with Sandboxes(home) as boxes:
             return await soak(boxes, arguments.minutes)
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        memory, times, cells = asyncio.run(work(home))
+        memory, rounds, cells = asyncio.run(work(home))
         left = [*(home / "boxes").iterdir(), *(home / "runsc").iterdir()]
         report = verify(home / "audit")
     groups = set(glob.glob("/sys/fs/cgroup/*/mortice/b*")) - before
     settled = statistics.median(memory[len(memory) // 10 : len(memory) // 10 + 5])
     grown = statistics.median(memory[-5:]) / settled - 1
-    tenth = max(1, len(times) // 10)
     print(
-        f"{len(times)} rounds, {cells} cells, {report.num_records} records in {arguments.minutes:g} minutes; resident "
-        f"{settled:.1f} MiB, {grown:+.1%} at the end; a round {statistics.median(times[:tenth]):.2f} s at first, "
-        f"{statistics.median(times[-tenth:]):.2f} s at last; left behind: {len(left)} files, {len(groups)} groups"
+        f"{len(rounds)} rounds, {cells} cells, {report.num_records} records in {arguments.minutes:g} minutes; resident "
+        f"{settled:.1f} MiB, {grown:+.1%} at the end; left behind: {len(left)} files, {len(groups)} groups"
     )
+    compare(rounds)
     if grown > 0.10 or left or groups or not report.ok:
         sys.exit(1)
 

@@ -1,10 +1,19 @@
 """The page of a run in a real browser."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mortice.agent.history import File
 from mortice.agent.record import Step, Timeline, Turn, TurnCall
 from mortice.agent.timeline_page import page
+from mortice.cli.serve_pages import pages
+from mortice.serve.options import ServeOptions
+
+TOOLS = Path(__file__).parent.parent / "data" / "agent" / "tools.py"
 
 HOSTILE = "</pre><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
@@ -99,3 +108,25 @@ def test_the_bar_leads_to_its_turn(open_browser, address):
         driver.get(address)
         driver.find_elements("css selector", ".time a")[-2].click()
         assert driver.current_url.endswith("#turn-1")
+
+
+def test_from_the_dashboard_to_a_run(open_browser, serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("MORTICE_AGENT_HOME", str(tmp_path))
+    turns = [
+        {"say": "Looking.", "call": {"tool": "run_python", "arguments": {"code": "1"}}},
+        {"say": "Found it."},
+    ]
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"task": "Look for it.", "tools": [f"{TOOLS}:add"], "turns": turns}))
+    command = [sys.executable, "-m", "mortice", "agent", "run", "--script", str(script), "--id", "look"]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    with serve(options=ServeOptions(pages=pages())) as server, open_browser(1280, 900) as driver:
+        driver.implicitly_wait(20)
+        driver.get(server.url)
+        driver.find_element("link text", "Agents").click()
+        driver.find_element("link text", "look").click()
+        assert "Look for it." in driver.find_element("tag name", "header").text
+        assert "Found it." in driver.find_element("class name", "output").text
+        driver.find_element("link text", "all runs").click()
+        assert driver.find_element("tag name", "h1").text == "Runs"
+        assert [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -164,6 +164,7 @@ def test_targets_are_kept(serve, open_browser):
         wait(lambda: "of 1 in time" in text(driver, "#ttft .met"), "the latency")
         assert text(driver, "#both") == "100"
         field = driver.find_element("id", "ttft-slo")
+        wait(lambda: field.get_attribute("value") == "2000", "the target that the server works for")
         field.clear()
         field.send_keys("1")
         wait(lambda: text(driver, "#both") == "0", "a target that is missed")

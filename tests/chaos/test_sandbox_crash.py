@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from mortice.obs.audit_verify import verify
-from mortice.sandbox import Epochs, Sandboxes, SandboxLost, SandboxNotFound, SnapshotRefused
+from mortice.sandbox import (
+    Epochs,
+    SandboxError,
+    Sandboxes,
+    SandboxLost,
+    SandboxNotFound,
+    SnapshotRefused,
+    cgroups,
+)
 
 WORKER = """
 import asyncio, pathlib, sys
@@ -63,8 +71,15 @@ def work(home: Path, *, kill_at: str | None = None, sandbox_too: bool = False) -
     return said
 
 
-@pytest.mark.parametrize("sandbox_too", [False, True], ids=["supervisor", "supervisor-and-sandbox"])
-@pytest.mark.parametrize("moment", ["ran 2", "committed 2"])
+@pytest.mark.parametrize(
+    ("moment", "sandbox_too"),
+    [
+        ("ran 2", True),
+        ("committed 2", False),
+        pytest.param("ran 2", False, marks=pytest.mark.slow),
+        pytest.param("committed 2", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_where_it_was(sandbox_home: Path, moment: str, sandbox_too: bool) -> None:
     work(sandbox_home, kill_at=moment, sandbox_too=sandbox_too)
     said = work(sandbox_home)
@@ -149,7 +164,7 @@ async def test_every_damaged_page_of_a_snapshot_is_refused(boxes: Sandboxes) -> 
     for path in files:
         whole = path.read_bytes()
         pages = range(0, len(whole), 4096)
-        for at in draw.sample(pages, min(8, len(pages))):
+        for at in draw.sample(pages, min(3, len(pages))):
             spot = min(at + draw.randrange(4096), len(whole) - 1)
             with path.open("r+b") as file:
                 file.seek(spot)
@@ -169,6 +184,63 @@ async def test_every_damaged_page_of_a_snapshot_is_refused(boxes: Sandboxes) -> 
     foreign.unlink()
     assert (await boxes.restore(snapshot)).info.parent_snapshot == snapshot
     assert {i.state for i in boxes.list()} == {"ready"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_each_page_of_each_file_is_checked(boxes: Sandboxes) -> None:
+    """One bit in every page of everything that was saved, one after the other."""
+    box = await boxes.create()
+    manifest = boxes.snapshots.manifest(await box.snapshot())
+    await box.destroy()
+    folder = boxes.home.snapshots / manifest.id
+    draw = random.Random(5)
+    pages = 0
+    for entry in manifest.files:
+        with (folder / entry.name).open("r+b") as file:
+            for at in range(0, entry.size, 4096):
+                spot = min(at + draw.randrange(4096), entry.size - 1)
+                byte = os.pread(file.fileno(), 1, spot)
+                os.pwrite(file.fileno(), bytes([byte[0] ^ (1 << draw.randrange(8))]), spot)
+                with pytest.raises(SnapshotRefused):
+                    boxes.snapshots.check_files(manifest)
+                os.pwrite(file.fileno(), byte, spot)
+                pages += 1
+    assert boxes.snapshots.check_files(manifest)
+    assert pages > 1000
+
+
+async def test_whatever_process_of_a_sandbox_is_killed_from_outside_its_neighbours_answer(
+    boxes: Sandboxes,
+) -> None:
+    """The file server (gofer), the kernel, and the stubs that guest code runs in: each is found and killed, and each time
+    the sandbox either goes on or is lost with a reason, at once and without leaving anything behind."""
+    neighbour = await boxes.create()
+    killed = 0
+    for victim in ("runsc-gofer", "runsc-sandbox", "stubs"):
+        box = await boxes.create()
+        pids = set()
+        for group in cgroups.groups(box.record.id):
+            pids |= {int(p) for p in (group / "cgroup.procs").read_text().split()}
+        named = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode() for pid in pids}
+        main = [pid for pid, name in named.items() if name.endswith(victim)]
+        stubs = [pid for pid, name in named.items() if not name.endswith(("runsc-gofer", "runsc-sandbox"))]
+        for pid in stubs if victim == "stubs" else main:
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+        try:
+            result = await asyncio.wait_for(
+                box.run_cell("open('/etc/passwd').read(4)", cell_id="a", timeout_s=10), 60
+            )
+            assert result.value == "'root'" or not result.ok
+        except SandboxLost as lost:
+            assert lost.reason in ("lost", "oom")  # noqa: PT017
+        except SandboxError as error:
+            assert "gave no answer" in error.message  # noqa: PT017
+        assert (await neighbour.run_cell("40 + 2", cell_id=victim)).value == "42"
+        await box.destroy()
+        assert not cgroups.groups(box.record.id)
+    assert killed >= 2
 
 
 async def test_unpublished_and_missing_snapshots_do_not_exist(boxes: Sandboxes) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -10,8 +11,16 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mortice.agent.durable import Suspended
 from mortice.agent.endpoint import EndpointModel, read_reply
+from mortice.agent.home import home
 from mortice.agent.model import EndpointSpec, ModelError
+from mortice.agent.service import Agents
+from mortice.agent.spec import AgentSpec
+from mortice.obs.audit import chains_in
+from mortice.obs.audit_verify import records
+
+TOOLS = Path(__file__).parent.parent / "data" / "agent" / "tools.py"
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {"type": "object"}}}
 ASK = [{"role": "user", "content": "hi"}]
@@ -99,6 +108,35 @@ async def test_overload_passes_and_refusals_do_not():
         with pytest.raises(ModelError, match="no such field"):
             await model.reply(ASK, [], turn=0, timeout_s=30)
     assert len(server.asked) == 1
+
+
+async def test_a_run_whose_model_cannot_be_reached_goes_on_later(tmp_path):
+    """Nothing that was done is done again, by the process that was there or by another one."""
+    busy = JSONResponse({"error": {"message": "busy"}}, status_code=503)
+    locked = JSONResponse({"error": {"message": "no such key"}}, status_code=401)
+    server = Server(says(calls=[("c1", "add", '{"a": 1, "b": 2}')]), busy, locked, says("It is 3."))
+    async with served(server) as model:
+        endpoint = EndpointSpec(base_url=model._base, attempts=1)
+        spec = AgentSpec(task="add", model=endpoint, tools=(f"{TOOLS}:add",))
+        async with Agents(home(tmp_path)) as agents:
+            await agents.start(spec, "r")
+            with pytest.raises(Suspended, match=r"the model cannot be reached.*busy"):
+                await agents.result("r")
+            await agents.resume("r")
+            with pytest.raises(Suspended, match="no such key"):
+                await agents.result("r")
+        async with Agents(home(tmp_path), takes_over=True) as agents:
+            proof = await agents.resume("r")
+            assert proof.altered == ()
+            result = await agents.result("r")
+            names = [step.name for step in await agents.durable.steps("r")]
+            kinds = [
+                r["kind"] for chain in chains_in(agents.log.folder) for r in records(agents.log.folder, chain)
+            ]
+    assert (result.state, result.output, result.turns) == ("done", "It is 3.", 2)
+    assert names == ["think 0", "call 0.0", "think 1"]
+    assert len(server.asked) == 4
+    assert (kinds.count("tool_call"), kinds.count("run_suspended")) == (1, 2)
 
 
 async def test_nobody_there():

@@ -15,18 +15,26 @@ MIB = 1 << 20
 Make = Callable[..., Awaitable[Box]]
 
 
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One home for all tests of this folder: the process that records what guests do starts once."""
+    return tmp_path_factory.mktemp("sandboxes") / "home"
+
+
 @pytest.fixture
-async def boxes(tmp_path: Path) -> AsyncIterator[Sandboxes]:
+async def boxes(shared_home: Path) -> AsyncIterator[Sandboxes]:
     if os.geteuid() != 0 or find_program("runsc") is None or find_image("base") is None:
         pytest.skip(
             "needs root and what `mortice sandbox setup` installs (runsc, a guest's root file system)"
         )
-    async with Sandboxes(tmp_path / "home") as found:
+    async with Sandboxes(shared_home) as found:
         yield found
         ids = [record.id for record in found._records()]
+        for manifest in found.snapshots.list():
+            found.snapshots.remove(manifest.id)
     for box_id in ids:
         assert not glob.glob(f"/sys/fs/cgroup/*/mortice/{box_id}"), "a control group was left behind"
-    assert not list((tmp_path / "home" / "boxes").iterdir())
+    assert not list((shared_home / "boxes").iterdir())
 
 
 @pytest.fixture(params=["gvisor", "process"])

@@ -19,6 +19,10 @@ from mortice.sandbox import (
 from mortice.sandbox.box import Box
 
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 only_gvisor = pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
 
 
@@ -150,16 +154,50 @@ async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
 
 
 @only_gvisor
-async def test_no_snapshot_in_the_middle_of_a_cell(make: Make) -> None:
+async def test_a_snapshot_waits_for_the_running_cell_and_holds_the_next(make: Make, boxes: Sandboxes) -> None:
     box = await make()
-    running = asyncio.create_task(box.run_cell("import time; time.sleep(1.5)", cell_id="a"))
-    await asyncio.sleep(0.4)
-    with pytest.raises(SandboxBusy):
-        await box.snapshot()
+    started = asyncio.Event()
+    code = "import time; print('on', flush=True); time.sleep(0.6); done = 1"
+    running = asyncio.create_task(box.run_cell(code, cell_id="a", on_output=lambda *_: started.set()))
+    await started.wait()
+    with pytest.raises(SandboxBusy, match=r"'a' still runs after 0\.05 s") as caught:
+        await box.snapshot(wait_s=0.05)
+    assert caught.value.param == "wait_s"
+    saving = asyncio.create_task(box.snapshot())
+    await asyncio.sleep(0)  # it has begun to wait
+    following = asyncio.create_task(box.run_cell("done += 1; done", cell_id="b"))
+    clone = await boxes.restore(await saving)
     assert (await running).ok
-    assert await box.snapshot()
+    assert (await following).value == "2"
+    assert (await clone.run_cell("done", cell_id="c")).value == "1", "saved between the two"
 
 
+@only_gvisor
+async def test_what_became_of_files_is_in_the_log_with_each_snapshot(make: Make, boxes: Sandboxes) -> None:
+    box = await make()
+    await box.exec(["sh", "-c", "echo 1 > a; echo 2 > b; mkdir d; echo 3 > d/c"], cell_id="1")
+    first = await box.snapshot()
+    await box.exec(
+        ["sh", "-c", "rm a; mv b d/moved; echo more >> d/c; echo 4 > $(printf 'odd\\377')"], cell_id="2"
+    )
+    await box.snapshot()
+    clone = await boxes.restore(first)
+    await clone.exec(["rm", "d/c"], cell_id="3")
+    await clone.snapshot()
+    kept = ("created", "changed", "deleted", "renamed")
+
+    def files(of: Box) -> list[list[object]]:
+        found = [r for r in records(boxes.home.audit, of.record.id) if r["kind"] == "files"]
+        return [[r[k] for k in kept] for r in found]
+
+    assert files(box) == [
+        [["/work/a", "/work/b", "/work/d/c"], [], [], []],
+        [["/work/odd\\xff"], ["/work/d/c"], ["/work/a"], [["/work/b", "/work/d/moved"]]],
+    ]
+    assert files(clone) == [[[], [], ["/work/d/c"], []]]
+
+
+@gvisor_first
 async def test_pause_stops_time_for_deadlines(make: Make) -> None:
     box = await make()
     running = asyncio.create_task(box.exec(["sleep", "1.2"], cell_id="a", timeout_s=2.0))
@@ -170,6 +208,41 @@ async def test_pause_stops_time_for_deadlines(make: Make) -> None:
     await asyncio.sleep(2.0)
     await box.resume()
     assert (await running).ok
+
+
+@gvisor_first
+async def test_what_is_asked_becomes_spans_below_the_caller_s(make: Make) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    api = pytest.MonkeyPatch()
+    api.setattr("opentelemetry.trace.get_tracer", provider.get_tracer)
+    try:
+        box = await make("traced")
+        with provider.get_tracer("agent").start_as_current_span("execute_tool python"):
+            await box.run_cell("1 / 0", cell_id="a")
+            await box.exec(["false"], cell_id="b")
+            if box.backend.can_snapshot:
+                await box.snapshot(epoch=7)
+                await box.fork(1)
+    finally:
+        api.undo()
+    spans = {s.name: s for s in exporter.get_finished_spans()}
+    parent = spans["execute_tool python"]
+    assert all(s.parent.span_id == parent.context.span_id for s in spans.values() if s is not parent)
+    cell = dict(spans["sandbox.cell"].attributes)
+    assert cell["mortice.sandbox.strength"] == box.backend.strength
+    assert (cell["mortice.sandbox.cell"], cell["mortice.sandbox.replayed"]) == ("a", False)
+    assert cell["error.type"] == "ZeroDivisionError"
+    assert spans["sandbox.exec"].attributes["process.exit.code"] == 1
+    assert "1 / 0" not in str([s.attributes for s in spans.values()]), "code is content"
+    if box.backend.can_snapshot:
+        assert spans["sandbox.snapshot"].attributes["mortice.sandbox.epoch"] == 7
+        assert spans["sandbox.fork"].attributes["mortice.sandbox.num_forks"] == 1
 
 
 async def test_one_owner_at_a_time(make: Make, boxes: Sandboxes) -> None:
@@ -232,7 +305,7 @@ async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
 async def test_an_idle_machine_is_parked_and_never_in_the_middle_of_something(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mortice.sandbox.box.PARK_AFTER_S", 0.01)
+    monkeypatch.setattr("mortice.sandbox.parking.PARK_AFTER_S", 0.01)
     box = await make()
     for n in range(8):
         assert (await box.run_cell(f"{n}", cell_id=f"a{n}")).value == str(n)

@@ -14,6 +14,10 @@ from mortice.sandbox.box import Box
 from mortice.sandbox.channel import MAX_LINE, Channel
 
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 
 PROBES = r"""
 import ctypes, errno, os, signal, socket
@@ -103,6 +107,7 @@ async def test_no_known_way_out_works(make: Make, tmp_path: Path) -> None:
     assert (await box.run_cell("1 + 1", cell_id="after")).value == "2"
 
 
+@gvisor_first
 async def test_guest_code_cannot_speak_for_the_agent(make: Make) -> None:
     """It writes results of its own wherever it can reach a descriptor; none of them is believed for another id."""
     box = await make()

@@ -13,6 +13,10 @@ from mortice.sandbox.box import Box
 
 MIB = 1 << 20
 Make = Callable[..., Awaitable[Box]]
+gvisor_first = pytest.mark.parametrize(
+    "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
+)
+"""The quick form runs on gVisor, and on `process` among the slow tests."""
 
 
 async def answers(box: object, cell_id: str = "after") -> None:
@@ -35,6 +39,7 @@ async def test_fork_and_thread_bombs_meet_the_process_limit(make: Make, code: st
     await answers(box)
 
 
+@gvisor_first
 async def test_a_shell_fork_bomb_ends_with_its_timeout(make: Make, boxes: Sandboxes) -> None:
     neighbour = await make()
     box = await make(num_processes=24)
@@ -81,6 +86,81 @@ async def test_on_the_host_s_kernel_a_memory_bomb_loses_its_children_and_the_san
     await answers(box)
 
 
+LOCKED = """
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+while True:
+    m = mmap.mmap(-1, 8 << 20)
+    kept.append(m)
+    if libc.mlock(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(m))), ctypes.c_size_t(8 << 20)) != 0:
+        m[::4096] = b'x' * 2048
+"""
+SHARED = """
+import os
+fds = []
+while True:
+    fds.append(os.memfd_create('hoard'))
+    os.posix_fallocate(fds[-1], 0, 16 << 20)
+    os.pwrite(fds[-1], b'x' * (16 << 20), 0)
+"""
+
+
+@pytest.mark.parametrize("code", [LOCKED, SHARED], ids=["mlock", "memfd"])
+async def test_memory_that_no_process_seems_to_hold_counts_too(make: Make, code: str) -> None:
+    """Locked and anonymous shared memory: it ends in an error that can be read or in a sandbox lost for its memory."""
+    neighbour = await make()
+    box = await make(memory_bytes=96 * MIB)
+    try:
+        result = await box.run_cell(code, cell_id="bomb", timeout_s=60)
+    except SandboxLost as lost:
+        assert lost.reason == "oom"  # noqa: PT017
+    else:
+        assert not result.ok
+        assert result.failure is not None
+        assert result.failure.reason in ("oom", "interpreter_exit"), result
+        await answers(box)
+    await answers(neighbour)
+
+
+async def test_the_shared_memory_folder_is_bounded(make: Make) -> None:
+    box = await make()
+    result = await box.exec(
+        ["sh", "-c", "cat /dev/zero > /dev/shm/all; stat -c %s /dev/shm/all"], cell_id="a"
+    )
+    assert int(result.stdout) <= 16 * MIB
+    assert "No space left" in result.stderr
+    await answers(box)
+
+
+async def hoard_files(make: Make, count: int) -> None:
+    neighbour = await make()
+    box = await make(memory_bytes=256 * MIB)
+    before = os.statvfs("/")
+    code = f"import os\nfor n in range({count}): os.close(os.open(f'/work/{{n}}', os.O_CREAT | os.O_WRONLY))"
+    try:
+        result = await box.run_cell(code, cell_id="files", timeout_s=600)
+    except SandboxLost as lost:
+        assert lost.reason == "oom"  # noqa: PT017
+    else:
+        assert result.ok or (result.failure is not None and result.failure.reason == "disk"), result
+        await answers(box)
+        assert (await box.status())["ok"]
+    after = os.statvfs("/")
+    assert before.f_ffree - after.f_ffree < 20_000, "they cost the host inodes"  # others write here too
+    await answers(neighbour)
+
+
+async def test_thousands_of_empty_files_cost_the_host_none(make: Make) -> None:
+    await hoard_files(make, 5_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_million_empty_files_cost_the_host_none(make: Make) -> None:
+    await hoard_files(make, 1_000_000)
+
+
 @pytest.mark.parametrize("folder", ["/work", "/tmp", "/home/user"])
 async def test_full_disks_say_so_and_cost_the_host_nothing(make: Make, folder: str) -> None:
     box = await make(disk_bytes=16 * MIB)
@@ -103,6 +183,7 @@ async def test_the_root_file_system_cannot_be_written(make: Make) -> None:
     assert result.stdout == ""
 
 
+@gvisor_first
 async def test_endless_output_is_cut_and_costs_bounded_memory(make: Make) -> None:
     box = await make(output_bytes=8 * MIB)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -128,6 +209,7 @@ async def test_endless_output_is_cut_and_costs_bounded_memory(make: Make) -> Non
     await answers(box)
 
 
+@gvisor_first
 async def test_time_is_up_for_cells_and_commands_that_will_not_end(make: Make) -> None:
     box = await make()
     await box.run_cell("kept = 5", cell_id="k")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mortice.obs.audit import AuditLog
+from mortice.obs.audit_keys import PublicKey
 from mortice.obs.audit_verify import records, verify
 
 
@@ -71,6 +72,27 @@ def test_a_forged_tail_fails_the_spine(tmp_path: Path) -> None:
     report = verify(tmp_path)
     assert not report.ok
     assert any("heads in the spine" in p for c in report.chains for p in c.problems)
+
+
+def test_a_log_signed_anew_shows_to_whoever_kept_the_public_key(tmp_path: Path) -> None:
+    """All of a log can be written again with right links by someone who makes a key; not with the key that was."""
+    fill(tmp_path / "real")
+    kept = PublicKey((tmp_path / "real" / "signing.pub").read_text())
+    fill(tmp_path / "forged")
+    assert verify(tmp_path / "real", key=kept).ok
+    assert verify(tmp_path / "forged").ok
+    spine = verify(tmp_path / "forged", key=kept).chains[-1]
+    assert not spine.ok
+    assert "the signature over b1 is wrong" in spine.problems[0]
+
+
+def test_the_private_key_is_the_host_s_alone_and_a_missing_public_one_is_no_free_pass(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert (tmp_path / "signing.key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "signing.pub").unlink()
+    assert not verify(tmp_path).ok
+    fill(tmp_path, 1)  # the next writer puts it back
+    assert verify(tmp_path).ok
 
 
 def test_a_spine_cut_before_its_anchor_shows(tmp_path: Path) -> None:

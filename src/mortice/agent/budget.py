@@ -5,7 +5,7 @@ Seconds are those that steps took by the monotonic clock, so neither a stepped c
 
 import msgspec
 
-from mortice.agent.history import Answer, Compaction, Event, Observation
+from mortice.agent.history import Answer, Compaction, Event, Observation, Usage
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -13,6 +13,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     input: float = 0.0
     output: float = 0.0
+
+    def of(self, usage: Usage) -> float:
+        """Of one answer, in US dollars."""
+        return (usage.input_tokens * self.input + usage.output_tokens * self.output) / 1e6
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,8 +48,7 @@ def spent(events: tuple[Event, ...], price: Price) -> Spent:
             turns += isinstance(event, Answer)
             tokens += event.usage.input_tokens + event.usage.output_tokens
             seconds += event.seconds
-            cost = event.usage.input_tokens * price.input + event.usage.output_tokens * price.output
-            usd += cost / 1e6
+            usd += price.of(event.usage)
         elif isinstance(event, Observation):
             calls += 1
             tokens += event.tokens

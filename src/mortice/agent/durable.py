@@ -19,6 +19,16 @@ class Cancelled(Exception):
     """The run was cancelled; raised at its next step. Bodies let it pass."""
 
 
+class Suspended(Cancelled):
+    """The run is put aside: a step could not be done now. Nothing of the step was written, and `resume` does it again.
+    Raised by what a step does, and by `step` and `result` in turn.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One step as it was written down, at its place in the run. Times in seconds since the epoch."""
 
@@ -55,7 +65,7 @@ class Durable(Protocol):
 
     async def step(self, name: str, act: Callable[[], Awaitable[Json]]) -> Json:
         """Do `act` and write its result (JSON) down, or give what was written. An exception is written too, and raised
-        as StepFailed whenever the body comes by.
+        as StepFailed whenever the body comes by; but Suspended puts the run aside and writes nothing.
         """
 
     async def sleep(self, seconds: float) -> None:
@@ -82,7 +92,9 @@ class Durable(Protocol):
         """A new run that has the steps of the old one before `first_step` behind it and begins here."""
 
     async def result(self, run_id: str) -> Json:
-        """Wait for the end. RunFailed with its error if it failed, Cancelled if it was cancelled."""
+        """Wait for the end. RunFailed with its error if it failed, Cancelled if it was cancelled, Suspended if a step of
+        it could not be done now.
+        """
 
     async def send(self, run_id: str, topic: str, message: Json) -> None: ...
 

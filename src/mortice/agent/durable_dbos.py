@@ -9,6 +9,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -26,6 +27,7 @@ from mortice.agent.durable import (
     State,
     StepFailed,
     StepRecord,
+    Suspended,
 )
 from mortice.agent.owners import AdvisoryOwners, FileOwners, Owners
 from mortice.specs.errors import NotFound, RequestError, WrongState
@@ -89,6 +91,7 @@ class DbosDurable:
         self.url = checked_url(url)
         self._folder = folder
         self._takes_over = takes_over
+        self._suspended: dict[str, str] = {}  # why, by run
         self._owners: Owners | None = None
         self._queue = ""
 
@@ -126,6 +129,8 @@ class DbosDurable:
         if self._took_over:
             await DBOS.delete_queue_async(self._queue)
         await asyncio.to_thread(self._close)
+        # DBOS put its own pool in the loop's place and has just shut it down.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
     _took_over = False
 
@@ -180,12 +185,18 @@ class DbosDurable:
         failed: StepFailed
 
         async def boxed() -> Json:
-            return [await act()]  # DBOS tells no result from the result None
+            try:
+                return [await act()]  # DBOS tells no result from the result None
+            except Suspended as error:
+                self._suspended[run_id] = error.reason
+                await DBOS.cancel_workflow_async(run_id)
+                raise dbos_error.DBOSWorkflowCancelledError(error.reason) from error  # is not written down
 
+        run_id = self.run_id
         try:
             return (await DBOS.run_step_async({"name": name}, boxed))[0]
         except dbos_error.DBOSWorkflowCancelledError as error:
-            raise Cancelled(self.run_id) from error
+            raise self._cancelled(run_id) from error
         except StepFailed:
             raise
         except dbos_error.DBOSException:
@@ -252,6 +263,7 @@ class DbosDurable:
             parent_workflow_id=status.workflow_id, load_input=False, load_output=False
         ):
             await self._take(child)
+        self._suspended.pop(status.workflow_id, None)
         await DBOS.resume_workflow_async(status.workflow_id, queue_name=self._queue)
         while True:
             now = await DBOS.get_workflow_status_async(status.workflow_id)
@@ -275,7 +287,11 @@ class DbosDurable:
         except StepFailed as error:
             raise RunFailed(str(error)) from error
         except (dbos_error.DBOSAwaitedWorkflowCancelledError, dbos_error.DBOSWorkflowCancelledError) as error:
-            raise Cancelled(run_id) from error
+            raise self._cancelled(run_id) from error
+
+    def _cancelled(self, run_id: str) -> Cancelled:
+        reason = self._suspended.get(run_id)
+        return Cancelled(run_id) if reason is None else Suspended(reason)
 
     async def send(self, run_id: str, topic: str, message: Json) -> None:
         await DBOS.send_async(run_id, message, topic)

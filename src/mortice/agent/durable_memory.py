@@ -17,6 +17,7 @@ from mortice.agent.durable import (
     State,
     StepFailed,
     StepRecord,
+    Suspended,
 )
 from mortice.specs.errors import NotFound, RequestError
 
@@ -34,6 +35,7 @@ class _Run:
     state: State = "running"
     output: Json = None
     error: str | None = None
+    why: str | None = None  # it was put aside
     journal: dict[int, StepRecord] = field(default_factory=dict)
     inbox: dict[str, list[Json]] = field(default_factory=dict)
     task: "asyncio.Task[None] | None" = None
@@ -71,6 +73,9 @@ class MemoryDurable:
             started, output, error = time.time(), None, None
             try:
                 output = json.loads(json.dumps(await act(), allow_nan=False))
+            except Suspended as raised:
+                run.state, run.why = "cancelled", raised.reason
+                raise
             except Exception as raised:
                 error = f"{type(raised).__name__}\0{raised}"
             self.crash_at(here.run_id, name, "after")
@@ -137,7 +142,7 @@ class MemoryDurable:
             raise NotFound(f"there is no run {run_id!r}", param="id")
         for other, run in list(self._runs.items()):
             if (other == run_id or run.parent == run_id) and run.state in ("running", "cancelled"):
-                run.state = "running"
+                run.state, run.why = "running", None
                 self._go(other)
 
     async def fork(self, run_id: str, new_id: str, first_step: int) -> None:
@@ -156,7 +161,7 @@ class MemoryDurable:
             if isinstance(error, Crash):
                 raise Crash(str(error))
         if run.state == "cancelled":
-            raise Cancelled(run_id)
+            raise Cancelled(run_id) if run.why is None else Suspended(run.why)
         if run.error is not None:
             raise RunFailed(run.error)
         return run.output

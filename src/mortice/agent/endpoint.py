@@ -10,10 +10,11 @@ from typing import Any
 import httpx2 as httpx
 
 from mortice.agent.history import Call, Usage
-from mortice.agent.model import EndpointSpec, ModelError, Reply
+from mortice.agent.model import EndpointSpec, ModelError, ModelUnreachable, Reply
 
 MAX_ANSWER_BYTES = 16 << 20
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
+_MENDABLE = (401, 403, 404)  # another key, another address
 FINAL = "final_answer"
 _FINAL_TOOL = {
     "type": "function",
@@ -104,9 +105,11 @@ class EndpointModel:
                 except ValueError as error:
                     raise ModelError(f"{self._base} did not answer with JSON") from error
             trouble = f"{self._base} answered {response.status_code}: {response.text[:300]}"
-            if response.status_code not in _AGAIN:
+            if response.status_code in _MENDABLE:
                 break
-        raise ModelError(trouble or f"{self._base} did not answer within {timeout_s:g} s")
+            if response.status_code not in _AGAIN:
+                raise ModelError(trouble)
+        raise ModelUnreachable(trouble or f"{self._base} did not answer within {timeout_s:g} s")
 
 
 def read_reply(answer: Any, turn: int) -> Reply:

@@ -14,7 +14,7 @@ import msgspec
 
 from mortice.agent.act import Actor, Ask, Place
 from mortice.agent.budget import Spent, seconds_left, spent, used_up
-from mortice.agent.durable import Durable, Json, RunFailed
+from mortice.agent.durable import Durable, Json, RunFailed, Suspended
 from mortice.agent.epochs import Epoch, JournalDigest, MachineState, step_digest
 from mortice.agent.guards import EMPTY_STOP_AT, empty_answers, guard
 from mortice.agent.history import (
@@ -29,7 +29,7 @@ from mortice.agent.history import (
     Task,
 )
 from mortice.agent.ledger import Ledger
-from mortice.agent.model import Model
+from mortice.agent.model import Model, ModelUnreachable
 from mortice.agent.policy import canonical, may_run_together
 from mortice.agent.runlog import RunLog
 from mortice.agent.spec import AgentSpec
@@ -90,6 +90,9 @@ async def run_agent(environment: Environment, payload: Json) -> Json:
         environment.log.note(
             run.run_id, "run_ended", state=result.state, reason=result.reason, output=result.output
         )
+    except Suspended as error:  # its sandbox is kept for when it goes on
+        environment.log.note(run.run_id, "run_suspended", reason=error.reason)
+        raise
     except Exception as error:
         environment.log.note(run.run_id, "run_failed", error=str(error))
         await environment.clean_up(run.run_id)
@@ -167,7 +170,7 @@ class _Run:
                 reply = await self._model.reply(
                     seen, [spec_of(t) for t in tools], turn=turn, timeout_s=timeout_s
                 )
-                span.ended(reply)
+                span.ended(reply, usd=self._spec.price.of(reply.usage))
             answer = Answer(
                 turn=turn,
                 text=reply.text,
@@ -214,7 +217,10 @@ class _Run:
         """A durable step whose outcome stands in the audit log too, with its digest."""
 
         async def noted() -> Json:
-            output = await act()
+            try:
+                output = await act()
+            except ModelUnreachable as error:
+                raise Suspended(f"the model cannot be reached: {error}") from error
             self._note(kind, step=name, sha256=step_digest(name, output), **said(output))
             return output
 

@@ -12,13 +12,13 @@ import json
 import mimetypes
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import msgspec
 
 from mortice.agent.artifacts import Artifacts
-from mortice.agent.spec import Machine
+from mortice.agent.spec_machine import Machine
 from mortice.agent.tool import CallContext, Output, Tool, ToolError
 from mortice.obs.log import Log
 from mortice.sandbox import (
@@ -31,9 +31,12 @@ from mortice.sandbox import (
     SandboxNotFound,
     SandboxSpec,
 )
+from mortice.specs.errors import RequestError
 
 _log = Log("agent")
 MAX_TEXT_BYTES = 1 << 20
+MAX_FILES = 2000
+MAX_FILES_BYTES = 64 << 20
 _LIST = """__import__('json').dumps([
  [[d + '/' + n, s.st_ctime_ns, s.st_size, s.st_mode]
   for top in ('/work', '/home/user', '/tmp', '/dev/shm') for d, ds, fs in __import__('os').walk(top)
@@ -188,15 +191,13 @@ class SandboxTools:
 
     async def _create(self) -> Sandbox:
         machine = self._machine
-        egress = Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
         spec = SandboxSpec(
             backend=machine.backend,  # type: ignore[arg-type]
             limits=Limits(memory_bytes=machine.memory_mib << 20, timeout_s=machine.timeout_s),
-            egress=egress,
+            egress=egress_of(machine),
         )
         box = await self._boxes.create(spec, name=self._name, keep=True)
-        for inside, here in machine.files.items():
-            await box.write(_path(inside), await asyncio.to_thread(Path(here).read_bytes))
+        await copy_in(box, machine.files)
         return box
 
     async def _run_python(self, box: Sandbox, arguments: dict[str, Any], context: CallContext) -> Output:
@@ -292,6 +293,42 @@ _PYTHON = (
     "Run Python in the sandbox. Variables and imports live on from call to call; files are in /work; there is no "
     "network. Gives what is printed and the value of the last expression."
 )
+
+
+def egress_of(machine: Machine) -> Egress:
+    return Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
+
+
+async def copy_in(box: Sandbox, files: dict[str, str]) -> None:
+    """Copy files and whole folders of this machine into a sandbox. RequestError if one cannot be read or is too large."""
+    pairs = await asyncio.to_thread(_pairs, files)
+    folders = sorted({str(PurePosixPath(inside).parent) for inside, _ in pairs} - {"/work"})
+    if folders:
+        made = await box.exec(["mkdir", "-p", *folders], cell_id="copy-in-folders")
+        if not made.ok:
+            raise RequestError(f"files: {made.stderr.strip()}", param="sandbox")
+    for inside, here in pairs:
+        await box.write(inside, await asyncio.to_thread(here.read_bytes))
+
+
+def _pairs(files: dict[str, str]) -> list[tuple[str, Path]]:
+    pairs = []
+    for inside, name in files.items():
+        here = Path(name)
+        if here.is_dir():
+            found = sorted(path for path in here.rglob("*") if path.is_file())
+            pairs += [(f"{_path(inside)}/{path.relative_to(here).as_posix()}", path) for path in found]
+        elif here.is_file():
+            pairs.append((_path(inside), here))
+        else:
+            raise RequestError(f"files: there is no file or folder {name}", param="sandbox")
+    size = sum(path.stat().st_size for _, path in pairs)
+    if len(pairs) > MAX_FILES or size > MAX_FILES_BYTES:
+        raise RequestError(
+            f"files: {len(pairs)} files with {size >> 20} MiB; at most {MAX_FILES} and {MAX_FILES_BYTES >> 20} MiB",
+            param="sandbox",
+        )
+    return pairs
 
 
 def box_name(run_id: str) -> str:

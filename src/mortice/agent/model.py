@@ -30,6 +30,10 @@ class ModelError(Exception):
     """The endpoint refused, failed or stayed silent, after retries."""
 
 
+class ModelUnreachable(ModelError):
+    """Nothing is wrong with what was asked: the endpoint is down, full, or wants another key. Asking later may do."""
+
+
 class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="endpoint"):
     """Any OpenAI-compatible server. `calls`: native (the model decides when to call), guided (the server is told that
     each answer is a call of a tool, `final_answer` among them, so that weak models write valid ones), or auto: guided

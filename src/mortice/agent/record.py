@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from mortice.agent.budget import Price
 from mortice.agent.durable import RunRecord, StepRecord
 from mortice.agent.history import Answer, File, Observation
 
@@ -50,6 +51,8 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     notices: tuple[str, ...] = ()
     calls: tuple[TurnCall, ...] = ()
     summary: str | None = None  # history was compacted before this turn
+    usd: float = 0.0  # of the model
+    sealed: str = ""  # the audit record of the epoch before this turn, as CHAIN:NUMBER
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +99,8 @@ def timeline(run: RunRecord, steps: Sequence[StepRecord]) -> Timeline:
     payload = run.payload if isinstance(run.payload, dict) else {}
     result = run.output if isinstance(run.output, dict) else {}
     asked = pending(steps) if run.state == "running" else None
-    turns = _turns(run.id, steps, asked) if run.kind == "agent" else ()
-    price = payload.get("price") or {}
-    usd = sum(
-        t.input_tokens * price.get("input", 0.0) + t.output_tokens * price.get("output", 0.0) for t in turns
-    )
+    price = msgspec.convert(payload.get("price") or {}, Price)
+    turns = _turns(run.id, steps, asked, price) if run.kind == "agent" else ()
     output = result.get("output")
     return Timeline(
         id=run.id,
@@ -122,11 +122,11 @@ def timeline(run: RunRecord, steps: Sequence[StepRecord]) -> Timeline:
         turns=turns,
         steps=tuple(map(_step, steps)) if run.kind == "workflow" else (),
         pending=asked,
-        usd=usd / 1e6,
+        usd=sum(turn.usd for turn in turns),
     )
 
 
-def _turns(run_id: str, steps: Sequence[StepRecord], asked: Pending | None) -> tuple[Turn, ...]:
+def _turns(run_id: str, steps: Sequence[StepRecord], asked: Pending | None, price: Price) -> tuple[Turn, ...]:
     by_name = {step.name: step for step in steps}
     turns = []
     for step in steps:
@@ -146,9 +146,15 @@ def _turns(run_id: str, steps: Sequence[StepRecord], asked: Pending | None) -> t
                 notices=tuple(step.output.get("notices") or ()),
                 calls=tuple(_calls(run_id, answer, step.output, by_name, steps, asked)),
                 summary=summary.output.get("summary") if summary and summary.output else None,
+                usd=price.of(answer.usage),
+                sealed=_sealed(step.output.get("epoch")),
             )
         )
     return tuple(turns)
+
+
+def _sealed(epoch: Any) -> str:
+    return f"{epoch['chain']}:{epoch['seq']}" if isinstance(epoch, dict) else ""
 
 
 def _calls(

@@ -196,6 +196,7 @@ class Agents:
             consent=self._consent or Nobody(),
             model=model,
             tokens=self._home.tokens,
+            boxes=self.boxes,
         )
 
     async def boxes(self) -> Boxes:

@@ -1,9 +1,10 @@
 """The timeline of a run as one HTML page: no script, nothing loaded from elsewhere, everything escaped."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from jinja2 import Environment, Template
@@ -24,10 +25,19 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     to: str
 
 
-def page(run: Timeline) -> str:
+class Row(Protocol):
+    """A run in the list."""
+
+    @property
+    def state(self) -> str: ...
+
+
+def page(run: Timeline, *, back: str = "") -> str:
+    """`back`: address of the list, where there is one; a page with one renews itself while the run goes on."""
     spans = _spans(run)
-    return _template().render(
+    return _template("timeline.html.j2").render(
         run=run,
+        back=back,
         css=Markup((_FOLDER / "timeline.css").read_text()),
         spans=spans,
         figures=_figures(run),
@@ -37,10 +47,19 @@ def page(run: Timeline) -> str:
     )
 
 
-def _template() -> Template:
+def list_page(runs: Sequence[Row]) -> str:
+    """Runs as a table; each leads to `agents/ID` beside it."""
+    return _template("runs.html.j2").render(
+        runs=runs,
+        running=any(run.state in ("running", "waiting") for run in runs),
+        css=Markup((_FOLDER / "timeline.css").read_text()),
+    )
+
+
+def _template(name: str) -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(seconds=_seconds, clock=_clock, gist=_gist, arguments=_pretty)
-    return environment.from_string((_FOLDER / "timeline.html.j2").read_text())
+    return environment.from_string((_FOLDER / name).read_text())
 
 
 def _spans(run: Timeline) -> list[Span]:

@@ -33,6 +33,9 @@ NAMES = {
     "step": "mortice.step.name",
     "turn": "mortice.turn",
     "strength": "mortice.sandbox.strength",
+    "usd": "mortice.cost.usd",
+    "mcp_method": "mcp.method.name",
+    "mcp_server": "mortice.mcp.server",
 }
 
 
@@ -75,8 +78,11 @@ class Spans:
 
     @contextmanager
     def tool(self, tool: Tool, call: Call) -> Iterator[ToolSpan]:
-        kind = "extension" if tool.origin.startswith("mcp:") else "function"
-        named = {"operation": "execute_tool", "tool": tool.name, "call": call.id, "tool_type": kind}
+        """The span of a call to an MCP server has MCP's attributes too, instead of a second span inside it."""
+        named = {"operation": "execute_tool", "tool": tool.name, "call": call.id, "tool_type": "function"}
+        if tool.origin.startswith("mcp:"):
+            server = tool.origin.removeprefix("mcp:")
+            named |= {"tool_type": "extension", "mcp_method": "tools/call", "mcp_server": server}
         with self._span(f"execute_tool {tool.name}", SpanKind.INTERNAL, **named) as span:
             yield ToolSpan(span)
 
@@ -91,7 +97,9 @@ class ChatSpan:
     def __init__(self, span: Span) -> None:
         self._span = span
 
-    def ended(self, reply: Reply) -> None:
+    def ended(self, reply: Reply, *, usd: float) -> None:
+        if usd:
+            self._span.set_attribute(NAMES["usd"], usd)
         self._span.set_attribute(NAMES["input_tokens"], reply.usage.input_tokens)
         self._span.set_attribute(NAMES["output_tokens"], reply.usage.output_tokens)
         if reply.model:

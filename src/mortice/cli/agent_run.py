@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import typer
 
-from mortice.agent.durable import Cancelled, RunFailed
+from mortice.agent.durable import Cancelled, RunFailed, Suspended
 from mortice.agent.epochs import Proof
 from mortice.agent.home import Home
 from mortice.agent.loop import Result
@@ -75,6 +75,11 @@ def drive(
         result = asyncio.run(go())
     except RunFailed as error:
         raise MorticeError(f"run {state['id']} failed: {error}") from error
+    except Suspended as error:
+        text = (
+            f"run {state['id']} is put aside: {error.reason}; go on with: mortice agent resume {state['id']}"
+        )
+        raise MorticeError(text) from error
     except Cancelled as error:
         raise MorticeError(f"run {state['id']} was cancelled") from error
     if result is None:

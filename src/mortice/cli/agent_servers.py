@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 
 from mortice.agent.artifacts import Artifacts
 from mortice.agent.home import Home
+from mortice.agent.machine import Boxes
 from mortice.agent.mcp.config import McpServer, read_servers
 from mortice.agent.mcp.connection import Gone
 from mortice.agent.mcp.host import McpHost
@@ -17,6 +19,7 @@ from mortice.agent.mcp.pins import Pins, digest, server_id, suspicion
 from mortice.agent.spec import read_document
 from mortice.agent.tool import ToolError
 from mortice.cli.agent_output import Watch
+from mortice.sandbox import Sandboxes
 from mortice.specs.errors import MorticeError, RequestError
 
 
@@ -119,12 +122,20 @@ def servers_of(config: Path) -> dict[str, McpServer]:
 async def _with_host(
     place: Home, servers: dict[str, McpServer], act: Callable[[McpHost], Awaitable[Any]]
 ) -> Any:
-    host = McpHost(
-        servers,
-        pins=Pins(place.pins),
-        artifacts=Artifacts(place.artifacts),
-        consent=Watch("ask"),
-        tokens=place.tokens,
-    )
-    async with host:
-        return await act(host)
+    async with AsyncExitStack() as stack:
+        boxed = any(server.sandbox is not None for server in servers.values())
+        made: Boxes | None = await stack.enter_async_context(Sandboxes()) if boxed else None
+
+        async def boxes() -> Boxes:
+            assert made is not None
+            return made
+
+        host = McpHost(
+            servers,
+            pins=Pins(place.pins),
+            artifacts=Artifacts(place.artifacts),
+            consent=Watch("ask"),
+            tokens=place.tokens,
+            boxes=boxes,
+        )
+        return await act(await stack.enter_async_context(host))

@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mortice.agent.dashboard import read_run, state_of
 from mortice.agent.durable import RunRecord
 from mortice.agent.durable_dbos import DbosReader
 from mortice.agent.home import Home
-from mortice.agent.record import Timeline, pending, timeline
+from mortice.agent.record import Timeline, pending
 from mortice.agent.runlog import RunLog
 from mortice.agent.timeline_page import page
 from mortice.cli.agent_output import line
@@ -22,7 +23,7 @@ from mortice.specs.errors import NotFound, RequestError, WrongState
 def print_runs(place: Home, *, kind: str, limit: int, as_json: bool) -> None:
     try:
         with closing(DbosReader(place.db)) as reader:
-            found = [(run, _state(reader, run)) for run in reader.runs(kind=kind, limit=limit)]
+            found = [(run, state_of(reader, run)) for run in reader.runs(kind=kind, limit=limit)]
     except NotFound:
         found = []
     if as_json:
@@ -38,9 +39,7 @@ def print_runs(place: Home, *, kind: str, limit: int, as_json: bool) -> None:
 
 
 def print_run(place: Home, run_id: str, *, html: Path | None, as_json: bool) -> None:
-    with closing(DbosReader(place.db)) as reader:
-        run = reader.find(run_id)
-        made = timeline(run, reader.steps(run_id))
+    made = read_run(place, run_id)
     if html is not None:
         html.write_text(page(made))
         typer.echo(str(html), err=True)
@@ -76,14 +75,6 @@ def cancel_run(place: Home, run_id: str) -> None:
             raise WrongState(f"run {run_id!r} has ended")
         reader.cancel(run_id)
     typer.echo(f"run {run_id} ends at its next step")
-
-
-def _state(reader: DbosReader, run: RunRecord) -> str:
-    if run.state == "running" and pending(reader.steps(run.id)) is not None:
-        return "waiting"
-    if run.state == "done" and isinstance(run.output, dict):
-        return str(run.output.get("state", "done"))
-    return run.state
 
 
 def _row(run: RunRecord, state: str) -> dict[str, Any]:

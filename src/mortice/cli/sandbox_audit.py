@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mortice.obs.audit import chains_in
+from mortice.obs.audit_keys import PublicKey
 from mortice.obs.audit_verify import records
 from mortice.obs.audit_verify import verify as verify_log
 from mortice.sandbox.home import Home
@@ -27,6 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 def verify(
     as_json: Json = False,
     anchor: Annotated[str | None, typer.Option(help="SEQ:HASH of the spine, kept elsewhere.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The log's public key in hex, kept elsewhere (else signing.pub beside it)."),
+    ] = None,
 ) -> None:
     """Check every link of every chain. Exits with 1 if anything was altered, cut or taken out."""
     known = None
@@ -35,7 +40,11 @@ def verify(
         if not seq.isdigit() or len(digest) != 64:
             raise RequestError("give SEQ:HASH as `audit verify` prints it for the spine", param="anchor")
         known = (int(seq), digest)
-    report = verify_log(Home().audit, anchor=known)
+    try:
+        public = PublicKey(key) if key is not None else None
+    except ValueError:
+        raise RequestError("give 64 hexadecimal digits, as signing.pub holds them", param="key") from None
+    report = verify_log(Home().audit, anchor=known, key=public)
     if as_json:
         print(json.dumps(msgspec.to_builtins(report), indent=2))
     else:

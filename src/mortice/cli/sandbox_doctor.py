@@ -37,11 +37,20 @@ def doctor(
         raise typer.Exit(1)
 
 
-def setup() -> None:
+def setup(
+    vm: Annotated[
+        bool | None,
+        typer.Option(
+            help="QEMU and a guest kernel too. Left out: where this machine's KVM runs ordinary guests."
+        ),
+    ] = None,
+) -> None:
     """Fetch what sandboxes need from Debian: runsc, a root file system for guests. Needs root; runs once."""
-    from mortice.sandbox.provision import provision  # nobody else needs it
+    from mortice.sandbox.kvm import probe_kvm  # nobody else needs these
+    from mortice.sandbox.provision import provision
 
-    problems = provision(lambda line: print(f"sandbox: {line}", file=sys.stderr))
+    wanted = probe_kvm().hardware if vm is None else vm
+    problems = provision(lambda line: print(f"sandbox: {line}", file=sys.stderr), vm=wanted)
     for problem in problems:
         print(f"mortice: {problem}", file=sys.stderr)
     if problems:

@@ -11,6 +11,7 @@ import typer
 
 from mortice.bench.loop import new_loop
 from mortice.cli.ask import ask
+from mortice.cli.serve_pages import pages
 from mortice.models import store
 from mortice.obs.log import setup_log
 from mortice.serve.options import ServeOptions, read_api_keys
@@ -232,6 +233,7 @@ def serve(
         store=None if response_store == "off" else response_store,
         deployment=chosen,
         trace_endpoint=trace_endpoint,
+        pages=pages(),
     )
     joining = _joining(workers_listen, token_file)
     if workers_listen is not None and chosen.transfer.listen == "127.0.0.1":

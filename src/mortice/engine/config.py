@@ -22,7 +22,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "INFO"
 
 
-MAX_ORDER = 64 << 10  # bytes of an `Order`: one packet
+MAX_ORDER = 128 << 10  # bytes of an `Order`: one packet of a local socket
 
 
 class Order(msgspec.Struct, frozen=True):

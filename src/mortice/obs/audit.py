@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +19,15 @@ from typing import Any
 
 import msgspec
 
+from mortice.obs.audit_keys import SigningKey
+
 GENESIS = "0" * 64
 SPINE = "spine"
 MAX_PENDING = 65536
 MAX_OPEN = 256
 MAX_TEXT = 16384
 MAX_LINE = 1 << 20
+TAIL = 8192  # of a chain that another process has appended to: mostly the last line is in it
 HEAD_EVERY_S = 1.0
 
 Place = tuple[int, str]
@@ -50,8 +52,7 @@ class AuditLog:
         self.folder = folder
         self._sync = sync
         self._head_every_s = head_every_s
-        self._key = signing_key(folder)
-        self._salt = self._key[:16]
+        self._key = SigningKey(folder)
         self._boot_id = _boot_id()
         self._pending: list[tuple[str, Place, Future[Place]]] = []
         self._ready = threading.Condition()
@@ -122,7 +123,7 @@ class AuditLog:
         return str(value)
 
     def _masked(self, value: str) -> str:
-        return "[hidden:" + hmac.new(self._salt, value.encode(), hashlib.sha256).hexdigest()[:16] + "]"
+        return "[hidden:" + hmac.new(self._key.salt, value.encode(), hashlib.sha256).hexdigest()[:16] + "]"
 
     def _chain(self, name: str) -> "_Chain":
         end = self._chains.get(name)
@@ -166,7 +167,7 @@ class AuditLog:
         spine = self._chain(SPINE)
         records = []
         for chain, (seq, digest) in self._unheaded.items():
-            signature = sign_head(self._key, chain, seq, digest)
+            signature = self._key.sign(chain, seq, digest)
             head = {
                 "kind": "head",
                 "chain": chain,
@@ -228,9 +229,13 @@ class _Chain:
         if size == self._size:
             return 0
         self.seq, self.hash, self._size = -1, GENESIS, 0
-        window = min(size, MAX_LINE)
-        tail = os.pread(self._fd, window, size - window)
-        end = tail.rfind(b"\n")
+        window = min(size, TAIL)
+        while True:
+            tail = os.pread(self._fd, window, size - window)
+            end = tail.rfind(b"\n")
+            if window == min(size, MAX_LINE) or tail.rfind(b"\n", 0, max(0, end)) >= 0:
+                break
+            window = min(size, MAX_LINE, 8 * window)
         if end < 0:
             return size
         line = tail[tail.rfind(b"\n", 0, end) + 1 : end]
@@ -261,31 +266,6 @@ def chains_in(folder: Path) -> Iterator[str]:
     for path in sorted(folder.glob("*.jsonl")):
         if path.stem != SPINE:
             yield path.stem
-
-
-def sign_head(key: bytes, chain: str, seq: int, digest: str) -> str:
-    """HMAC-SHA256 over what a spine record states."""
-    return hmac.new(key, f"{chain}:{seq}:{digest}".encode(), hashlib.sha256).hexdigest()
-
-
-def signing_key(folder: Path) -> bytes:
-    """The log's key, made at first use. Kept beside the log with mode 0600; move it away to verify elsewhere."""
-    path = folder / "key"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        for _ in range(200):
-            key = path.read_bytes()
-            if len(key) == 32:
-                return key
-            time.sleep(0.01)  # another process is writing it
-        raise ValueError(f"{path} does not hold 32 bytes; the log cannot be signed") from None
-    key = secrets.token_bytes(32)
-    with os.fdopen(fd, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(fd)
-    return key
 
 
 def _boot_id() -> str:

@@ -1,14 +1,14 @@
 """Reading an audit log: is every link there, and what does it say?"""
 
 import hashlib
-import hmac
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mortice.obs.audit import GENESIS, MAX_LINE, SPINE, chains_in, sign_head, signing_key
+from mortice.obs.audit import GENESIS, MAX_LINE, SPINE, chains_in
+from mortice.obs.audit_keys import PublicKey, public_key
 
 
 class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,21 +31,24 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     chains: tuple[ChainReport, ...]
 
 
-def verify(folder: Path, *, anchor: tuple[int, str] | None = None) -> AuditReport:
+def verify(
+    folder: Path, *, anchor: tuple[int, str] | None = None, key: PublicKey | None = None
+) -> AuditReport:
     """Check links, numbers, clocks, signatures, and that every head the spine ever wrote down is still in its chain.
 
-    `anchor` is a (seq, hash) of the spine kept elsewhere: what was cut off the spine since then shows.
+    `anchor` is a (seq, hash) of the spine kept elsewhere: what was cut off the spine since then shows. `key` is the log's
+    public key kept elsewhere (else the one beside the log is taken): a log that someone signed anew shows.
     """
     heads: dict[str, dict[int, str]] = {}
     spine_problems: list[str] = []
-    key = signing_key(folder) if (folder / "key").exists() else b""
+    key = key or public_key(folder)
     if (folder / f"{SPINE}.jsonl").exists():
         for record in _records_quietly(folder, SPINE):
             if record.get("kind") != "head":
                 continue
             chain, seq, digest = str(record["chain"]), int(record["head_seq"]), str(record["head_hash"])
             heads.setdefault(chain, {})[seq] = digest
-            if not hmac.compare_digest(sign_head(key, chain, seq, digest), str(record.get("signature"))):
+            if key is None or not key.verifies(chain, seq, digest, str(record.get("signature"))):
                 spine_problems.append(f"record {record.get('seq')}: the signature over {chain} is wrong")
     reports = []
     for chain in chains_in(folder):

@@ -61,63 +61,19 @@ def ep_rows(
             f"tokens must be at least 1 a rank and at most {MAX_TOKENS:,}, not {tokens_per_rank}",
             param="tokens",
         )
-    formats, kernels, near = formats_for(device, weights), measured.kernels(device), domain_size(device)
-    up, out = tiers(device)
-    rows = []
-    for ranks in sizes:
-        fits_whole = ranks <= near or ranks % near == 0
-        if (
-            ranks > experts.num_experts
-            or experts.num_experts % ranks
-            or not fits_whole
-            or (ranks > near and out is None)
-        ):
-            continue
-        loads = {
-            leg: dispatch_load(
-                tokens=tokens_per_rank,
-                hidden_size=model.hidden_size,
-                element_bytes=dtype_bytes(dtype),
-                num_experts=experts.num_experts,
-                top_k=experts.top_k,
-                num_ranks=ranks,
-                ranks_per_domain=near,
-            )
-            for leg, dtype in (("dispatch", formats.wire_out), ("combine", formats.wire_back))
-        }
-        uneven = imbalance or float(expected_imbalance(tokens_per_rank * ranks, experts.top_k, ranks))
-        expert_s = float(
-            kernels.experts(
-                tokens_per_rank * ranks, model.hidden_size, experts.expert_size, experts.num_experts, experts.top_k,
-                ranks, formats.expert_weights, uneven, experts.matrices,
-            )
-        )  # fmt: skip
-        weight_bytes = (
-            experts.matrices * model.hidden_size * experts.expert_size * experts.num_experts / ranks
-            * model.moe_layers * dtype_bytes(formats.expert_weights)
-        )  # fmt: skip
-        dispatch_s = exchange_s(loads["dispatch"], up, out) if ranks > 1 else 0.0
-        combine_s = exchange_s(loads["combine"], up, out) if ranks > 1 else 0.0
-        load = loads["dispatch"]
-        rows.append(
-            {
-                "ep": ranks,
-                "domains": max(1, ranks // near),
-                "experts_per_rank": experts.num_experts // ranks,
-                "ranks_visited": load.ranks_visited,
-                "domains_visited": load.domains_visited,
-                "scale_out_bytes": load.scale_out_bytes,
-                "naive_scale_out_bytes": load.naive_scale_out_bytes,
-                "scale_up_bytes": load.scale_up_bytes,
-                "dispatch_s": dispatch_s,
-                "combine_s": combine_s,
-                "imbalance": uneven,
-                "experts_s": expert_s,
-                "layer_s": dispatch_s + combine_s + expert_s,
-                "weight_bytes": weight_bytes,
-                "fits": weight_bytes <= EXPERT_MEMORY * device.memory_bytes,
-            }
-        )
+    near = domain_size(device)
+    reaches_out = tiers(device)[1] is not None
+    fitting = [
+        ranks
+        for ranks in sizes
+        if ranks <= experts.num_experts
+        and experts.num_experts % ranks == 0
+        and (ranks <= near or (ranks % near == 0 and reaches_out))
+    ]
+    rows = [
+        _row(model, device, tokens_per_rank, ranks, imbalance=imbalance, weights=weights, measured=measured)
+        for ranks in fitting
+    ]
     if not rows:
         raise RequestError(
             f"model: no group of {', '.join(map(str, sizes))} ranks divides {experts.num_experts} experts on "
@@ -125,6 +81,66 @@ def ep_rows(
             param="model",
         )
     return rows
+
+
+def _row(
+    model: ModelShape,
+    device: HardwareSpec,
+    tokens_per_rank: int,
+    ranks: int,
+    *,
+    imbalance: float | None,
+    weights: str | None,
+    measured: Measured,
+) -> dict:
+    """What one layer's experts cost in a group of `ranks`; seconds and bytes a rank."""
+    experts = model.moe
+    assert experts is not None
+    formats, kernels, near = formats_for(device, weights), measured.kernels(device), domain_size(device)
+    up, out = tiers(device)
+    loads = {
+        leg: dispatch_load(
+            tokens=tokens_per_rank,
+            hidden_size=model.hidden_size,
+            element_bytes=dtype_bytes(dtype),
+            num_experts=experts.num_experts,
+            top_k=experts.top_k,
+            num_ranks=ranks,
+            ranks_per_domain=near,
+        )
+        for leg, dtype in (("dispatch", formats.wire_out), ("combine", formats.wire_back))
+    }
+    uneven = imbalance or float(expected_imbalance(tokens_per_rank * ranks, experts.top_k, ranks))
+    expert_s = float(
+        kernels.experts(
+            tokens_per_rank * ranks, model.hidden_size, experts.expert_size, experts.num_experts, experts.top_k,
+            ranks, formats.expert_weights, uneven, experts.matrices,
+        )
+    )  # fmt: skip
+    weight_bytes = (
+        experts.matrices * model.hidden_size * experts.expert_size * experts.num_experts / ranks
+        * model.moe_layers * dtype_bytes(formats.expert_weights)
+    )  # fmt: skip
+    dispatch_s = exchange_s(loads["dispatch"], up, out) if ranks > 1 else 0.0
+    combine_s = exchange_s(loads["combine"], up, out) if ranks > 1 else 0.0
+    load = loads["dispatch"]
+    return {
+        "ep": ranks,
+        "domains": max(1, ranks // near),
+        "experts_per_rank": experts.num_experts // ranks,
+        "ranks_visited": load.ranks_visited,
+        "domains_visited": load.domains_visited,
+        "scale_out_bytes": load.scale_out_bytes,
+        "naive_scale_out_bytes": load.naive_scale_out_bytes,
+        "scale_up_bytes": load.scale_up_bytes,
+        "dispatch_s": dispatch_s,
+        "combine_s": combine_s,
+        "imbalance": uneven,
+        "experts_s": expert_s,
+        "layer_s": dispatch_s + combine_s + expert_s,
+        "weight_bytes": weight_bytes,
+        "fits": weight_bytes <= EXPERT_MEMORY * device.memory_bytes,
+    }
 
 
 def ep_question(

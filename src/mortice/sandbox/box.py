@@ -2,90 +2,44 @@
 
 import asyncio
 import base64
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
-
-import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.channel import Channel, Message
 from mortice.sandbox.contract import (
     MIB,
+    WAIT_S,
     BoxInfo,
-    CellError,
     GuestFileError,
-    LeaseLost,
     OnOutput,
     RunResult,
     SandboxBusy,
     SandboxError,
     SandboxLost,
-    SandboxSpec,
+    Strength,
 )
-from mortice.sandbox.failures import explain
+from mortice.sandbox.failures import result_of
 from mortice.sandbox.home import write_whole
 from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.parking import Parking
+from mortice.sandbox.record import BoxRecord, Lease
+from mortice.sandbox.trace import span
+from mortice.sandbox.workspace import Tree, read_listing
 
 HELLO_TIMEOUT_S = 30.0
-PARK_AFTER_S = 2.0
+EMULATED_HELLO_TIMEOUT_S = 240.0  # a kernel boots in software, on a machine that does other things
 FILE_TIMEOUT_S = 30.0
 MAX_CODE = 512 * 1024  # of one request line
 SMALL_FILE = 256 * 1024  # goes in one message
 MAX_FILE = 256 * MIB
-
-
-class BoxRecord(msgspec.Struct, kw_only=True):
-    """What stands in box.json: enough for another process to take the box over."""
-
-    id: str
-    name: str
-    backend: str
-    strength: str
-    state: Literal["creating", "ready", "paused", "lost", "destroyed"]
-    spec: SandboxSpec
-    generation: int
-    created_at: float
-    image_digest: str = ""
-    pid: int = 0
-    started: int = 0
-    keep: bool = False
-    parent_snapshot: str | None = None
-    last_snapshot: str | None = None
-    next_request: int = 0
-
-
-class Lease:
-    """Ownership of a box by one process: a file lock that falls with its holder, and a number that grows with each."""
-
-    def __init__(self, place: Path) -> None:
-        self._fd = os.open(place / "lease", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._fd)
-            raise SandboxBusy(
-                "another process owns this sandbox; it is free once that one ends", param="name"
-            ) from None
-        self.token = int(os.pread(self._fd, 32, 0) or b"0") + 1
-        os.pwrite(self._fd, str(self.token).encode(), 0)
-
-    def check(self) -> None:
-        """Raises LeaseLost if someone took the box (its lease file was replaced or numbered on)."""
-        if self._fd < 0 or int(os.pread(self._fd, 32, 0) or b"0") != self.token:
-            raise LeaseLost("another owner has this sandbox now", param="name")
-
-    def release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Box:
@@ -100,8 +54,8 @@ class Box:
         lease: Lease,
         audit: AuditLog,
         on_gone: Callable[["Box"], None],
-        save_snapshot: Callable[["Box", int | None], Any],
-        fork_snapshot: Callable[["Box", int, list[str] | None], Any],
+        save_snapshot: Callable[["Box", int | None, float], Any],
+        fork_snapshot: Callable[["Box", int, list[str] | None, float], Any],
     ) -> None:
         self.record = record
         self.place = place
@@ -116,11 +70,12 @@ class Box:
         self._pidfd = -1
         self._requests = 0
         self._lost: SandboxLost | None = None
+        self.saving = asyncio.Lock()
+        self.tree: Tree | None = None  # of the workspace at the last snapshot, as far as we know
+        self._cells_may_start = asyncio.Event()
+        self._cells_may_start.set()
         self.changed = True  # since the last snapshot; set by every run and write
-        self._parked = False
-        self._num_holds = 0
-        self._park_timer: asyncio.TimerHandle | None = None
-        self._parking: asyncio.Task[None] | None = None
+        self._parking = Parking(machine, idle=self._is_idle, quiet=self._is_quiet)
         self.gate: Any = None  # the egress proxy's end, where there is one
 
     @property
@@ -146,14 +101,16 @@ class Box:
         if self.gate:
             self.gate.attach(self._channel)
         self._watch()
-        hello = await self._channel.hello(HELLO_TIMEOUT_S)
+        emulated = self.backend.strength is Strength.EMULATED
+        timeout_s = EMULATED_HELLO_TIMEOUT_S if emulated else HELLO_TIMEOUT_S
+        hello = await self._channel.hello(timeout_s)
         if renew:
-            await self._renew()
+            await self._renew(timeout_s)
         self.record.state = "ready"
-        self._park_later()
+        self._parking.later()
         return hello
 
-    async def _renew(self) -> None:
+    async def _renew(self, timeout_s: float) -> None:
         message = {
             "op": "renew",
             "generation": f"{self.record.id}.{self.record.generation}.{secrets.token_hex(8)}",
@@ -161,7 +118,7 @@ class Box:
             "hostname": self.record.id,
             "now": time.time(),
         }
-        await self._ask(message, timeout_s=HELLO_TIMEOUT_S)
+        await self._ask(message, timeout_s=timeout_s)
 
     def _watch(self) -> None:
         try:
@@ -184,11 +141,8 @@ class Box:
             if self._channel is not None:
                 self._channel.fail(self._lost)
 
-    def _unwatch(self) -> None:
-        self._cancel_park()
-        if self._parked:
-            self.machine.unpark()  # a stopped machine can be neither asked nor ended
-            self._parked = False
+    def _unwatch(self, *, leave_parked: bool = False) -> None:
+        self._parking.end(leave_parked=leave_parked)
         if self._pidfd >= 0:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -232,8 +186,7 @@ class Box:
             await self.destroy()
             return
         left_parked = self.record.state == "ready" and self._lost is None and await self.park_if_quiet()
-        self._parked = False  # not ours any more: it stays stopped until someone attaches
-        self._unwatch()
+        self._unwatch(leave_parked=True)
         if self._channel is not None:
             self._channel.close()
         if self.gate:
@@ -260,10 +213,14 @@ class Box:
                 f"a cell holds at most {MAX_CODE >> 10} KiB of code; write more to a file and import it"
             )
         digest = hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest()
+        await self._cells_may_start.wait()
         intent = self._intent("cell", cell_id=cell_id, code=code, code_sha256=digest)
-        return await self._run(
-            {"op": "cell", "code": code}, intent, cell_id, timeout_s, output_cap, on_output
-        )
+        with span("cell", self.info, cell=cell_id) as ended:
+            result = await self._run(
+                {"op": "cell", "code": code}, intent, cell_id, timeout_s, output_cap, on_output
+            )
+            ended(result)
+        return result
 
     async def exec(
         self,
@@ -292,7 +249,10 @@ class Box:
             "env": env,
             "stdin": None if stdin is None else "",
         }
-        return await self._run(request, intent, cell_id, timeout_s, output_cap, on_output, stdin=stdin)
+        with span("exec", self.info, cell=cell_id) as ended:
+            result = await self._run(request, intent, cell_id, timeout_s, output_cap, on_output, stdin=stdin)
+            ended(result)
+        return result
 
     async def _run(
         self,
@@ -339,39 +299,13 @@ class Box:
         await (
             intent
         )  # what stays inside falls with the machine; its result leaves only when its intent is safe
-        result = self._result(cell_id, answer, timeout)
+        result = result_of(cell_id, answer, self.backend, limits, timeout)
         self._note(
             "exit", cell_id=cell_id, ok=result.ok, exit_code=result.exit_code, stdout_bytes=result.stdout_bytes,
             stderr_bytes=result.stderr_bytes, wall_s=result.wall_s, cpu_s=result.cpu_s, replayed=result.replayed,
             reason=result.failure.reason if result.failure else None,
         )  # fmt: skip
         return result
-
-    def _result(self, cell_id: str, answer: Message, timeout_s: float) -> RunResult:
-        if answer.get("forgotten"):
-            raise SandboxBusy(f"{cell_id!r} ran before and its result is no longer held", param="cell_id")
-        try:
-            error = answer.get("error")
-            reason = answer.get("reason")
-            return RunResult(
-                cell_id=cell_id,
-                ok=bool(answer["ok"]),
-                exit_code=None if answer.get("exit") is None else int(answer["exit"]),
-                stdout=str(answer.get("stdout", "")),
-                stderr=str(answer.get("stderr", "")),
-                stdout_bytes=int(answer.get("stdout_bytes", 0)),
-                stderr_bytes=int(answer.get("stderr_bytes", 0)),
-                wall_s=float(answer["wall"]),
-                cpu_s=float(answer.get("cpu") or 0),
-                backend=self.backend.name,
-                strength=self.backend.strength,
-                value=answer.get("value"),
-                error=msgspec.convert(error, CellError) if error else None,
-                failure=explain(reason, self.record.spec.limits, timeout_s=timeout_s) if reason else None,
-                replayed=bool(answer.get("replayed")),
-            )
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as problem:
-            raise SandboxError(f"the guest's answer to {cell_id!r} cannot be read: {problem}") from None
 
     async def send_stdin(self, cell_id: str, data: bytes, *, close: bool = False) -> None:
         """See `Sandbox.send_stdin`."""
@@ -403,15 +337,6 @@ class Box:
             await self._file({"op": "write", "path": path, "data": base64.b64encode(data).decode()}, path)
         else:
             await self._file({"op": "write", "path": path}, path, send=data)
-
-    async def tree(self, path: str = "/work") -> dict[str, tuple[int, int]]:
-        """Every file under `path` with its size and modification time in ns, as the guest's user sees them."""
-        lines = (await self._file({"op": "tree", "path": path}, path, keep=16 * MIB)).splitlines()
-        found = {}
-        for line in lines:
-            name, size, mtime, _ = msgspec.json.decode(line, type=tuple[str, int, int, int])
-            found[name] = (size, mtime)
-        return found
 
     async def _file(self, request: Message, path: str, *, send: bytes | None = None, keep: int = 0) -> bytes:
         if not path.startswith("/") or "\0" in path or len(path) > 4096:
@@ -449,32 +374,57 @@ class Box:
 
     # ---- state
 
-    async def snapshot(self, *, epoch: int | None = None) -> str:
+    async def snapshot(self, *, epoch: int | None = None, wait_s: float = WAIT_S) -> str:
         """See `Sandbox.snapshot`."""
-        snapshot_id: str = await self._save_snapshot(self, epoch)
+        with span("snapshot", self.info, epoch=epoch):
+            snapshot_id: str = await self._save_snapshot(self, epoch, wait_s)
         return snapshot_id
 
-    async def fork(self, n: int, *, names: list[str] | None = None) -> list[Any]:
+    async def fork(self, n: int, *, names: list[str] | None = None, wait_s: float = WAIT_S) -> list[Any]:
         """See `Sandbox.fork`."""
-        outcomes: list[Any] = await self._fork_snapshot(self, n, names)
+        with span("fork", self.info, num_forks=n):
+            outcomes: list[Any] = await self._fork_snapshot(self, n, names, wait_s)
         return outcomes
 
-    async def quiesce(self) -> None:
-        """Refuses while a cell runs; afterwards nothing of ours is half done inside."""
-        answer = await self._ask({"op": "quiesce"}, timeout_s=10.0)
-        if not answer.get("ok"):
-            raise SandboxBusy(f"cell {answer.get('busy')!r} is running; a snapshot is taken between cells")
+    async def quiesce(self, wait_s: float) -> Tree | None:
+        """Wait until no cell runs, and hold the next ones until `unquiesce`: nothing of ours is half done in between.
+
+        Returns the files of the workspace, or None where they are too many. Raises SandboxBusy when a cell runs longer.
+        """
+        self._cells_may_start.clear()
+        deadline = time.monotonic() + wait_s
+        pause_s = 0.002
+        try:
+            while True:
+                answer = await self._ask({"op": "quiesce", "tree": "/work"}, timeout_s=10.0)
+                if answer.get("ok"):
+                    return read_listing(answer.get("tree"))
+                if time.monotonic() >= deadline:
+                    raise SandboxBusy(
+                        f"cell {answer.get('busy')!r} still runs after {wait_s:g} s, and a machine is saved between cells: "
+                        "interrupt it (signal INT) or give a longer wait_s",
+                        param="wait_s",
+                    )
+                await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
+                pause_s = min(2 * pause_s, 0.1)
+        except BaseException:
+            self._cells_may_start.set()
+            raise
 
     async def unquiesce(self) -> None:
-        """Give running commands their time back after a snapshot."""
+        """Give running commands their time back after a snapshot, and let cells start."""
+        self._cells_may_start.set()
         await self._ask({"op": "unquiesce"}, timeout_s=10.0)
 
-    async def pause(self) -> None:
-        """Stop every process inside; time in it stands still for deadlines."""
+    async def pause(self, *, wait_s: float = WAIT_S) -> None:
+        """See `Sandbox.pause`."""
         await self._recorded("pause")
         with self.held():
-            await self.quiesce()
-            await self.machine.pause()
+            await self.quiesce(wait_s)
+            try:
+                await self.machine.pause()
+            finally:
+                self._cells_may_start.set()  # from now on they are refused
             self.record.state = "paused"
         self.save()
 
@@ -502,57 +452,21 @@ class Box:
     # ---- an idle machine costs nothing
 
     async def park_if_quiet(self) -> bool:
-        """Stop the machine if nothing in it could go on by itself: no command, no child, no thread, no connection. It
-        wakes with the next request. (An idle gVisor kernel spends 2 % of a core on its own clocks.)"""
-        if self._parked or not self._may_park():
-            return self._parked
-        answer = await self._ask({"op": "status"}, timeout_s=10.0)
-        if answer.get("quiet") and self._may_park():
-            self._cancel_park()
-            self.machine.park()
-            self._parked = True
-        return self._parked
+        """Stop the machine if nothing in it could go on by itself; it wakes with the next request."""
+        return await self._parking.if_quiet()
 
-    def _may_park(self) -> bool:
-        return self.record.state == "ready" and self._num_holds == 0 and self.num_running == 0
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Awake until the end of the block: whoever works on the machine from outside must not find it stopped."""
-        self._num_holds += 1
-        self.unpark()
-        try:
-            yield
-        finally:
-            self._num_holds -= 1
-            if self._num_holds == 0 and self.record.state == "ready" and self._lost is None:
-                self._park_later()
+    def held(self) -> AbstractContextManager[None]:
+        """Awake until the end of the block."""
+        return self._parking.held()
 
     def unpark(self) -> None:
-        if self._parked:
-            self.machine.unpark()
-            self._parked = False
-            self._park_later()
+        self._parking.wake()
 
-    def _park_later(self) -> None:
-        self._cancel_park()
-        self._park_timer = asyncio.get_running_loop().call_later(PARK_AFTER_S, self._park_now)
+    def _is_idle(self) -> bool:
+        return self.record.state == "ready" and self._lost is None and self.num_running == 0
 
-    def _park_now(self) -> None:
-        self._park_timer = None
-        self._parking = asyncio.ensure_future(self._try_park())
-
-    async def _try_park(self) -> None:
-        try:
-            if not await self.park_if_quiet() and self.record.state == "ready":
-                self._park_later()
-        except (SandboxError, SandboxBusy):
-            return  # it is gone or going
-
-    def _cancel_park(self) -> None:
-        if self._park_timer is not None:
-            self._park_timer.cancel()
-            self._park_timer = None
+    async def _is_quiet(self) -> bool:
+        return bool((await self._ask({"op": "status"}, timeout_s=10.0)).get("quiet"))
 
     # ---- small pieces
 

@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from mortice.sandbox.contract import SandboxError
 
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "mortice"
+QUICK_EVERY_S = 0.012
 
 
 def group_path(box_id: str) -> str:
@@ -121,6 +124,52 @@ def create(box_id: str, memory_bytes: int, num_processes: int, cpus: float) -> l
             (group / name).write_text(str(value))
         made.append(group)
     return made
+
+
+@contextlib.contextmanager
+def quick_joins() -> Iterator[None]:
+    """While the block runs, joining a control group is quick for everyone.
+
+    The first join after a pause of 30 ms waits for a grace period of the kernel, 10 to 15 ms, and runsc joins and leaves
+    with such a pause between. A thread that moves this process to where it already is keeps that wait away.
+    """
+    own = _own_group()
+    if own is None:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_keep_joining, args=(own, done), name="quick-joins", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _keep_joining(group: Path, done: threading.Event) -> None:
+    try:
+        fd = os.open(group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return  # then joins take their time
+    try:
+        while not done.is_set():
+            os.write(fd, b"0")
+            done.wait(QUICK_EVERY_S)
+    except OSError:
+        return
+    finally:
+        os.close(fd)
+
+
+def _own_group() -> Path | None:
+    """This process's own group of the freezer or of version 2."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "freezer":
+            return ROOT / "freezer" / path.lstrip("/")
+        if controllers == "" and (ROOT / "cgroup.controllers").exists():
+            return ROOT / path.lstrip("/")
+    return None
 
 
 async def freeze(box_id: str, *, frozen: bool) -> None:

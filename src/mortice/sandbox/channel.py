@@ -14,6 +14,7 @@ from mortice.sandbox.contract import MIB, SandboxBusy, SandboxError
 MAX_LINE = 8 * MIB  # a result holds two streams of a capped size; a guest that sends more is lying
 MAX_UNREAD = 4 * MIB
 CHUNK = 48 * 1024
+HUNG_UP_S = 1.0
 Message = dict[str, Any]
 
 _encode = msgspec.json.Encoder().encode
@@ -139,7 +140,7 @@ class Channel:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.fail(SandboxError(f"the channel to the guest broke: {error.strerror}"))
+            self._broken(f"the channel to the guest broke: {error.strerror}")
             return
         if bool(self._out) != self._writing:
             self._writing = bool(self._out)
@@ -158,10 +159,10 @@ class Channel:
         except BlockingIOError:
             return
         except OSError as error:
-            self.fail(SandboxError(f"the channel to the guest broke: {error.strerror}"))
+            self._broken(f"the channel to the guest broke: {error.strerror}")
             return
         if not data:
-            self.fail(SandboxError("the guest's agent closed its channel"))
+            self._broken("the guest's agent closed its channel")
             return
         start = len(self._in)
         self._in += data
@@ -175,6 +176,12 @@ class Channel:
         for line in lines:
             if line and self.closed is None:
                 self._take(line)
+
+    def _broken(self, why: str) -> None:
+        """Whose machine died is told so by whoever watches it, a moment later; only a machine that lives hung up on us."""
+        self._detach()
+        self._out.clear()
+        self._loop.call_later(HUNG_UP_S, self.fail, SandboxError(why))
 
     def _take(self, line: bytes) -> None:
         try:

@@ -13,6 +13,8 @@ import msgspec
 from mortice.specs.errors import MorticeError, NotFound, RequestError, WrongState
 
 MIB = 1 << 20
+WAIT_S = 60.0
+"""How long a snapshot, fork or pause waits for a running cell to end."""
 
 BackendName = Literal["microvm", "gvisor", "process", "wasm"]
 OnOutput = Callable[[Literal["stdout", "stderr"], bytes], None]
@@ -220,15 +222,23 @@ class Sandbox(Protocol):
         """Write a file inside the guest as its user, whole or not at all. Raises `GuestFileError`."""
         ...
 
-    async def snapshot(self, *, epoch: int | None = None) -> str:
-        """Memory, processes and files, published whole under the id returned, or not at all; the sandbox runs on."""
+    async def snapshot(self, *, epoch: int | None = None, wait_s: float = WAIT_S) -> str:
+        """Memory, processes and files, published whole under the id returned, or not at all; the sandbox runs on.
+
+        A machine is saved between cells (commands may run on): this waits for a running cell, holds the next ones until
+        the machine is saved, and raises SandboxBusy when the cell runs longer than `wait_s`.
+        """
         ...
 
-    async def fork(self, n: int, *, names: list[str] | None = None) -> list[ForkOutcome]:
-        """n clones with live memory and files but randomness, clock and identity of their own."""
+    async def fork(
+        self, n: int, *, names: list[str] | None = None, wait_s: float = WAIT_S
+    ) -> list[ForkOutcome]:
+        """n clones with live memory and files but randomness, clock and identity of their own. Waits as `snapshot`."""
         ...
 
-    async def pause(self) -> None: ...
+    async def pause(self, *, wait_s: float = WAIT_S) -> None:
+        """Stop every process inside; time in it stands still for deadlines. Waits as `snapshot`."""
+        ...
 
     async def resume(self) -> None: ...
 

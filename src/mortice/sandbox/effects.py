@@ -172,8 +172,15 @@ class EffectLedger:
     def _entries(self) -> list[Entry]:
         if not self._path.exists():
             return []
-        lines = self._path.read_bytes().split(b"\n")
-        return [msgspec.json.decode(line, type=Entry) for line in lines[:-1]]
+        entries = []
+        for number, line in enumerate(self._path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                entries.append(msgspec.json.decode(line, type=Entry))
+            except msgspec.DecodeError as error:  # to act without knowing what was done might do it twice
+                raise WrongState(
+                    f"line {number} of {self._path} is damaged or of a later version of this software: {error}"
+                ) from None
+        return entries
 
     def _append(self, fd: int, entry: Entry) -> None:
         os.write(fd, msgspec.json.encode(entry) + b"\n")

@@ -4,7 +4,6 @@ A turn ends by committing an epoch; after any crash the run goes on from the las
 written aside, synced and renamed, that names a published snapshot: it exists whole or not at all.
 """
 
-import hashlib
 import re
 import time
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any, Literal
 import msgspec
 
 from mortice.sandbox.box import Box
-from mortice.sandbox.contract import SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
+from mortice.sandbox.contract import LeaseLost, SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
 from mortice.sandbox.effects import EffectLedger
-from mortice.sandbox.home import write_whole
+from mortice.sandbox.home import NewerVersion, check_version, digest_of, write_once
 from mortice.sandbox.supervisor import Sandboxes
 from mortice.specs.errors import RequestError
 
 KEEP_LAST = 3
+VERSION = 1  # of epochs that are written; older ones are read
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,12 +36,8 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_effects: int
     created_at: float
     pinned: bool = False
+    version: int = 0
     digest: str = ""
-
-    def computed_digest(self) -> str:
-        return hashlib.sha256(
-            msgspec.json.encode(msgspec.structs.replace(self, digest=""), order="sorted")
-        ).hexdigest()
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +77,16 @@ class Epochs:
         epoch = Epoch(
             run=self.run, number=number, journal=journal, box=box.record.id, snapshot=snapshot,
             audit_chain=manifest.audit_chain, audit_seq=manifest.audit_seq, audit_head=manifest.audit_head,
-            num_effects=self.effects.num_entries, created_at=time.time(), pinned=pinned,
+            num_effects=self.effects.num_entries, created_at=time.time(), pinned=pinned, version=VERSION,
         )  # fmt: skip
-        epoch = msgspec.structs.replace(epoch, digest=epoch.computed_digest())
-        write_whole(self._path(number), epoch)
+        epoch = msgspec.structs.replace(epoch, digest=digest_of(epoch))
+        try:
+            write_once(self._path(number), epoch)
+        except FileExistsError:
+            raise LeaseLost(
+                f"another supervisor committed epoch {number} of run {self.run!r}; resume from it",
+                param="run",
+            ) from None
         box.note("epoch", run=self.run, epoch=number, snapshot=snapshot, digest=epoch.digest)
         self._drop_old()
         return epoch
@@ -146,8 +148,13 @@ class Epochs:
         return self._folder / "epochs" / f"{number:08d}.json"
 
     def _read(self, path: Path) -> Epoch | None:
+        """None for a damaged one. Raises SnapshotRefused for a later version's: passing it over would repeat its turn."""
         try:
-            epoch = msgspec.json.decode(path.read_bytes(), type=Epoch)
+            data = path.read_bytes()
+            check_version(data, VERSION)
+            epoch = msgspec.json.decode(data, type=Epoch)
+        except NewerVersion as error:
+            raise SnapshotRefused(f"epoch {path.stem} of run {self.run!r}: {error}") from None
         except (OSError, msgspec.DecodeError):
             return None
-        return epoch if epoch.digest == epoch.computed_digest() else None
+        return epoch if epoch.digest == digest_of(epoch) else None

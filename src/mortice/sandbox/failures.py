@@ -1,6 +1,41 @@
-"""The words for each way a run can end badly: what happened, and what to do about it."""
+"""What came of a run, in the contract's words; for each way to end badly what happened, and what to do about it."""
 
-from mortice.sandbox.contract import Failure, Limits, Reason
+from typing import Any
+
+import msgspec
+
+from mortice.sandbox.contract import CellError, Failure, Limits, Reason, RunResult, SandboxBusy, SandboxError
+from mortice.sandbox.machine import Backend
+
+
+def result_of(
+    cell_id: str, answer: dict[str, Any], backend: Backend, limits: Limits, timeout_s: float
+) -> RunResult:
+    """The agent's answer to a cell or command, checked: a guest that took the agent over must not reach further."""
+    if answer.get("forgotten"):
+        raise SandboxBusy(f"{cell_id!r} ran before and its result is no longer held", param="cell_id")
+    try:
+        error = answer.get("error")
+        reason = answer.get("reason")
+        return RunResult(
+            cell_id=cell_id,
+            ok=bool(answer["ok"]),
+            exit_code=None if answer.get("exit") is None else int(answer["exit"]),
+            stdout=str(answer.get("stdout", "")),
+            stderr=str(answer.get("stderr", "")),
+            stdout_bytes=int(answer.get("stdout_bytes", 0)),
+            stderr_bytes=int(answer.get("stderr_bytes", 0)),
+            wall_s=float(answer["wall"]),
+            cpu_s=float(answer.get("cpu") or 0),
+            backend=backend.name,
+            strength=backend.strength,
+            value=answer.get("value"),
+            error=msgspec.convert(error, CellError) if error else None,
+            failure=explain(reason, limits, timeout_s=timeout_s) if reason else None,
+            replayed=bool(answer.get("replayed")),
+        )
+    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as problem:
+        raise SandboxError(f"the guest's answer to {cell_id!r} cannot be read: {problem}") from None
 
 
 def explain(reason: Reason, limits: Limits, *, timeout_s: float) -> Failure:

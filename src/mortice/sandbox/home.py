@@ -1,6 +1,7 @@
 """Where sandboxes keep their books, and writing there so that a crash leaves the old or the new, never half."""
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -57,13 +58,54 @@ def new_id(prefix: str) -> str:
 
 def write_whole(path: Path, value: Any) -> None:
     """Write JSON beside, sync, rename over, sync the folder."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _written_beside(path, value).rename(path)
+    sync_folder(path.parent)
+
+
+def write_once(path: Path, value: Any) -> None:
+    """As `write_whole`, for a file that one writer alone may make. Raises FileExistsError for every other."""
+    part = _written_beside(path, value)
+    try:
+        os.link(part, path)
+    finally:
+        part.unlink()
+    sync_folder(path.parent)
+
+
+def _written_beside(path: Path, value: Any) -> Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(3)}.part")
     with part.open("wb") as file:
         file.write(msgspec.json.format(msgspec.json.encode(value), indent=1))
         file.flush()
         os.fsync(file.fileno())
-    part.rename(path)
-    sync_folder(path.parent)
+    return part
+
+
+class NewerVersion(ValueError):
+    """A file of our books that a later version of this software wrote."""
+
+
+def digest_of(value: msgspec.Struct) -> str:
+    """SHA-256 over every field but `digest`. A `version` of 0 is that of files from before versions were written down."""
+    fields = msgspec.to_builtins(value)
+    fields["digest"] = ""
+    if not fields["version"]:
+        del fields["version"]
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+
+
+def check_version(data: bytes, newest: int) -> None:
+    """Raises NewerVersion if this JSON says it is of a later version than `newest`; other damage is for the decoder."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+    except msgspec.DecodeError:
+        return
+    if version > newest:
+        raise NewerVersion(f"it is of version {version}, and this software reads up to {newest}: update it")
+
+
+class _Versioned(msgspec.Struct):
+    version: int = 0
 
 
 def sync_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,8 +59,15 @@ class Backend(Protocol):
     ) -> Machine: ...
 
     async def restore(
-        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
-    ) -> Machine: ...
+        self,
+        box_id: str,
+        place: Path,
+        spec: SandboxSpec,
+        image: Awaitable[Path],
+        trace: dict[str, Any] | None,
+    ) -> Machine:
+        """`image` is done once every byte of it has been checked: nothing of it may be used before."""
+        ...
 
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
         """The machine of a box that another process started; pid 0: what is left of one that is gone, to `remove`."""

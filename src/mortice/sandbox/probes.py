@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import msgspec
 
 from mortice.sandbox.channel import Channel
-from mortice.sandbox.contract import Limits, Probe, SandboxError, SandboxSpec
+from mortice.sandbox.contract import Limits, Probe, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.home import Home, images_folder, new_id, write_whole
 from mortice.sandbox.machine import Backend, Machine
 
 PROBE_TIMEOUT_S = 60.0
+EMULATED_TIMEOUT_S = 300.0
 
 
 class Probed(Protocol):
@@ -34,7 +35,9 @@ async def ask_guest(backend: Backend, place: Path, *, round_trip: bool) -> Probe
     details: dict[str, str] = {}
     machines: list[Machine] = []
     try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
+        async with asyncio.timeout(
+            EMULATED_TIMEOUT_S if backend.strength is Strength.EMULATED else PROBE_TIMEOUT_S
+        ):
             began = time.monotonic()
             first = place / "a"
             first.mkdir(parents=True)
@@ -48,7 +51,7 @@ async def ask_guest(backend: Backend, place: Path, *, round_trip: bool) -> Probe
                 began = time.monotonic()
                 second = place / "b"
                 second.mkdir()
-                machine = await backend.restore(new_id("b"), second, spec, place / "image", None)
+                machine = await backend.restore(new_id("b"), second, spec, _known(place / "image"), None)
                 machines.append(machine)
                 await _answers(machine, "probe")
                 details["restore_ms"] = f"{(time.monotonic() - began) * 1e3:.0f}"
@@ -69,11 +72,15 @@ async def ask_guest(backend: Backend, place: Path, *, round_trip: bool) -> Probe
             await machine.remove()
 
 
+async def _known(path: Path) -> Path:
+    return path
+
+
 async def _answers(machine: Machine, code: str) -> None:
     channel = Channel(*machine.open_channel())
     try:
-        await channel.hello(PROBE_TIMEOUT_S)
-        answer = await channel.ask({"op": "cell", "id": new_id("p"), "code": code, "timeout": 20.0})
+        await channel.hello(EMULATED_TIMEOUT_S)  # the probe's own time is bounded around this
+        answer = await channel.ask({"op": "cell", "id": new_id("p"), "code": code, "timeout": 60.0})
         if answer.get("value") != "42":
             raise SandboxError(f"the guest computed {answer.get('value')!r} ({answer.get('error')})")
     finally:

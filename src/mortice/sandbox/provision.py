@@ -12,27 +12,26 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
+from mortice.sandbox.apt import KEYRING, RELEASE, Apt, own_apt, run
 from mortice.sandbox.backends.wasm import interpreter, module_path
 from mortice.sandbox.contract import SandboxError
 from mortice.sandbox.home import images_folder
+from mortice.sandbox.provision_vm import provision_vm
 
-RELEASE = "trixie"
 RUNSC_PACKAGE = "runsc=0.0~20240729.0-4+b7"
 RUNSC_SHA256 = "ce52e04038baa76d6069afae5fc1bee60c153bbf0276f2c3c25506553526f38f"
 GUEST_PYTHON = "3.13"
 GUEST_WHEELS = ("numpy==2.5.5", "matplotlib==3.11.2")
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 IMAGE_VERSION = "1"
 Say = Callable[[str], None]
 
 
-def provision(say: Say) -> list[str]:
-    """Make what is missing; returns one line for each part that could not be had. Safe to run twice or side by side."""
+def provision(say: Say, *, vm: bool = False) -> list[str]:
+    """Make what is missing, with `vm` also what `microvm` needs; returns one line for each part that could not be had.
+    Safe to run twice or side by side."""
     folder = images_folder()
     folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
@@ -44,77 +43,20 @@ def provision(say: Say) -> list[str]:
         ]
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with _apt() as apt:
+        with own_apt() as apt:
             parts: list[tuple[str, Callable[[], None]]] = [
                 ("runsc", lambda: _runsc(folder, apt, say)),
                 ("base image", lambda: _base_image(folder, apt, say)),
                 ("wasm", lambda: _wasm(say)),
             ]
+            if vm:
+                parts.append(("microvm", lambda: provision_vm(apt, say)))
             for name, make in parts:
                 try:
                     make()
                 except (SandboxError, subprocess.CalledProcessError, OSError) as error:
                     problems.append(f"{name}: {error}")
     return problems
-
-
-class Apt:
-    """apt-get with sources, lists and cache of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._updated = False
-        for sub in ("lists/partial", "cache/archives/partial", "parts"):
-            (folder / sub).mkdir(parents=True)
-        (folder / "status").touch()
-        self.mirror = self._mirror()
-        source = f"deb [signed-by={KEYRING}] {self.mirror} {RELEASE} main\n"
-        (folder / "sources.list").write_text(source)
-        self.options = [
-            f"-oDir::Etc::sourcelist={folder}/sources.list",
-            f"-oDir::Etc::sourceparts={folder}/parts",
-            f"-oDir::State::lists={folder}/lists",
-            f"-oDir::Cache={folder}/cache",
-            "-oAPT::Sandbox::User=root",
-            "-oAcquire::Retries=3",
-        ]
-
-    def _mirror(self) -> str:
-        """The mirror that this machine already uses for Debian."""
-        found = _output(
-            ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
-        )
-        mirror = found.split("\n")[0].strip()
-        if not mirror:
-            raise SandboxError("apt has no list of Debian packages: run apt-get update and try again")
-        return mirror
-
-    def download(self, *packages: str) -> list[Path]:
-        """The .deb files of exactly these packages."""
-        self._update()
-        target = Path(tempfile.mkdtemp(dir=self.folder))
-        _run(["apt-get", *self.options, "-qq", "download", *packages], cwd=target)
-        return sorted(target.glob("*.deb"))
-
-    def download_closure(self, *packages: str) -> list[Path]:
-        """The .deb files of these packages and all they depend on, as if nothing were installed."""
-        self._update()
-        _run(
-            ["apt-get", *self.options, f"-oDir::State::status={self.folder}/status", "-qq", "-y",
-             "--no-install-recommends", "--download-only", "install", *packages]
-        )  # fmt: skip
-        return sorted((self.folder / "cache" / "archives").glob("*.deb"))
-
-    def _update(self) -> None:
-        if not self._updated:
-            _run(["apt-get", *self.options, "-qq", "update"])
-            self._updated = True
-
-
-@contextmanager
-def _apt() -> Iterator[Apt]:
-    with tempfile.TemporaryDirectory(prefix="mortice-apt-") as folder:
-        yield Apt(Path(folder))
 
 
 def _runsc(folder: Path, apt: Apt, say: Say) -> None:
@@ -124,7 +66,7 @@ def _runsc(folder: Path, apt: Apt, say: Say) -> None:
     say(f"runsc ({RUNSC_PACKAGE})")
     (package,) = apt.download(RUNSC_PACKAGE)
     unpacked = package.parent / "x"
-    _run(["dpkg-deb", "-x", str(package), str(unpacked)])
+    run(["dpkg-deb", "-x", str(package), str(unpacked)])
     program = unpacked / "usr" / "bin" / "runsc"
     if (found := _sha256(program)) != RUNSC_SHA256:
         raise SandboxError(f"runsc has SHA-256 {found}, not the pinned {RUNSC_SHA256}; it was not installed")
@@ -142,7 +84,7 @@ def _wasm(say: Say) -> None:
         module_path().parent.mkdir(parents=True, exist_ok=True)
         program = "import sys; from mortice.sandbox.backends.wasm_worker import compile_module; from pathlib import Path;"
         program += "compile_module(Path(sys.argv[1]), Path(sys.argv[2]))"
-        _run([sys.executable, "-c", program, str(interpreter()), str(module_path())])
+        run([sys.executable, "-c", program, str(interpreter()), str(module_path())])
 
 
 def _base_image(folder: Path, apt: Apt, say: Say) -> None:
@@ -158,8 +100,8 @@ def _base_image(folder: Path, apt: Apt, say: Say) -> None:
     try:
         (package,) = apt.download("debootstrap")
         tool = package.parent / "x"
-        _run(["dpkg-deb", "-x", str(package), str(tool)])
-        _run(
+        run(["dpkg-deb", "-x", str(package), str(tool)])
+        run(
             [str(tool / "usr/sbin/debootstrap"), "--variant=minbase", "--include=python3", f"--keyring={KEYRING}",
              RELEASE, str(root), apt.mirror],
             env={**os.environ, "DEBOOTSTRAP_DIR": str(tool / "usr/share/debootstrap")},
@@ -192,13 +134,13 @@ def _trim(root: Path) -> None:
 def _wheels(root: Path, say: Say) -> None:
     say(f"into it: {', '.join(GUEST_WHEELS)}")
     target = root / f"usr/local/lib/python{GUEST_PYTHON}/dist-packages"
-    _run(
+    run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
          "--root-user-action=ignore", "--ignore-requires-python", f"--target={target}", f"--python-version={GUEST_PYTHON}",
          "--only-binary=:all:", *(f"--platform=manylinux{p}_x86_64" for p in ("_2_28", "_2_27", "_2_17", "2014")),
          *GUEST_WHEELS]
     )  # fmt: skip
-    _run(
+    run(
         [
             "chroot",
             str(root),
@@ -245,16 +187,3 @@ def tree_digest(root: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=900
-    )
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-800:]
-        raise SandboxError(f"{Path(command[0]).name} ended with {done.returncode}: {said}")
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout

@@ -1,18 +1,32 @@
 """Snapshots on disk: published whole by manifest, sync and rename, and checked to the last byte before they are used."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mortice.sandbox.contract import SandboxNotFound, SandboxSpec, SnapshotRefused
-from mortice.sandbox.home import Home, new_id, sync_folder, write_whole
+from mortice.sandbox.home import (
+    Home,
+    NewerVersion,
+    check_version,
+    digest_of,
+    new_id,
+    sync_folder,
+    write_whole,
+)
 
 MANIFEST = "MANIFEST"
+MACHINE = "machine"
+VERSION = 1  # of manifests that are written; older ones are read
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -41,12 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     audit_chain: str
     audit_seq: int
     audit_head: str
+    version: int = 0
     digest: str = ""
-
-    def computed_digest(self) -> str:
-        return hashlib.sha256(
-            msgspec.json.encode(msgspec.structs.replace(self, digest=""), order="sorted")
-        ).hexdigest()
 
 
 class Snapshots:
@@ -54,34 +64,61 @@ class Snapshots:
 
     def __init__(self, home: Home) -> None:
         self._folder = home.snapshots
+        self._begun: dict[str, int] = {}
 
-    def begin(self) -> tuple[str, Path]:
-        """An id and the folder to write its files into, unpublished."""
+    def begin(self) -> str:
+        """The id of a snapshot that nobody sees before it is published. Its folder is locked while this process lives."""
         snapshot_id = new_id("s")
         folder = self._folder / f".{snapshot_id}"
-        folder.mkdir()
-        return snapshot_id, folder
+        with self._unswept():
+            folder.mkdir()
+            self._begun[snapshot_id] = _locked(folder)
+        return snapshot_id
+
+    def machine_folder(self, snapshot_id: str, *, published: bool) -> Path:
+        """Where the machine's own files are, or are to be written by `Machine.checkpoint`."""
+        return self._folder / (snapshot_id if published else f".{snapshot_id}") / MACHINE
 
     def publish(self, snapshot_id: str, **fields: Any) -> Manifest:
         """Hash and sync every file, write the manifest, rename: after a crash at any point it exists whole or not at all."""
         folder = self._folder / f".{snapshot_id}"
-        entries = []
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                entries.append(_entry(folder, path))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        with ThreadPoolExecutor(min(8, len(paths))) as pool:  # one file's sync waits while another is hashed
+            entries = list(pool.map(lambda path: _entry(folder, path), paths))
         for sub in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             sync_folder(sub)
         manifest = Manifest(
-            id=snapshot_id, files=tuple(entries), created_at=time.time(), machine=machine(), **fields
+            id=snapshot_id,
+            files=tuple(entries),
+            created_at=time.time(),
+            machine=machine(),
+            version=VERSION,
+            **fields,
         )
-        manifest = msgspec.structs.replace(manifest, digest=manifest.computed_digest())
+        manifest = msgspec.structs.replace(manifest, digest=digest_of(manifest))
         write_whole(folder / MANIFEST, manifest)
         folder.rename(self._folder / snapshot_id)
         sync_folder(self._folder)
+        self._let_go(snapshot_id)
         return manifest
 
     def abandon(self, snapshot_id: str) -> None:
         shutil.rmtree(self._folder / f".{snapshot_id}", ignore_errors=True)
+        self._let_go(snapshot_id)
+
+    def _let_go(self, snapshot_id: str) -> None:
+        fd = self._begun.pop(snapshot_id, None)
+        if fd is not None:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _unswept(self) -> Iterator[None]:
+        """A folder that is made and not yet locked looks abandoned; nobody may look in between."""
+        fd = _locked(self._folder)
+        try:
+            yield
+        finally:
+            os.close(fd)
 
     def manifest(self, snapshot_id: str) -> Manifest:
         """The manifest, itself checked. Raises SandboxNotFound or SnapshotRefused."""
@@ -89,37 +126,41 @@ class Snapshots:
         if "/" in snapshot_id or snapshot_id.startswith(".") or not path.parent.is_dir():
             raise SandboxNotFound(f"there is no snapshot {snapshot_id!r}", param="snapshot")
         try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+            data = path.read_bytes()
+            check_version(data, VERSION)
+            manifest = msgspec.json.decode(data, type=Manifest)
+        except NewerVersion as error:
+            raise SnapshotRefused(f"snapshot {snapshot_id}: {error}") from None
         except (OSError, msgspec.DecodeError) as error:
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest cannot be read ({error})") from None
-        if manifest.digest != manifest.computed_digest():
+        if manifest.digest != digest_of(manifest):
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest was altered")
         return manifest
 
-    def verified(
-        self, snapshot_id: str, *, backend_version: str | None = None, image_digest: str | None = None
-    ) -> tuple[Manifest, Path]:
-        """The manifest and folder of a snapshot whose every file is what was written, for this back end and machine."""
-        manifest = self.manifest(snapshot_id)
-        folder = self._folder / snapshot_id
-        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
-        listed = {entry.name for entry in manifest.files}
-        if found != listed:
-            raise SnapshotRefused(
-                f"snapshot {snapshot_id}: files {sorted(found ^ listed)} are missing or foreign"
-            )
-        for entry in manifest.files:
-            path = folder / entry.name
-            if path.is_symlink() or path.stat().st_size != entry.size or _sha256(path) != entry.sha256:
-                raise SnapshotRefused(f"snapshot {snapshot_id}: {entry.name} is not what was written")
+    def check_origin(self, manifest: Manifest, *, backend_version: str, image_digest: str) -> None:
+        """Raises SnapshotRefused for a snapshot of another back end, root file system or processor than there are here."""
         for what, saved, here in (
             ("back end", manifest.backend_version, backend_version),
             ("root file system", manifest.image_digest, image_digest),
             ("machine", manifest.machine, machine()),
         ):
-            if here is not None and saved != here:
-                raise SnapshotRefused(f"snapshot {snapshot_id} is from another {what} ({saved}; here {here})")
-        return manifest, folder
+            if saved != here:
+                raise SnapshotRefused(f"snapshot {manifest.id} is from another {what} ({saved}; here {here})")
+
+    def check_files(self, manifest: Manifest) -> Path:
+        """The folder of the machine's own files, once every file is what was written. Raises SnapshotRefused."""
+        folder = self._folder / manifest.id
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        listed = {entry.name for entry in manifest.files}
+        if found != listed:
+            raise SnapshotRefused(
+                f"snapshot {manifest.id}: files {sorted(found ^ listed)} are missing or foreign"
+            )
+        for entry in manifest.files:
+            path = folder / entry.name
+            if path.is_symlink() or path.stat().st_size != entry.size or _sha256(path) != entry.sha256:
+                raise SnapshotRefused(f"snapshot {manifest.id}: {entry.name} is not what was written")
+        return folder / MACHINE
 
     def list(self) -> list[Manifest]:
         """Published snapshots, oldest first; damaged ones are left out."""
@@ -138,16 +179,32 @@ class Snapshots:
         gone = self._folder / f".gone-{snapshot_id}"
         (self._folder / snapshot_id).rename(gone)
         sync_folder(self._folder)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # what stays is swept another time
 
-    def sweep(self, *, older_than_s: float = 3600.0) -> int:
-        """Delete what was begun and never published."""
+    def sweep(self) -> int:
+        """Delete what was begun by processes that are gone. No clock is asked: who still writes holds a lock."""
         count = 0
-        for path in self._folder.glob(".*"):
-            if time.time() - path.stat().st_mtime > older_than_s:
+        with self._unswept():
+            for path in self._folder.glob(".*"):
+                try:
+                    fd = _locked(path, wait=False)
+                except (BlockingIOError, FileNotFoundError):
+                    continue
                 shutil.rmtree(path, ignore_errors=True)
+                os.close(fd)
                 count += 1
         return count
+
+
+def _locked(folder: Path, *, wait: bool = True) -> int:
+    """A descriptor that holds the folder's lock until it is closed."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def machine() -> str:

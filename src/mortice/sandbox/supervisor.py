@@ -17,7 +17,7 @@ from mortice.sandbox.backends.gvisor import GVisor
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
 from mortice.sandbox.backends.wasm import Wasm, WasmBox
-from mortice.sandbox.box import Box, BoxRecord, Lease
+from mortice.sandbox.box import Box
 from mortice.sandbox.contract import (
     BackendUnavailable,
     BoxInfo,
@@ -30,15 +30,18 @@ from mortice.sandbox.contract import (
     SandboxLost,
     SandboxNotFound,
     SandboxSpec,
+    Strength,
 )
 from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Rules, check_addresses, resolve
 from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
-from mortice.sandbox.images import find_image
+from mortice.sandbox.images import emulation_wanted, find_image
 from mortice.sandbox.machine import Backend, Machine, alive, started_at
 from mortice.sandbox.probes import Probed, cached_probe
+from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
-from mortice.sandbox.snapshots import Manifest, Snapshots
+from mortice.sandbox.snapshots import Snapshots
+from mortice.sandbox.workspace import changes, load, save
 from mortice.specs.errors import MorticeError, RequestError
 
 Names = list[str]
@@ -59,7 +62,9 @@ class Sandboxes:
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
-        self.backends: dict[str, Backend] = {b.name: b for b in (MicroVM(), GVisor(self.home), Process())}
+        self.backends: dict[str, Backend] = {
+            b.name: b for b in (MicroVM(emulated=emulation_wanted()), GVisor(self.home), Process())
+        }
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.wasm = Wasm()
@@ -107,19 +112,12 @@ class Sandboxes:
         Rules(spec.egress)  # a rule that cannot be is told before anything is made
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
-        return await self._bring_up(record, place, lease, backend, None)
+        box = await self._bring_up(record, place, lease, backend, None)
+        box.tree = {}
+        return box
 
     async def restore(self, snapshot_id: str, *, name: str | None = None, keep: bool = False) -> Box:
         """A sandbox that goes on where the snapshot was taken, as an instance of its own."""
-        manifest, folder = await self._verified(snapshot_id)
-        return await self._restore(manifest, folder, name, keep=keep)
-
-    async def _restore(self, manifest: Manifest, folder: Path, name: str | None, *, keep: bool) -> Box:
-        backend = self.backends[manifest.backend]
-        record, place, lease = self._claim(backend, manifest.spec, name, keep=keep, parent=manifest.id)
-        return await self._bring_up(record, place, lease, backend, folder / "machine")
-
-    async def _verified(self, snapshot_id: str) -> tuple[Manifest, Path]:
         manifest = self.snapshots.manifest(snapshot_id)
         backend = self.backends.get(manifest.backend)
         image = find_image(manifest.spec.image)
@@ -127,9 +125,19 @@ class Sandboxes:
             raise BackendUnavailable(
                 f"snapshot {snapshot_id} needs {manifest.backend} with image {manifest.spec.image!r}"
             )
-        return await asyncio.to_thread(
-            self.snapshots.verified, snapshot_id, backend_version=backend.version, image_digest=image.digest
-        )
+        self.snapshots.check_origin(manifest, backend_version=backend.version, image_digest=image.digest)
+        checked = asyncio.ensure_future(asyncio.to_thread(self.snapshots.check_files, manifest))
+        checked.add_done_callback(_heard)
+        return await self._restore(snapshot_id, backend, manifest.spec, checked, name, keep=keep)
+
+    async def _restore(
+        self, snapshot_id: str, backend: Backend, spec: SandboxSpec, image: "asyncio.Future[Path]",
+        name: str | None, *, keep: bool,
+    ) -> Box:  # fmt: skip
+        record, place, lease = self._claim(backend, spec, name, keep=keep, parent=snapshot_id)
+        box = await self._bring_up(record, place, lease, backend, image)
+        box.tree = load((await image).parent)
+        return box
 
     async def choose(self, spec: SandboxSpec) -> Backend:
         """The back end for a spec. `auto` tries the strong ones in order; a name is that one or an error."""
@@ -139,6 +147,9 @@ class Sandboxes:
             backend = self.backends.get(name)
             if backend is None:
                 refusals.append(f"{name}: not built for this machine")
+                continue
+            if spec.backend == "auto" and backend.strength is Strength.EMULATED:
+                refusals.append(f"{name}: emulated here, which is no wall; it is had by name only")
                 continue
             probe = await cached_probe(backend, self.home)
             if probe.works:
@@ -176,15 +187,20 @@ class Sandboxes:
         return record, place, lease
 
     async def _bring_up(
-        self, record: BoxRecord, place: Path, lease: Lease, backend: Backend, image: Path | None
+        self,
+        record: BoxRecord,
+        place: Path,
+        lease: Lease,
+        backend: Backend,
+        image: "asyncio.Future[Path] | None",
     ) -> Box:
         box: Box | None = None
         machine: Machine | None = None
         try:
             intent = self.audit.append(
-                "restore" if image else "create", chain=record.id, box=record.id, name=record.name, backend=backend.name,
-                strength=str(backend.strength), gen=record.generation, spec=msgspec.to_builtins(record.spec),
-                snapshot=record.parent_snapshot,
+                "create" if image is None else "restore", chain=record.id, box=record.id, name=record.name,
+                backend=backend.name, strength=str(backend.strength), gen=record.generation,
+                spec=msgspec.to_builtins(record.spec), snapshot=record.parent_snapshot,
             )  # fmt: skip
             trace = await self.recorder.trace_session(record.spec) if backend.name == "gvisor" else None
             if image is None:
@@ -368,63 +384,93 @@ class Sandboxes:
 
     # ---- state
 
-    async def _save_snapshot(self, box: Box, epoch: int | None) -> str:
+    async def _save_snapshot(self, box: Box, epoch: int | None, wait_s: float) -> str:
+        self._must_snapshot(box)
+        snapshot_id = self.snapshots.begin()
+        await self._save(box, snapshot_id, epoch, wait_s)
+        return snapshot_id
+
+    def _must_snapshot(self, box: Box) -> None:
         if not box.backend.can_snapshot:
             raise NotSupported(
                 f"{box.backend.name} cannot save a running machine; gvisor and microvm can", param="backend"
             )
         box.check_lease()
+
+    async def _save(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
+        """Save the machine under an id that was begun, and publish it. Returns the folder of the machine's own files."""
+        try:
+            async with box.saving:
+                return await self._save_alone(box, snapshot_id, epoch, wait_s)
+        except BaseException:
+            self.snapshots.abandon(snapshot_id)
+            raise
+
+    async def _save_alone(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
         intent = self.audit.append(
             "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
         )
+        machine_folder = self.snapshots.machine_folder(snapshot_id, published=False)
         with box.held():
-            await box.quiesce()
-            snapshot_id, folder = self.snapshots.begin()
+            tree = await box.quiesce(wait_s)
             try:
                 started = time.monotonic()
-                await box.machine.checkpoint(folder / "machine")
+                await box.machine.checkpoint(machine_folder)
                 saved_s = time.monotonic() - started
-                await box.unquiesce()
-                seq, head = await asyncio.wrap_future(intent)
-                box.check_lease()
-                manifest = await asyncio.to_thread(
-                    self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
-                    parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
-                    backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
-                    spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
-                )  # fmt: skip
-            except BaseException:
-                self.snapshots.abandon(snapshot_id)
-                with contextlib.suppress(MorticeError):
-                    await box.unquiesce()  # the machine lives: a failed save costs its commands no time
-                raise
+            finally:
+                with contextlib.suppress(MorticeError):  # a machine that is gone says so at its next request
+                    await box.unquiesce()
+        box.note("files", snapshot=snapshot_id, epoch=epoch, trust="agent", **changes(box.tree, tree))
+        save(machine_folder.parent, tree)
+        seq, head = await asyncio.wrap_future(intent)
+        box.check_lease()
+        manifest = await asyncio.to_thread(
+            self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
+            parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
+            backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
+            spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
+        )  # fmt: skip
         box.record.last_snapshot = snapshot_id
         box.changed = box.num_running > 0
+        box.tree = tree
         self._book(box.record, box.place)
         done = self.audit.append(
             "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,
             epoch=epoch, machine_s=round(saved_s, 4), bytes=sum(f.size for f in manifest.files),
         )  # fmt: skip
         await asyncio.wrap_future(done)
-        return snapshot_id
+        return self.snapshots.machine_folder(snapshot_id, published=True)
 
-    async def _fork(self, box: Box, n: int, names: Names | None) -> Outcomes:
+    async def _fork(self, box: Box, n: int, names: Names | None, wait_s: float) -> Outcomes:
+        """The clones' empty kernels start while the original is being saved; they get its image once it is published."""
         if not 1 <= n <= MAX_FORKS:
             raise RequestError(f"between 1 and {MAX_FORKS} forks at once", param="n")
         if names is not None and len(names) != n:
             raise RequestError(f"{n} forks need {n} names, {len(names)} were given", param="names")
-        snapshot_id = await self._save_snapshot(box, None)
-        manifest, folder = await self._verified(snapshot_id)
+        self._must_snapshot(box)
+        snapshot_id = self.snapshots.begin()
+        saved = asyncio.ensure_future(self._save(box, snapshot_id, None, wait_s))
         limit = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
         async def one(name: str | None) -> ForkOutcome:
             async with limit:
                 try:
-                    return ForkOutcome(box=await self._restore(manifest, folder, name, keep=box.record.keep))
+                    clone = await self._restore(
+                        snapshot_id, box.backend, box.record.spec, saved, name, keep=box.record.keep
+                    )
+                    return ForkOutcome(box=clone)
                 except (MorticeError, OSError) as error:
                     return ForkOutcome(box=None, error=str(error))
 
-        return list(await asyncio.gather(*(one(name) for name in names or repeat(None, n))))
+        outcomes = await asyncio.gather(*(one(name) for name in names or repeat(None, n)))
+        await saved  # what went wrong with the original is an error of the call, not of each clone
+        return list(outcomes)
+
+
+def _heard(future: "asyncio.Future[Path]") -> None:
+    """An error nobody waits for any more, since another came first, is no news."""
+    if not future.cancelled():
+        future.exception()
 
 
 __all__ = ["SandboxError", "Sandboxes"]

@@ -23,7 +23,7 @@ from mortice.serve.errors import Headers
 from mortice.serve.guard import check_admin
 from mortice.serve.json_text import as_json
 from mortice.serve.link import SSE, Link
-from mortice.serve.options import ServeOptions
+from mortice.serve.options import Page, ServeOptions
 from mortice.specs.errors import NotFound, Overloaded
 
 Row = tuple[str, Callable[[Edge, Link], Awaitable[None]], Callable[[Link, ServeOptions], None] | None]
@@ -43,6 +43,10 @@ _TYPES = {
 }
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_POLICY_OF_PAGES = (
+    b"default-src 'none'; style-src 'unsafe-inline'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -79,6 +83,8 @@ class RolesView(msgspec.Struct, frozen=True, kw_only=True):
     division: Division
     starting: int
     draining: int
+    ttft_ms: float | None  # what the policy works for
+    tpot_ms: float | None
     turns: list[Turn]
 
 
@@ -98,6 +104,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int  # given out since the start
     latencies: list[Latency]
     roles: RolesView
+    pages: list[tuple[str, str]]  # (title, path) of what else there is to see
 
 
 class Recent:
@@ -159,7 +166,17 @@ def routes(edge: Edge) -> list[Row]:
         with watching():
             await _send_feed(link, _Watcher(edge, recent))
 
-    return [("/", _index, None), ("/page/{file}", _file, None), ("/admin/feed", feed, check_admin)]
+    pages: list[Row] = [(page.path, _drawn(page), check_admin) for page in edge.options.pages]
+    return [("/", _index, None), ("/page/{file}", _file, None), ("/admin/feed", feed, check_admin), *pages]
+
+
+def _drawn(page: Page) -> Callable[[Edge, Link], Awaitable[None]]:
+    async def handle(edge: Edge, link: Link) -> None:
+        text = await page.draw(dict(link.scope["path_params"]))
+        headers = _headers(_TYPES["index.html"], _POLICY_OF_PAGES)
+        await link.answer(text.encode("utf-8", "replace"), headers=headers)
+
+    return handle
 
 
 async def _index(edge: Edge, link: Link) -> None:
@@ -174,14 +191,17 @@ async def _file(edge: Edge, link: Link) -> None:
 
 
 async def _send_file(link: Link, name: str) -> None:
-    headers: Headers = [
-        (b"content-type", _TYPES[name]),
+    await link.answer(_read(name), headers=_headers(_TYPES[name], _POLICY))
+
+
+def _headers(content_type: bytes, policy: bytes) -> Headers:
+    return [
+        (b"content-type", content_type),
         (b"cache-control", b"no-cache"),
-        (b"content-security-policy", _POLICY),
+        (b"content-security-policy", policy),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
     ]
-    await link.answer(_read(name), headers=headers)
 
 
 @cache
@@ -259,6 +279,7 @@ class _Watcher:
             num_tokens=num_tokens,
             latencies=latencies,
             roles=self._roles(),
+            pages=[(page.title, page.path) for page in edge.options.pages if page.title],
         )
 
     def _roles(self) -> RolesView:
@@ -270,6 +291,8 @@ class _Watcher:
             division=roles.division,
             starting=roles.starting,
             draining=roles.draining,
+            ttft_ms=roles.ttft_ms,
+            tpot_ms=roles.tpot_ms,
             turns=turns,
         )
 

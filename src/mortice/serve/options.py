@@ -1,12 +1,23 @@
 """What the edge is told when it starts."""
 
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
 from mortice.specs.deployment import Admission, Deployment
 from mortice.specs.errors import RequestError
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole HTML document without scripts that another room draws, for those who may use the admin routes. `draw` gets
+    the parameters of the path; NotFound becomes a 404. The dashboard links to pages with a title.
+    """
+
+    path: str
+    draw: Callable[[dict[str, str]], Awaitable[str]]
+    title: str = ""
 
 
 class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +35,7 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_stops: int = 4
     deployment: Deployment | None = None
     trace_endpoint: str | None = None  # OTLP over HTTP
+    pages: tuple[Page, ...] = ()  # beside the dashboard
 
 
 def read_api_keys(path: str | None, environment: str = "MORTICE_API_KEYS") -> tuple[str, ...]:

@@ -174,6 +174,6 @@ def _maker(like: Any) -> Callable[[], Any]:
 
 def _decides(function: s.Function, var: e.Var) -> bool:
     """Does a scalar decide about a shape, or stand in a fact that calls check?"""
-    nodes: list[Any] = [x for x in function.body if not isinstance(x, s.Launch)]
+    nodes: list[Any] = [x for x in function.body if not isinstance(x, s.Launch | s.Parallel)]
     nodes += [extent for tensor in function.tensors for extent in tensor.buffer.shape]
     return any(isinstance(node, e.Var) and node.name == var.name for root in nodes for node in walk(root))

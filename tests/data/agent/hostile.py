@@ -4,6 +4,7 @@ library would let them.
 
 import json
 import os
+import socket
 import sys
 import time
 
@@ -118,6 +119,14 @@ def call(request) -> None:  # noqa: C901 - one case a kind
             reply(request, text("{}", structuredContent={"n": "not a number"}))
         case "shape":
             reply(request, {"content": "not a list"})
+        case "look":
+            try:
+                socket.create_connection(("127.0.0.1", int(os.environ["HOSTILE_PORT"])), 2)
+                reached = True
+            except OSError:
+                reached = False
+            seen = {"files": sorted(os.listdir(".")), "secret": os.path.exists(os.environ["HOSTILE_FILE"])}
+            reply(request, text(json.dumps(seen | {"reached": reached, "environment": sorted(os.environ)})))
         case "rename":
             reply(request, text("done"))
             send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from mortice.agent.spec_machine import Machine
 from mortice.agent.tool import Effect
 from mortice.specs.checked import checked
 from mortice.specs.errors import RequestError
@@ -25,6 +26,7 @@ class McpServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     cwd: str | None = None
+    sandbox: Machine | None = None  # run `command` in a sandbox of its own; None: as a process of yours
     url: str = ""
     headers: dict[str, str] = {}  # values may be $NAME, read from the environment when the server is reached
 
@@ -75,6 +77,14 @@ def _checked(name: str, server: McpServer, folder: Path) -> McpServer:
         raise RequestError(f"mcpServers.{name}: either `command` or `url`", param="mcpServers")
     if server.url and urlsplit(server.url).scheme not in ("http", "https"):
         raise RequestError(f"mcpServers.{name}.url: http:// or https://", param="mcpServers")
+    if server.sandbox is not None:
+        if server.url:
+            raise RequestError(
+                f"mcpServers.{name}.sandbox: only a `command` can run in one", param="mcpServers"
+            )
+        files = {inside: str((folder / here).resolve()) for inside, here in server.sandbox.files.items()}
+        machine = msgspec.structs.replace(server.sandbox, files=files)
+        return msgspec.structs.replace(server, sandbox=machine)
     return msgspec.structs.replace(
         server,
         cwd=str((folder / (server.cwd or ".")).resolve()) if server.command else None,

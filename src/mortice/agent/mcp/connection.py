@@ -17,6 +17,8 @@ from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import FileUrl
 
+from mortice.agent.machine import Boxes
+from mortice.agent.mcp.boxed import BoxedServer
 from mortice.agent.mcp.config import McpServer
 from mortice.agent.mcp.consent import Gate
 from mortice.agent.mcp.http_client import connect_http, resolved
@@ -24,6 +26,7 @@ from mortice.agent.mcp.stdio import StdioServer
 from mortice.agent.schema import Unchecked, mistakes
 from mortice.agent.tool import OnProgress, ToolError
 from mortice.obs.log import Log
+from mortice.specs.errors import RequestError
 
 _log = Log("agent.mcp")
 T = TypeVar("T")
@@ -51,16 +54,18 @@ class Connection:
         *,
         transport: Callable[[], Any] | None = None,
         make_auth: Callable[[], Awaitable[httpx.Auth]] | None = None,
+        boxes: Callable[[], Awaitable[Boxes]] | None = None,
     ) -> None:
         self.name = name
         self.server = server
         self._gate = gate
         self._transport = transport
         self._make_auth = make_auth
+        self._boxes = boxes
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
-        self._stdio: StdioServer | None = None
+        self._stdio: StdioServer | BoxedServer | None = None
         self._schemas: dict[str, dict[str, Any]] = {}
         self.tools: list[types.Tool] = []
         self.changed = asyncio.Event()  # the server said that its tools are others now
@@ -147,15 +152,28 @@ class Connection:
         elif server.command:
             # Base64 grows data by a third, and a frame has more than its result.
             limit = server.max_result_bytes * 3 // 2 + (1 << 20)
-            self._stdio = StdioServer(
-                server.command, server.args, env=resolved(server.env), cwd=server.cwd, max_frame_bytes=limit
-            )
+            self._stdio = self._process(limit)
             yield self._stdio.connect()
         else:
             auth = await self._make_auth() if self._make_auth is not None else None
             yield connect_http(
                 server.url, server.headers, max_bytes=server.max_result_bytes * 3 // 2, auth=auth
             )
+
+    def _process(self, limit: int) -> StdioServer | BoxedServer:
+        server, env = self.server, resolved(self.server.env)
+        if server.sandbox is None:
+            return StdioServer(server.command, server.args, env=env, cwd=server.cwd, max_frame_bytes=limit)
+        if self._boxes is None:
+            raise RequestError(f"{self.name}: there are no sandboxes here", param="mcpServers")
+        return BoxedServer(
+            server.command,
+            server.args,
+            env=env,
+            machine=server.sandbox,
+            boxes=self._boxes,
+            max_frame_bytes=limit,
+        )
 
     def _make_client(self, transport: AbstractAsyncContextManager[Any]) -> Client:
         async def elicit(

@@ -8,7 +8,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import msgspec
 
 from mortice.agent.artifacts import MAX_BYTES, Artifacts
 from mortice.agent.history import File
+from mortice.agent.machine import Boxes
 from mortice.agent.mcp.config import McpServer
 from mortice.agent.mcp.connection import Connection, Gone
 from mortice.agent.mcp.consent import Consent, Gate
@@ -46,6 +47,7 @@ class McpHost:
         model: Model | None = None,
         tokens: Path | None = None,
         transports: dict[str, Callable[[], Any]] | None = None,
+        boxes: Callable[[], Awaitable[Boxes]] | None = None,
     ) -> None:
         self._pins = pins
         self._artifacts = artifacts
@@ -60,6 +62,7 @@ class McpHost:
                 Gate(name, server, consent, model),
                 transport=(transports or {}).get(name),
                 make_auth=partial(self._log_in, name, server) if server.login else None,
+                boxes=boxes,
             )
             for name, server in servers.items()
         }

@@ -12,7 +12,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, Field
 
 from mortice.agent.act import Ask
-from mortice.agent.durable import Cancelled, RunFailed
+from mortice.agent.durable import Cancelled, RunFailed, Suspended
 from mortice.agent.history import Answer, Event, Observation
 from mortice.agent.home import checked_id, new_id
 from mortice.agent.mcp.oauth import Auth, JwtVerifier, settings_of
@@ -100,7 +100,8 @@ class AgentServer:
         except (RunFailed, MorticeError) as error:
             raise ToolError(f"run {run_id}: {error}") from error
         except Cancelled as error:
-            raise ToolError(f"run {run_id} was cancelled") from error
+            how = f"put aside: {error}; continue_run goes on" if isinstance(error, Suspended) else "cancelled"
+            raise ToolError(f"run {run_id} was {how}") from error
         except asyncio.CancelledError:
             if spec is not None:  # the host gave the call up
                 await asyncio.shield(agents.durable.cancel(run_id))

@@ -5,7 +5,7 @@ from typing import Any
 from mortice import tile
 
 
-@tile.kernel(cpu={"rows": 16, "BK": 128}, choices={"rows": (4, 8, 16, 32), "BK": (128, 256, 512, 1024)})
+@tile.kernel(cpu={"rows": 8, "BK": 64}, choices={"rows": (4, 8, 16, 32), "BK": (64, 128, 256, 512)})
 def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 1024, threads: int = 128) -> Any:
     """Y [M, N] = X [M, K] @ W [N, K]^T, for small M."""
     M, K = X.shape
@@ -24,7 +24,7 @@ def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 1024, threa
     return Y
 
 
-@tile.kernel(cpu={"rows": 16}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, BK: int = 512) -> Any:
     """Y [M, N] = X [M, K] @ (W S)^T: W [N, K] i8, a scale of each row in S [N] f32."""
     M, K = X.shape
@@ -44,7 +44,7 @@ def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, 
     return Y
 
 
-@tile.kernel(cpu={"rows": 16}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
 def gemv_int4(
     X: tile.Tensor,
     W: tile.Tensor,

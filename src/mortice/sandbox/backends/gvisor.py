@@ -2,7 +2,8 @@
 
 What `runsc` does that its manual does not say, and that this file works around: a live `exec` poisons a checkpoint (so
 the channel is the first process's own standard streams, and there is never an exec); a failed checkpoint without
-`-leave-running` leaves a dead sandbox that is still called running; a detached restore keeps its parent's stderr.
+`-leave-running` leaves a dead sandbox that is still called running. Whatever a living kernel can be asked goes over its
+control socket (`sentry`); runsc is only started to start one.
 """
 
 import asyncio
@@ -12,10 +13,12 @@ import json
 import os
 import signal
 import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 from mortice.sandbox import cgroups
+from mortice.sandbox.backends.sentry import Sentry
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
@@ -67,12 +70,23 @@ class GVisor:
         return RunscMachine(self, box_id, place, self._pid_of(place))
 
     async def restore(
-        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
+        self,
+        box_id: str,
+        place: Path,
+        spec: SandboxSpec,
+        image: Awaitable[Path],
+        trace: dict[str, Any] | None,
     ) -> Machine:
+        """The empty kernel starts while the image is still being checked; it gets the image only afterwards."""
         self._prepare(box_id, place, spec, trace)
-        arguments = ["restore", "-detach", "-bundle", str(place), "-image-path", str(image), box_id]
-        await self._launch(place, arguments, trace)
-        return RunscMachine(self, box_id, place, self._pid_of(place))
+        await self._launch(place, ["create", "-bundle", str(place), box_id], trace)
+        machine = RunscMachine(self, box_id, place, self._pid_of(place))
+        try:
+            await machine.sentry.restore(await image)
+        except BaseException:
+            await machine.remove()
+            raise
+        return machine
 
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
         return RunscMachine(self, box_id, place, pid)
@@ -88,8 +102,11 @@ class GVisor:
         if trace is not None:
             (place / "trace.json").write_text(json.dumps(trace))
 
+    @property
+    def runsc_root(self) -> Path:
+        return self._home.runsc
+
     def command(self, place: Path, arguments: list[str], *, traced: bool) -> list[str]:
-        """Every global flag a sandbox was run with must be repeated when it is saved or restored."""
         flags = [
             str(self._program),
             f"--root={self._home.runsc}",
@@ -116,13 +133,14 @@ class GVisor:
         os.set_blocking(out_fd, True)
         os.set_blocking(in_fd, True)
         try:
-            await self.call(place, arguments, traced=trace is not None, stdin=in_fd, stdout=out_fd)
+            with cgroups.quick_joins():
+                await self._call(place, arguments, traced=trace is not None, stdin=in_fd, stdout=out_fd)
         finally:
             os.close(in_fd)
             os.close(out_fd)
 
-    async def call(
-        self, place: Path, arguments: list[str], *, traced: bool, stdin: int = -3, stdout: int = -3
+    async def _call(
+        self, place: Path, arguments: list[str], *, traced: bool, stdin: int, stdout: int
     ) -> None:
         """Run one runsc command; raises SandboxError with what it said."""
         with (place / "runsc.err").open("wb") as errors:
@@ -156,21 +174,20 @@ class RunscMachine:
         self._backend = backend
         self._id = box_id
         self._place = place
-        self._traced = (place / "trace.json").exists()
+        self.sentry = Sentry(box_id, backend.runsc_root)
         self.pid = pid
 
     def open_channel(self) -> tuple[int, int]:
         return open_fifos(self._place)
 
     async def checkpoint(self, folder: Path) -> None:
-        arguments = ["checkpoint", "-leave-running", "-compression=none", f"-image-path={folder}", self._id]
-        await self._backend.call(self._place, arguments, traced=self._traced)
+        await self.sentry.checkpoint(folder)
 
     async def pause(self) -> None:
-        await self._backend.call(self._place, ["pause", self._id], traced=False)
+        await self.sentry.pause()
 
     async def resume(self) -> None:
-        await self._backend.call(self._place, ["resume", self._id], traced=False)
+        await self.sentry.resume()
 
     def park(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)

@@ -1,32 +1,67 @@
-"""A guest kernel under hardware virtualisation: the probe, and refusal by name; the driver is not written yet."""
+"""A guest kernel of its own in QEMU: under hardware virtualisation a wall, under software emulation a way to test it.
 
+The guest is Debian's cloud kernel, an initramfs that mounts the shared root file system read-only and folders in memory, and
+the agent as its first process on a virtio-serial port. There is no network card and no disk that can be written: what a
+machine is, is in its memory, and a snapshot is one migration stream of it.
+"""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-from mortice.sandbox.contract import BackendUnavailable, Probe, SandboxSpec, Strength
+from mortice.sandbox import cgroups
+from mortice.sandbox.backends.qmp import Qmp, connect
+from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.guest.config import WRITABLE, agent_config
+from mortice.sandbox.guest.source import agent_code
+from mortice.sandbox.images import Vm, find_image, find_vm
 from mortice.sandbox.kvm import probe_kvm
-from mortice.sandbox.machine import Machine
+from mortice.sandbox.machine import Machine, alive
+from mortice.sandbox.probes import ask_guest
+
+GUEST_KERNEL = 96 * MIB  # what the guest's kernel and agent need beside the limit
+QEMU_BESIDE = 256 * MIB  # of QEMU itself: devices, the emulator's translated code
+START_TIMEOUT_S = 20.0
+SAVE_TIMEOUT_S = 120.0
+UID = 64_999  # nobody's on the host
+QUIET_BOOT = "quiet reboot=t panic=-1 random.trust_cpu=on no_timer_check i8042.noaux i8042.nokbd i8042.nopnp"
 
 
 class MicroVM:
-    """A guest kernel under hardware virtualisation. Its probe runs two guests on /dev/kvm; there is no driver behind it yet,
-    so it refuses on every machine, and says whether this one could."""
+    """The back end. `emulated` runs guests without KVM, slowly; their strength is `emulated`, and no wall is claimed."""
 
     name = "microvm"
-    strength = Strength.MICROVM
-    version = "none"
-    can_snapshot = False
+    can_snapshot = True
+
+    def __init__(self, *, emulated: bool = False) -> None:
+        self.emulated = emulated
+        self.strength = Strength.EMULATED if emulated else Strength.MICROVM
+        vm = find_vm()
+        self.version = f"{vm.digest[:16] if vm else 'missing'}{' emulated' if emulated else ''}"
 
     async def probe(self) -> Probe:
-        finding = probe_kvm()
-        if not finding.hardware:
+        """Hardware first (two tiny guests on /dev/kvm), then a whole guest that is saved and restored."""
+        finding = None if self.emulated else await asyncio.to_thread(probe_kvm)
+        if finding is not None and not finding.hardware:
             return self._refuse(
                 f"kvm probe: {finding.why_not}",
                 "a machine with hardware virtualisation; gvisor works without",
             )
-        return self._refuse(
-            "kvm probe: hardware virtualisation works, and no driver for it is in this version", "use gvisor"
-        )
+        if os.geteuid() != 0:
+            return self._refuse("needs root, for control groups and namespaces", "run as root")
+        if find_vm() is None or find_image("base") is None:
+            return self._refuse(
+                "QEMU, a guest kernel or its disk are not installed", "mortice sandbox setup --vm"
+            )
+        with tempfile.TemporaryDirectory(prefix="mortice-probe-") as place:
+            return await ask_guest(self, Path(place), round_trip=True)
 
     def _refuse(self, why: str, remedy: str) -> Probe:
         return Probe(backend=self.name, works=False, strength=self.strength, why_not=why, remedy=remedy)
@@ -34,12 +69,186 @@ class MicroVM:
     async def start(
         self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None
     ) -> Machine:
-        raise BackendUnavailable("microvm has no driver in this version", param="backend")
+        image = find_image(spec.image)
+        if image is None:
+            raise SandboxError(
+                f"there is no image {spec.image!r}; `mortice sandbox setup` makes the base image"
+            )
+        machine = await self._launch(box_id, place, spec, [])
+        machine.first_words(agent_config(spec, own_kernel=True).encode(), agent_code(image))
+        return machine
 
     async def restore(
-        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
+        self,
+        box_id: str,
+        place: Path,
+        spec: SandboxSpec,
+        image: Awaitable[Path],
+        trace: dict[str, Any] | None,
     ) -> Machine:
-        raise BackendUnavailable("microvm has no driver in this version", param="backend")
+        """QEMU starts while the image is still being checked, and waits for it."""
+        machine = await self._launch(box_id, place, spec, ["-S", "-incoming", "defer"])
+        try:
+            folder = await image
+            async with Qmp(place / "qmp") as qmp:
+                await qmp.call("migrate-incoming", uri=await qmp.give_file(folder / "memory", os.O_RDONLY))
+                await qmp.until("query-status", ("paused", "prelaunch"), timeout_s=SAVE_TIMEOUT_S)
+                await qmp.call("cont")
+        except BaseException:
+            await machine.remove()
+            raise
+        return machine
 
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
-        raise BackendUnavailable("microvm has no driver in this version", param="backend")
+        return QemuMachine(box_id, place, pid)
+
+    async def _launch(self, box_id: str, place: Path, spec: SandboxSpec, more: list[str]) -> "QemuMachine":
+        vm = find_vm()
+        if vm is None:
+            raise SandboxError(
+                "QEMU, a guest kernel or its disk are not installed: mortice sandbox setup --vm"
+            )
+        limits = spec.limits
+        groups = cgroups.create(
+            box_id,
+            limits.memory_bytes + GUEST_KERNEL + QEMU_BESIDE,
+            64 + 4 * math.ceil(limits.cpus),
+            limits.cpus,
+        )
+        (place / "empty").mkdir()
+        join = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
+        command = ["sh", "-c", join, "sh", *map(str, groups), "--", "setpriv", "--no-new-privs"]
+        command += ["unshare", "--net", "--ipc", "--uts"]
+        with (place / "qemu.err").open("wb") as errors:
+            process = subprocess.Popen(
+                [*command, *qemu_command(vm, spec, emulated=self.emulated), *more],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, cwd=place,
+                start_new_session=True,
+            )  # fmt: skip
+        machine = QemuMachine(box_id, place, process.pid, process)
+        try:
+            await self._listening(place, process)
+            return machine
+        except BaseException:
+            await machine.remove()
+            raise
+
+    async def _listening(self, place: Path, process: "subprocess.Popen[bytes]") -> None:
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while process.poll() is None:
+                    with contextlib.suppress(OSError, SandboxError):
+                        async with Qmp(place / "qmp"):
+                            return
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            raise SandboxError(f"QEMU did not start within {START_TIMEOUT_S:.0f} s") from None
+        said = (place / "qemu.err").read_text(errors="replace").strip()[-1000:]
+        raise SandboxError(f"QEMU ended with {process.returncode}: {said or 'it said nothing'}")
+
+
+def qemu_command(vm: Vm, spec: SandboxSpec, *, emulated: bool) -> list[str]:
+    """QEMU with one disk to read, one serial port to talk over and nothing else; as nobody, without a root, filtered."""
+    limits = spec.limits
+    num_cpus = max(1, round(limits.cpus))
+    megabytes = (limits.memory_bytes + GUEST_KERNEL) // MIB
+    sizes = ",".join(
+        f"{path}:{limits.disk_bytes if path not in ('/run', '/dev/shm') else 16 * MIB}:{mode}:{owner}"
+        for path, mode, owner in WRITABLE
+    )
+    boot = f"{QUIET_BOOT} mortice={sizes}" + (" mitigations=off tsc=reliable" if emulated else "")
+    return [
+        *vm.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-M", "pc,usb=off,vmport=off,smbus=off,hpet=off", "-accel", "tcg,tb-size=64" if emulated else "kvm",
+        "-cpu", "max" if emulated else "host", "-smp", str(num_cpus), "-m", f"{megabytes}M",
+        "-kernel", str(vm.kernel), "-initrd", str(vm.initrd), "-append", boot,
+        "-drive", f"if=none,id=d0,file={vm.disk},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=d0",
+        "-device", "virtio-serial-pci,max_ports=2",
+        "-chardev", "socket,id=c0,path=agent,server=on,wait=off", "-device", "virtserialport,chardev=c0,name=agent",
+        "-chardev", "socket,id=m0,path=qmp,server=on,wait=off", "-mon", "chardev=m0,mode=control",
+        "-sandbox", "on,obsolete=deny,spawn=deny,resourcecontrol=deny",
+        "-run-with", f"user={UID}:{UID},chroot=empty",
+    ]  # fmt: skip
+
+
+class QemuMachine:
+    """One QEMU process."""
+
+    def __init__(
+        self, box_id: str, place: Path, pid: int, process: "subprocess.Popen[bytes] | None" = None
+    ) -> None:
+        self._id = box_id
+        self._place = place
+        self._process = process
+        self._first: int | None = None
+        self.pid = pid
+
+    def first_words(self, config: bytes, code: bytes) -> None:
+        """Lay the agent's configuration and code into the port; the guest reads them once it has booted."""
+        sock = connect(self._place / "agent")
+        data = len(config).to_bytes(4, "little") + config + code
+        try:
+            sock.settimeout(START_TIMEOUT_S)
+            sock.sendall(data)
+            self._first = sock.detach()
+        finally:
+            sock.close()
+
+    def open_channel(self) -> tuple[int, int]:
+        """The connection over which the agent came, or a new one: QEMU serves one at a time."""
+        fd, self._first = self._first, None
+        if fd is None:
+            fd = connect(self._place / "agent").detach()
+        return fd, fd
+
+    async def checkpoint(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700)
+        async with Qmp(self._place / "qmp") as qmp:
+            target = await qmp.give_file(folder / "memory", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            await qmp.call("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+            await qmp.call("stop")
+            try:
+                await qmp.call("migrate", uri=target)
+                ended = await qmp.until(
+                    "query-migrate", ("completed", "failed", "cancelled"), timeout_s=SAVE_TIMEOUT_S
+                )
+            finally:
+                await qmp.call("cont")
+            if ended["status"] != "completed":
+                raise SandboxError(
+                    f"QEMU could not save the machine: {ended.get('error-desc', ended['status'])}"
+                )
+
+    async def pause(self) -> None:
+        async with Qmp(self._place / "qmp") as qmp:
+            await qmp.call("stop")
+
+    async def resume(self) -> None:
+        async with Qmp(self._place / "qmp") as qmp:
+            await qmp.call("cont")
+
+    def park(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def unpark(self) -> None:
+        if alive(self.pid):
+            os.kill(self.pid, signal.SIGCONT)
+
+    def memory_bytes(self) -> int | None:
+        return cgroups.memory_bytes(self._id)
+
+    def cause_of_death(self) -> tuple[Reason, str]:
+        if cgroups.oom_kills(self._id):
+            return "oom", "the machine used more than its memory limit and was ended"
+        return "lost", "the machine's QEMU ended"
+
+    async def remove(self) -> None:
+        if self._first is not None:
+            os.close(self._first)
+            self._first = None
+        if self.pid and alive(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        await cgroups.empty(self._id)
+        if self._process is not None:
+            await asyncio.to_thread(self._process.wait)

@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import tempfile
+from collections.abc import Awaitable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,12 @@ class Process:
         return Jailed(box_id, place, int((place / "pid").read_text()))
 
     async def restore(
-        self, box_id: str, place: Path, spec: SandboxSpec, image: Path, trace: dict[str, Any] | None
+        self,
+        box_id: str,
+        place: Path,
+        spec: SandboxSpec,
+        image: Awaitable[Path],
+        trace: dict[str, Any] | None,
     ) -> Machine:
         raise NotSupported(
             "process cannot bring back a saved machine; gvisor and microvm can", param="backend"

@@ -19,6 +19,7 @@ import msgspec
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.contract import (
     MIB,
+    WAIT_S,
     BoxInfo,
     CellError,
     ForkOutcome,
@@ -147,13 +148,15 @@ class WasmBox:
     async def write(self, path: str, data: bytes) -> None:
         raise self._not("hold files")
 
-    async def snapshot(self, *, epoch: int | None = None) -> str:
+    async def snapshot(self, *, epoch: int | None = None, wait_s: float = WAIT_S) -> str:
         raise self._not("be saved; it has no state")
 
-    async def fork(self, n: int, *, names: list[str] | None = None) -> list[ForkOutcome]:
+    async def fork(
+        self, n: int, *, names: list[str] | None = None, wait_s: float = WAIT_S
+    ) -> list[ForkOutcome]:
         raise self._not("be forked; it has no state")
 
-    async def pause(self) -> None:
+    async def pause(self, *, wait_s: float = WAIT_S) -> None:
         raise self._not("be paused")
 
     async def resume(self) -> None:

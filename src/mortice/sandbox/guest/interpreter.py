@@ -1,9 +1,9 @@
 """The Python whose variables live between cells."""
 
+import _signal as signal  # type: ignore[import-not-found]  # what is around it brings enum: a megabyte a process
 import binascii
 import errno
 import os
-import signal
 import sys
 import time
 

@@ -11,7 +11,18 @@ from mortice.sandbox.contract import SandboxError
 from mortice.sandbox.home import images_folder
 from mortice.sandbox.images import Image
 
-MODULES = ("wire", "jobs", "interpreter", "gateway", "agent")
+MODULES = (
+    "wire",
+    "jobs",
+    "interpreter",
+    "gateway",
+    "files",
+    "system",
+    "results",
+    "children",
+    "cells",
+    "agent",
+)
 
 BOOT = """
 import marshal, posix, sys

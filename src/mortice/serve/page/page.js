@@ -130,12 +130,25 @@ const rates = []; // tokens/s of the last minute
 const latencies = []; // [ttft ms, tpot ms or null] of the last requests
 const KEEP = 512;
 
+function more(pages) {
+  if ($("pages").childElementCount === pages.length) return;
+  $("pages").replaceChildren(
+    ...pages.map(([title, path]) => {
+      const link = document.createElement("a");
+      link.href = path.replace(/^\//, "");
+      link.textContent = title;
+      return link;
+    }),
+  );
+}
+
 function show(overview) {
   document.body.classList.remove("stale");
   const { workers } = overview;
   const ready = overview.state === "ready";
   say(ready ? "ok" : "bad", ready ? `Up ${duration(overview.uptime_s)}` : overview.state);
   set($("model"), overview.model);
+  more(overview.pages);
   model = overview.model;
   const num = (role) => workers.filter((worker) => worker.role === role).length;
   const undivided = num("mixed") ? ` + ${num("mixed")} undivided` : "";
@@ -157,6 +170,7 @@ function show(overview) {
 
   latencies.push(...overview.latencies);
   latencies.splice(0, latencies.length - KEEP);
+  charts.suit(overview.roles);
   if (overview.latencies.length || !charts.drawn) charts.draw();
   flow.workers(workers);
   roles.show(overview.roles);
@@ -216,7 +230,7 @@ const charts = {
   },
 
   one(id, name, words, column, fallback) {
-    const chart = { name, column, box: svg("svg", { role: "img" }), met: el("b"), rest: el("span"), quantiles: el("span", "q") };
+    const chart = { id, name, column, box: svg("svg", { role: "img" }), met: el("b"), rest: el("span"), quantiles: el("span", "q") };
     const stored = Number(localStorage.getItem(`mortice.slo.${id}`));
     chart.target = stored > 0 ? stored : fallback;
     const head = el("div", "head");
@@ -227,6 +241,7 @@ const charts = {
     const input = el("input");
     Object.assign(input, { type: "number", id: `${id}-slo`, min: "0.1", step: "any", value: chart.target });
     input.setAttribute("aria-label", `${name} target in milliseconds`);
+    chart.input = input;
     input.addEventListener("input", () => {
       const value = Number(input.value);
       if (!(value > 0)) return;
@@ -241,6 +256,17 @@ const charts = {
     met.append(chart.met, chart.rest, chart.quantiles);
     $(id).append(head, met, chart.box);
     return chart;
+  },
+
+  /** What the server's policy works for is the target, until somebody here sets another. */
+  suit(limits) {
+    for (const [id, chart] of Object.entries(this.of)) {
+      const limit = limits[`${id}_ms`];
+      if (!limit || limit === chart.target || localStorage.getItem(`mortice.slo.${id}`)) continue;
+      chart.target = limit;
+      chart.input.value = limit;
+      this.drawn = false;
+    }
   },
 
   draw() {

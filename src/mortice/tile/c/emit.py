@@ -5,7 +5,7 @@ become SIMD loops: twice where bounds cannot be proven, once for blocks that lie
 before the loop finds out) and once with a check an access.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mortice.tile.c import regions
@@ -258,42 +258,68 @@ class Emitter:
         self.out.line(f"{kind} {buffer}[{count}];")
 
     def loop(self, x: s.For) -> None:
+        if x.kind == "vector":
+            self.vector(x)
+            return
         var, start, stop, step = name(x.var.name), self.c(x.start), self.c(x.stop), self.c(x.step)
-        forward = isinstance(x.step, e.Const)
-        if forward and isinstance(x.step, e.Const) and x.step.value > 0:
+        forward = isinstance(x.step, e.Const) and x.step.value > 0
+        if forward:
             head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {var} < end_{var}; {var} += {step}) {{"
         else:
             test = f"({step} > 0 ? {var} < end_{var} : {step} < 0 && {var} > end_{var})"
             refusal = self.checks.refusal(x.span, "range", "its step is 0", "give another step")
             self.out.line(f"if (({step}) == 0) {refusal}")
             head = f"for (int64_t {var} = {start}, end_{var} = {stop}; {test}; {var} += {step}) {{"
-        if x.kind == "vector":
-            self.out.line(f"{{ const int64_t end_{var} = {stop};")
-            self.out.line(f"#pragma omp simd{_reductions(x)}")
-            head = f"for (int64_t {var} = {start}; {var} < end_{var}; {var}++) {{"
         self.out.line(head, open=True)
-        if forward and isinstance(x.step, e.Const) and x.step.value > 0:
+        if forward:
             with self.ranges.loop((x.var,), (x.stop,), x.start):
                 self.block(x.body)
         else:
             self.block(x.body)
         self.out.close()
-        if x.kind == "vector":
+
+    def vector(self, x: s.For) -> None:
+        """A loop that the compiler may take in any order, but for folds; like a parallel one it is written twice where
+        bounds are not proven."""
+        var, last = name(x.var.name), build.binary("sub", x.stop, e.const(1))
+        conditions, proven = self.inside(x.body, {x.var.name: (x.start, last)})
+
+        def written() -> None:
+            self.out.line(f"{{ const int64_t end_{var} = {self.c(x.stop)};")
+            self.out.line(f"#pragma omp simd{_reductions(x)}")
+            self.out.line(
+                f"for (int64_t {var} = {self.c(x.start)}; {var} < end_{var}; {var}++) {{", open=True
+            )
+            self.block(x.body)
+            self.out.close()
             self.out.line("}")
 
+        with self.ranges.loop((x.var,), (x.stop,), x.start):
+            self.twice(conditions, proven, written)
+
     def parallel(self, x: s.Parallel) -> None:
-        conditions, proven = self.inside(x)
+        reach: dict[str, tuple[e.Expr, e.Expr]] = {
+            var.name: (e.const(0), build.binary("sub", extent, e.const(1)))
+            for var, extent in zip(x.vars, x.extents, strict=True)
+        }
+        conditions, proven = self.inside(x.body, reach)
         with self.ranges.loop(x.vars, x.extents):
-            if conditions:
-                self.out.line(f"if ({' && '.join(conditions)}) {{", open=True)
-                with self.trusting(proven):
-                    self.nest(x)
-                self.out.close()
-                self.out.line("else {", open=True)
-                self.nest(x)
-                self.out.close()
-            else:
-                self.nest(x)
+            self.twice(conditions, proven, lambda: self.nest(x))
+
+    def twice(
+        self, conditions: list[str], proven: set[tuple[str, int, e.Expr]], written: Callable[[], None]
+    ) -> None:
+        """Once trusting what is proven where the conditions hold, once with a check an access."""
+        if not conditions:
+            written()
+            return
+        self.out.line(f"if ({' && '.join(conditions)}) {{", open=True)
+        with self.trusting(proven):
+            written()
+        self.out.close()
+        self.out.line("else {", open=True)
+        written()
+        self.out.close()
 
     def nest(self, x: s.Parallel) -> None:
         vector = vectorises(x)
@@ -308,17 +334,19 @@ class Emitter:
         for _ in x.vars:
             self.out.close()
 
-    def inside(self, x: s.Parallel) -> tuple[list[str], set[tuple[str, int, e.Expr]]]:
-        """Tests, before the loop, that accesses with an affine index are in bounds for all its iterations."""
-        variables = {var.name: extent for var, extent in zip(x.vars, x.extents, strict=True)}
-        inner = {node.var.name for node in walk(x.body) if isinstance(node, s.Let | s.For)}
+    def inside(
+        self, body: s.Block, reach: dict[str, tuple[e.Expr, e.Expr]]
+    ) -> tuple[list[str], set[tuple[str, int, e.Expr]]]:
+        """Tests, before a loop, that accesses with an affine index are in bounds for all its iterations. reach: the first
+        and the last value of each of its variables."""
+        inner = {node.var.name for node in walk(body) if isinstance(node, s.Let | s.For)}
         conditions: dict[str, None] = {}
         proven: set[tuple[str, int, e.Expr]] = set()
-        for node in walk(x.body):
+        for node in walk(body):
             if not isinstance(node, e.Load | s.Store) or node.guards is None:
                 continue
             for axis, (at, checked) in enumerate(zip(node.indices, node.guards, strict=True)):
-                form = affine(at, variables) if checked else None
+                form = affine(at, reach) if checked else None
                 if form is None or any(
                     (isinstance(part, e.Var) and part.name in inner) or isinstance(part, e.Load)
                     for part in walk(at)
@@ -326,14 +354,9 @@ class Emitter:
                     continue
                 low = high = form[1]
                 for var, factor in form[0].items():
-                    reach = build.binary(
-                        "mul", build.binary("sub", variables[var], e.const(1)), e.const(factor)
-                    )
-                    low, high = (
-                        (build.binary("add", low, reach), high)
-                        if factor < 0
-                        else (low, build.binary("add", high, reach))
-                    )
+                    first, last = (build.binary("mul", end, e.const(factor)) for end in reach[var])
+                    first, last = (last, first) if factor < 0 else (first, last)
+                    low, high = build.binary("add", low, first), build.binary("add", high, last)
                 lower = self.ranges.of(low)[0]
                 if lower is None or lower < 0:
                     conditions[f"({self.c(low)}) >= 0"] = None

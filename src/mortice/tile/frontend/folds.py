@@ -3,10 +3,9 @@ statement it stands in."""
 
 import ast
 import builtins
-import math
 from typing import Any
 
-from mortice.tile.dtypes import DType, boolean, i32, index
+from mortice.tile.dtypes import boolean, i32, index
 from mortice.tile.frontend.expressions import as_condition, evaluate
 from mortice.tile.frontend.state import State, describe, lift
 from mortice.tile.ir import build
@@ -43,20 +42,10 @@ def fold(state: State, node: ast.Call, op: str) -> e.Expr:
     with state.block() as loops:
         _loops(state, generator, generator.generators, op, result)
     var = result[0]
-    state.emit(s.Let(var, identity(op, var.dtype), mutable=True, span=state.span(node)))
+    state.emit(s.Let(var, build.identity(op, var.dtype), mutable=True, span=state.span(node)))
     for statement in loops:
         state.emit(statement)
     return var
-
-
-def identity(op: str, dtype: DType) -> e.Const:
-    """What a fold of nothing gives."""
-    if dtype == boolean:
-        return e.Const(boolean, op == "all")
-    if op == "sum":
-        return e.Const(dtype, 0.0 if dtype.is_float else 0)
-    far = math.inf if dtype.is_float else 2 ** (dtype.bits - 1) - 1
-    return e.Const(dtype, far if op == "min" else -far)
 
 
 def _loops(

@@ -140,5 +140,15 @@ def _identity(op: str, left: Expr, right: Expr) -> Expr | None:
     return None
 
 
+def identity(op: str, dtype: DType) -> Const:
+    """What a fold of nothing gives."""
+    if dtype == boolean:
+        return Const(boolean, op == "all")
+    if op == "sum":
+        return Const(dtype, 0.0 if dtype.is_float else 0)
+    far = math.inf if dtype.is_float else 2 ** (dtype.bits - 1) - 1
+    return Const(dtype, far if op == "min" else -far)
+
+
 def infinity(dtype: DType = f32) -> Const:
     return Const(dtype, math.inf)
