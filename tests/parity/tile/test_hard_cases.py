@@ -90,7 +90,7 @@ def test_a_grid_taller_than_65535():
 def test_blocks_of_odd_numbers_of_warps(threads, target):
     @tile.kernel
     def sums(X: tile.Tensor):
-        N, D = X.shape
+        N, _ = X.shape
         Y = tile.empty((N,), tile.f32)
         for n in tile.grid(N, threads=threads):
             x, total = tile.fragment((1, 100), tile.f32), tile.fragment((1,), tile.f32)
@@ -205,7 +205,7 @@ def test_blocks_that_data_say_to_skip_even_the_first_and_the_last(kept, target):
 def two_loops(X: tile.Tensor):
     """Two pipelined loops share a tile, inside a loop over tiles; copies of one lie an iteration apart; an index read in the
     loop places a copy."""
-    N, D = X.shape
+    N, _ = X.shape
     Y = tile.empty((N, 8), tile.f32)
     for n in tile.grid(N):
         x, total = tile.shared((8,), tile.f32), tile.fragment((8,), tile.f32, fill=0)
@@ -288,7 +288,7 @@ def test_reductions_along_every_axis_of_a_tile_of_four_dimensions(target):
 @tile.kernel
 def groups_of_columns(X: tile.Tensor, S: tile.Tensor):
     N, D = X.shape
-    N, G = S.shape
+    N, _ = S.shape
     Y = tile.empty((N, D), tile.f32)
     for n, d in tile.parallel(N, D):
         Y[n, d] = X[n, d] * S[n, d // 32]
