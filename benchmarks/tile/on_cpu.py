@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
-from mortice.ops.kernels.elementwise import rotary, swiglu
+from mortice.ops.kernels.elementwise import geglu, rotary, swiglu
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemv import gemv
 from mortice.ops.kernels.norm import rms_norm
@@ -84,6 +84,32 @@ def gemv_pair(dtype: torch.dtype) -> tuple[Call, Call]:
 
 
 @tile.kernel
+def matmul(A: tile.Tensor, B: tile.Tensor) -> Any:
+    """Level 1: no tiles, no schedule."""
+    M, K = A.shape
+    K, N = B.shape
+    C = tile.empty((M, N), A.dtype)
+    for m, n in tile.parallel(M, N):
+        C[m, n] = tile.sum(A[m, k] * B[k, n] for k in range(K))
+    return C
+
+
+def level_one_pair(m: int, n: int, dtype: torch.dtype) -> tuple[Call, Call]:
+    a, b, c = torch.randn(m, n).to(dtype), torch.randn(n, n).to(dtype), torch.empty(m, n, dtype=dtype)
+    return lambda: matmul(a, b, out=c), lambda: torch.matmul(a, b, out=c)
+
+
+def geglu_pair(dtype: torch.dtype) -> tuple[Call, Call]:
+    x = torch.randn(256, 2 * 2048).to(dtype)
+
+    def eager() -> torch.Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    return lambda: geglu(x), eager
+
+
+@tile.kernel
 def nearly_nothing(X: tile.Tensor, Y: tile.Tensor, Z: tile.Tensor, a: float) -> None:
     (N,) = X.shape
     (N,) = Y.shape
@@ -133,6 +159,9 @@ def rows(rounds: int, clock: Callable[[], float]) -> list[Row]:
         pairs[f"rms_norm 2048x2048 {short}"] = rms_norm_pair(dtype)
         pairs[f"swiglu 1024x4096 {short}"] = swiglu_pair(dtype)
         pairs[f"rotary 1024x16x128 {short}"] = rotary_pair(dtype)
+        pairs[f"geglu 256x2048 {short}"] = geglu_pair(dtype)
+        pairs[f"level 1 product 2048 {short}"] = level_one_pair(2048, 2048, dtype)
+        pairs[f"level 1 product 32x2048x2048 {short}"] = level_one_pair(32, 2048, dtype)
         pairs[f"gemv 4096x4096 {short}"] = gemv_pair(dtype)
     found: list[Row] = []
     for name, (ours, theirs) in pairs.items():
