@@ -1,8 +1,16 @@
-"""Traces that drift, and goodput on them: what the P/D benchmarks share."""
+"""Traces that drift, and goodput on them: what the P/D benchmarks share.
 
+Of a trace as it was recorded, the time is scaled to the rate. Of a trace that is put together from phases, the phases keep
+their length and the rate is that of Poisson arrivals; the lengths of a phase are a recorded trace's, in their own order.
+"""
+
+import csv
 import gc
+import gzip
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 
 import msgspec
@@ -16,42 +24,99 @@ from mortice.specs.slo import SLO
 from mortice.specs.workload import Trace, TraceRequest, read_trace
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "traces"
-PHASE_S = 90.0  # of the drifting mix, whatever its rate
+USUAL, LONG = SLO(ttft_ms=1000, tpot_ms=50), SLO(ttft_ms=10_000, tpot_ms=100)
+LONGEST = 32_768
+JOSTLE = 50  # neighbours among whom another seed deals the lengths anew
+
+Make = Callable[[float, int], Trace]  # a trace at a mean rate, by seed
 
 
+@cache
 def azure(name: str) -> Trace:
     return read_trace(SHARED / f"azure2023_{name}.csv.gz")
 
 
-def mooncake(seed: int = 0) -> Trace:
-    """The conversation trace with its 3-second tick undone, requests beyond 32,768 tokens left out (1 in 13)."""
-    trace = read_trace(SHARED / "mooncake_fast25_conversation.jsonl.gz")
-    draws = np.random.default_rng(seed).uniform(0, 3.0, len(trace.requests))
-    trace = trace.moved(draws.tolist())
-    kept = tuple(r for r in trace.requests if r.prompt_len + r.output_len <= 32_768)
+def recorded(name: str) -> Make:
+    """An Azure trace with its own arrivals. Seed 0: as it is; another deals lengths anew among 50 neighbours."""
+
+    def make(rate: float, seed: int) -> Trace:
+        rows = list(azure(name).requests)
+        if seed:
+            rng = np.random.default_rng(seed)
+            for start in range(0, len(rows), JOSTLE):
+                near = rows[start : start + JOSTLE]
+                dealt = rng.permutation(len(near))
+                rows[start : start + JOSTLE] = [
+                    TraceRequest(row.at_s, near[i].prompt_len, near[i].output_len)
+                    for row, i in zip(near, dealt, strict=True)
+                ]
+        return Trace(name=name, format="azure", requests=tuple(rows))
+
+    return make
+
+
+@cache
+def _mooncake(name: str, seed: int) -> Trace:
+    trace = read_trace(SHARED / f"mooncake_fast25_{name}.jsonl.gz")
+    if name == "conversation":  # its clock ticks every 3 s
+        trace = trace.moved(np.random.default_rng(seed).uniform(0, 3.0, len(trace.requests)).tolist())
+    elif seed:
+        trace = trace.moved(np.random.default_rng(seed).uniform(0, 1.0, len(trace.requests)).tolist())
+    kept = tuple(r for r in trace.requests if r.prompt_len + r.output_len <= LONGEST)
     return msgspec.structs.replace(trace, requests=kept)
 
 
-def mix(rate: float = 10.0, seed: int = 0) -> Trace:
-    """Phases of 90 s: Azure conv lengths, Azure code lengths, short questions with long answers, and the same again;
-    Poisson. The length of the answers moves thirtyfold while the rate stays."""
-    rng = np.random.default_rng(seed)
-    conv, code = azure("conv").requests, azure("code").requests
-    rows: list[TraceRequest] = []
-    at = 0.0
-    while at < 6 * PHASE_S:
-        phase = int(at // PHASE_S) % 3
-        if phase == 2:
-            prompt, output = int(rng.lognormal(5.3, 0.6)) + 1, min(2000, int(rng.lognormal(6.4, 0.5)) + 1)
-        else:
-            one = (conv, code)[phase][rng.integers(0, len((conv, code)[phase]))]
-            prompt, output = one.prompt_len, one.output_len
-        rows.append(TraceRequest(at, prompt, output))
-        at += float(rng.exponential(1 / rate))
-    return Trace(name="drifting mix", format="azure", requests=tuple(rows))
+def mooncake(name: str = "conversation") -> Make:
+    """Requests beyond 32,768 tokens are left out (1 in 13 of the conversations)."""
+    return lambda rate, seed: _mooncake(name, seed)
 
 
-def requests_at(trace: Trace, rate: float, block_size: int = 16) -> list[SimRequest]:
+# -- phases ------------------------------------------------------------------------------------------------------------
+
+Lengths = list[tuple[int, int]]
+
+
+@cache
+def _lengths(kind: str) -> Lengths:
+    if kind in ("conv", "code"):
+        return [(r.prompt_len, r.output_len) for r in azure(kind).requests]
+    if kind == "arxiv":
+        with gzip.open(SHARED / "vidur_arxiv_summ_lengths.csv.gz", "rt") as file:
+            return [
+                (int(row["num_prefill_tokens"]), int(row["num_decode_tokens"]))
+                for row in csv.DictReader(file)
+            ]
+    rng = np.random.default_rng(
+        20
+    )  # answers: short questions, long answers; no recorded trace of that kind is at hand
+    return [
+        (int(rng.lognormal(5.3, 0.6)) + 1, min(2000, int(rng.lognormal(6.4, 0.5)) + 1)) for _ in range(20_000)
+    ]
+
+
+def phases(*kinds: str, phase_s: float = 90.0) -> Make:
+    """One phase of `phase_s` after the other, Poisson arrivals of one rate throughout: only the lengths drift. Each phase
+    reads its recorded lengths on from where it left them, at a place that the seed draws."""
+
+    def make(rate: float, seed: int) -> Trace:
+        rng = np.random.default_rng(seed)
+        sources: dict[str, Iterator[tuple[int, int]]] = {}
+        for kind in sorted(set(kinds)):
+            start = int(rng.integers(len(_lengths(kind))))
+            sources[kind] = islice(cycle(_lengths(kind)), start, None)
+        rows, at = [], 0.0
+        while at < phase_s * len(kinds):
+            rows.append(TraceRequest(at, *next(sources[kinds[int(at // phase_s)]])))
+            at += float(rng.exponential(1 / rate))
+        return Trace(name=" ".join(kinds), format="azure", requests=tuple(rows))
+
+    return make
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def requests_at(trace: Trace, rate: float) -> list[SimRequest]:
     """The trace's arrivals, its time scaled so that the mean rate is `rate`."""
     factor = rate / trace.mean_rate
     made = []
@@ -89,18 +154,18 @@ def attainment(
     return sum(all(met(r, slo)) for r in requests) / len(requests), cluster
 
 
-def goodput(plan: Plan, trace: Trace, slo: SLO, start: float, step: float = 0.04) -> float:
+def goodput(plan: Plan, make: Make, seed: int, slo: SLO, start: float, step: float = 0.04) -> float:
     """Largest mean rate that meets the target, by bisection to `step`."""
     low, high, rate = 0.0, math.inf, start
     while math.isinf(high) or high - low > step * high:
-        if attainment(plan, trace, rate, slo)[0] >= slo.target:
+        if attainment(plan, make(rate, seed), rate, slo)[0] >= slo.target:
             low = rate
         else:
             high = rate
         if math.isinf(high):
-            rate *= 1.3
+            rate *= 1.25
         elif low == 0:
-            rate /= 1.4
+            rate /= 1.3
             if rate < start / 100:
                 return 0.0
         else:
@@ -108,22 +173,27 @@ def goodput(plan: Plan, trace: Trace, slo: SLO, start: float, step: float = 0.04
     return low
 
 
-def interval(trace: Trace, share: float) -> tuple[float, float]:
-    return share_interval(share * len(trace.requests), len(trace.requests))
+def first_tenth(make: Make) -> Make:
+    """The first tenth of a trace's own time."""
 
+    def cut(rate: float, seed: int) -> Trace:
+        trace = make(rate, seed)
+        return trace.until(trace.requests[-1].at_s / 10)
 
-def first_tenth(trace: Trace) -> Trace:
-    """The first tenth of the trace's own time."""
-    return trace.until(trace.requests[-1].at_s / 10)
+    return cut
 
 
 __all__: Sequence[str] = (
+    "LONG",
+    "USUAL",
+    "Make",
     "attainment",
     "azure",
     "first_tenth",
     "goodput",
-    "interval",
-    "mix",
     "mooncake",
+    "phases",
+    "recorded",
     "requests_at",
+    "share_interval",
 )

@@ -44,10 +44,18 @@ def search(
 def test_a_tight_tpot_cuts_and_a_loose_one_does_not() -> None:
     tight = search(2, SLO(ttft_ms=2000, tpot_ms=8), LONG_IN).run("mortice")
     assert tight.best.prefill is not None
-    loose = search(2, SLO(ttft_ms=4000, tpot_ms=500), [TraceRequest(0.0, 200, 200)]).run("mortice")
+    loose = search(2, SLO(ttft_ms=800, tpot_ms=200), [TraceRequest(0.0, 2000, 20)]).run("mortice")
     assert loose.together is not None
     assert loose.together.goodput > 0
     assert loose.best.prefill is None or loose.best.goodput < 1.3 * loose.together.goodput
+
+
+def test_a_sample_that_is_too_short_to_queue_is_made_longer() -> None:
+    """All of 30 prompts are answered within 3 s if they come at once: of those the search would answer any rate at all."""
+    short = search(2, SLO(ttft_ms=3000, tpot_ms=20), LONG_IN, num_requests=30)
+    found = short.run("mortice")
+    assert len(short.samples[0].gaps) > 100
+    assert all(c.goodput < 2 * c.expected for c in found.candidates)
 
 
 def test_the_search_is_the_same_on_one_process_and_on_two() -> None:
@@ -98,7 +106,7 @@ def test_the_document_is_read_back_by_sim(tmp_path: Path) -> None:
     out, plot = tmp_path / "P.yaml", tmp_path / "P.png"
     command = [
         "plan", "place", "--model", "llama-3.1-8b", "--hardware", "h100", "--gpus", "2", "--trace", TRACE,
-        "--slo-ttft-ms", "500", "--slo-tpot-ms", "30", "--requests", "200", "--processes", "1", "--out", out,
+        "--slo-ttft-ms", "500", "--slo-tpot-ms", "30", "--requests", "100", "--processes", "1", "--out", out,
         "--plot", plot, "--json",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [str(c) for c in command], catch_exceptions=False)

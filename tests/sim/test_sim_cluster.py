@@ -52,10 +52,10 @@ ALONE = WorkerTimes(  # one prompt of 1,000 tokens fills a step of 0.1 s
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("rho", "ratio", "near"), [(0.3, 1.214, 0.01), (0.5, 1.5, 0.02), (0.7, 2.167, 0.03)])
+@pytest.mark.parametrize(("rho", "ratio", "near"), [(0.3, 1.214, 0.02), (0.7, 2.167, 0.04)])
 def test_one_prefill_worker_waits_as_md1(rho: float, ratio: float, near: float) -> None:
     """Fixed lengths, one at a time (DistServe, eq. 1)."""
-    n = 30_000
+    n = 15_000
     requests = poisson(n, rho / 0.1, seed=11, prompt=1000, output=1, spread=0.0)
     run(pools(ALONE, 1, 1, slo=SLOS, prefill_budget=1000), requests)
     assert ttft(requests).mean() / 0.1 == pytest.approx(ratio, rel=near)
@@ -64,15 +64,15 @@ def test_one_prefill_worker_waits_as_md1(rho: float, ratio: float, near: float) 
 
 def test_two_pipeline_stages_wait_as_eq_2() -> None:
     piped = msgspec.structs.replace(ALONE, pp=2)
-    requests = poisson(30_000, 12.0, seed=3, prompt=1000, output=1, spread=0.0)
+    requests = poisson(12_000, 12.0, seed=3, prompt=1000, output=1, spread=0.0)
     run(pools(piped, 1, 1, slo=SLOS, prefill_budget=1000), requests)
-    assert ttft(requests).mean() == pytest.approx(pipeline_ttft(12.0, 0.1, 2), rel=0.02)
+    assert ttft(requests).mean() == pytest.approx(pipeline_ttft(12.0, 0.1, 2), rel=0.03)
 
 
 def test_mixed_lengths_wait_by_their_second_moment() -> None:
     """Pollaczek and Khinchine; shuffled lengths, a budget that holds one prompt of any length."""
     rng = np.random.default_rng(5)
-    n, lengths = 40_000, np.array([200, 5000])
+    n, lengths = 25_000, np.array([200, 5000])
     prompts = rng.choice(lengths, n, p=[0.8, 0.2])
     service = prompts * 1e-4
     rate = 0.6 / service.mean()
@@ -89,7 +89,7 @@ def test_mixed_lengths_wait_by_their_second_moment() -> None:
 
 def test_replicas_lie_between_one_queue_each_and_one_queue_for_all() -> None:
     """B5: join the lightest queue, 4 workers at 70 %: above M/D/4, below M/D/1 at a quarter of the rate."""
-    requests = poisson(30_000, 28.0, seed=2, prompt=1000, output=1, spread=0.0)
+    requests = poisson(10_000, 28.0, seed=2, prompt=1000, output=1, spread=0.0)
     run(pools(ALONE, 4, 1, slo=SLOS, prefill_budget=1000), requests)
     assert 0.1 + 0.005 < ttft(requests).mean() < md1_ttft(7.0, 0.1) * 0.9
 
@@ -125,7 +125,7 @@ def test_macro_steps_agree_with_the_scheduler_itself(
     runs out and blocks are counted in whole ones)."""
     found = []
     for fidelity in ("macro", "exact"):
-        requests = poisson(500, rate, seed=9)
+        requests = poisson(250, rate, seed=9)
         small = msgspec.structs.replace(TIMES, kv_tokens=kv_tokens)
         plan = pools(TIMES, prefill, decode, mixed, slo=SLOS, decode_times=small)
         run(msgspec.structs.replace(plan, fidelity=fidelity), requests)
@@ -306,7 +306,7 @@ def test_disaggregation_at_light_load_is_no_slower_than_colocated_by_more_than_t
 
 @pytest.mark.parametrize("delay_s", [0.05, 2.0])
 def test_sixteen_routers_with_stale_reports_stay_balanced(delay_s: float) -> None:
-    requests = poisson(6000, 120, seed=7)
+    requests = poisson(3000, 120, seed=7)
     physics = Physics(num_routers=16, report_s=0.1, report_delay_s=delay_s)
     cluster = run(pools(TIMES, 4, 4, slo=SLOS, physics=physics), requests)
     work = [w.num_prefill_tokens for w in list(cluster.workers.values())[:4]]
@@ -334,7 +334,7 @@ def test_waves_of_load_do_not_make_roles_oscillate(period_s: float) -> None:
     rng = np.random.default_rng(4)
     at: list[float] = []
     now = 0.0
-    while now < 300:
+    while now < 200:
         rate = 60 if (now // (period_s / 2)) % 2 else 20
         now += rng.exponential(1 / rate)
         at.append(now)
@@ -344,5 +344,5 @@ def test_waves_of_load_do_not_make_roles_oscillate(period_s: float) -> None:
         arrivals(at, prompts, [100] * len(at)),
     )
     changes = [d.at_s for d in cluster.decisions if d.actions]
-    assert len(changes) <= 1 + 300 / 20
+    assert len(changes) <= 1 + 200 / 20
     assert min((b - a for a, b in itertools.pairwise(changes)), default=20.0) >= 10.0

@@ -58,21 +58,26 @@ def schedule(seed: int, fidelity: str) -> None:
     assert flips <= 8 * (2 + at_s / pace.period_s / 2), f"seed {seed}: {flips} flips in {at_s} s"
 
 
-@pytest.mark.parametrize("first", range(0, 1000, 250))
-def test_a_thousand_fault_schedules(first: int) -> None:
-    for seed in range(first, first + 250):
+def test_two_hundred_fault_schedules() -> None:
+    for seed in range(200):
+        schedule(seed, "macro")
+
+
+@pytest.mark.slow
+def test_the_rest_of_a_thousand_fault_schedules() -> None:
+    for seed in range(200, 1000):
         schedule(seed, "macro")
 
 
 def test_fault_schedules_on_the_engines_own_scheduler() -> None:
-    for seed in range(8):
+    for seed in range(3):
         schedule(seed, "exact")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_more_fault_schedules_on_the_engines_own_scheduler() -> None:
-    for seed in range(8, 100):
+    for seed in range(3, 100):
         schedule(seed, "exact")
 
 
@@ -80,7 +85,7 @@ def test_more_fault_schedules_on_the_engines_own_scheduler() -> None:
 @pytest.mark.parametrize("kind", ["mute", "skew", "forecast"])
 def test_a_metric_error_scales_nothing_down(policy: str, kind: str) -> None:
     """Steady load that needs what there is; the figures break half way: no worker is stopped for it."""
-    requests = poisson(3000, 60, seed=1)
+    requests = poisson(2000, 60, seed=1)
     plan = pools(
         TIMES, 2, 2, slo=SLO(ttft_ms=500, tpot_ms=25), policy=policy, bounds=Bounds(max_gpus=4),  # type: ignore[arg-type]
         pace=Pace(period_s=2.0, start_s=3.0, patience=2), physics=Physics(report_s=1.0, start_s=3.0),
@@ -95,7 +100,7 @@ def test_a_metric_error_scales_nothing_down(policy: str, kind: str) -> None:
         )  # type: ignore[arg-type]
         for i in range(4)
     ]
-    before, after = (Cluster(plan, poisson(3000, 60, seed=1), faults=f) for f in ((), faults))
+    before, after = (Cluster(plan, poisson(2000, 60, seed=1), faults=f) for f in ((), faults))
     stops = []
     for cluster in (before, after):
         cluster.run()

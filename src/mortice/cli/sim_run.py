@@ -14,12 +14,12 @@ from rich.table import Table
 from mortice.cli.plan_output import JsonOption
 from mortice.sched.journal import Journal
 from mortice.sched.journal import replay as run_again
-from mortice.sim.cluster import Cluster, requests_of
+from mortice.sim.cluster import Cluster
 from mortice.sim.deployed import longest, plan_of
 from mortice.sim.faults import random_faults
 from mortice.sim.report import report
 from mortice.sim.summary import finite
-from mortice.sim.traffic import ClipRule, prepared
+from mortice.sim.traffic import ClipRule, prepared, requests_of
 from mortice.specs.deployment import load_deployment
 from mortice.specs.errors import MorticeError, RequestError
 from mortice.specs.workload import read_trace

@@ -137,7 +137,7 @@ class LiveCluster:
             self._workers_listen, self._join_token = "127.0.0.1:0", secrets.token_hex(32)
         if self._workers_listen is not None:
             self.joined_at = self._switchboard.listen(self._workers_listen, self._join_token)
-        await self._manager.start({"prefill": self.deployment.prefill, "decode": self.deployment.decode})
+        await self._manager.start(self.deployment.roles)
         deadline = time.monotonic() + STARTUP_S
         while not all(member.hello for member in self._members):
             failed = next((m for m in self._members if m.failure), None)

@@ -19,9 +19,9 @@ from typing import Literal
 import msgspec
 
 from mortice.plan.place_candidates import Candidate, Question, Shape, pair, undivided
-from mortice.sim.cluster import Plan
 from mortice.sim.deployed import plan_of
 from mortice.sim.evaluate import Goodput, Sample, attainment_at, carried, draw, goodput
+from mortice.sim.plan import Plan
 from mortice.specs.cluster import ClusterSpec
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import RequestError
@@ -32,6 +32,9 @@ from mortice.specs.workload import TraceRequest
 Algorithm = Literal["mortice", "high", "low", "joint"]
 KEEP = 8  # candidates that are simulated, of each kind
 DRAWS = 3  # of the finalists
+LASTING = 10  # TTFT limits that a sample must last at the expected rate: in less no queue shows what it does;
+ANSWERS = 2  # and of the longest mean answers that TPOT allows
+LONGEST = 1 << 16  # requests of a sample that was made longer
 NEAR = 0.92  # of the best goodput: who is nearer gets more draws
 T95 = {1: 0.0, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for the mean of so many draws
 
@@ -67,6 +70,7 @@ class Search:
         if not requests:
             raise RequestError("the trace holds no request", param="trace")
         self.question = question
+        self.requests, self.seed = requests, seed
         self.samples = [draw(requests, num_requests, seed + i) for i in range(DRAWS)]
         self.processes = max(1, processes if processes is not None else os.cpu_count() or 1)
         self.progress = progress
@@ -170,6 +174,7 @@ class Search:
         question = self.question
         shapes = question.shapes(min(question.gpus, 4 * question.node))
         alone: list[tuple[str, Shape, Deployment, Sample, SLO]] = []
+        self._lengthen(max(self._expected(pair(question, s, s, 1, 1)).expected for s in shapes))
         first = self.samples[0]
         for shape in shapes:
             document = question.document(shape, shape, 1, 1, budget=8192)
@@ -215,14 +220,25 @@ class Search:
         return msgspec.structs.replace(candidate, expected=carried(plan, self.samples[0]))
 
     def _promising(self, found: list[Candidate], *, per_gpu: bool = False) -> list[Candidate]:
-        """The best by closed forms, and all the others within a third of the best if there is room."""
+        """The `KEEP` best by closed forms. A candidate that these underrate beyond that is never simulated."""
         ranked = sorted(
             found, key=lambda c: (-(c.expected / c.gpus if per_gpu else c.expected), c.gpus, c.name)
         )
         return ranked[:KEEP]
 
+    def _lengthen(self, rate: float) -> None:
+        """Draw more requests where those there are would be over before a queue can show: all answered within the TTFT when
+        they come at once, they would have no largest rate."""
+        slo, outputs = self.question.slo, self.samples[0].output_len
+        answer_s = (slo.tpot_ms or 0.0) / 1e3 * sum(outputs) / len(outputs)
+        lasts_s = max(LASTING * (slo.ttft_ms or 0.0) / 1e3, ANSWERS * answer_s)
+        count = min(LONGEST, math.ceil(lasts_s * rate))
+        if count > len(self.samples[0].gaps):
+            self.samples = [draw(self.requests, count, self.seed + i) for i in range(DRAWS)]
+
     def _simulate(self, candidates: list[Candidate]) -> list[Candidate]:
         """Goodput on the first draw for all, on the others for those near the best."""
+        self._lengthen(max((c.expected for c in candidates), default=0.0))
         found = dict(enumerate(candidates))
         rates: dict[int, list[float]] = {i: [] for i in found}
         slo = self.question.slo

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from mortice.sched.router import Route
+from mortice.sched.answers import Route
 from mortice.specs.slo import SLO
 
 

@@ -1,11 +1,12 @@
 """The workers as decisions see them: what each wears, what was given to it, what it last said of itself.
 
 What was given is exact and at once (the router's own books); what a worker says of itself is as old as its last report.
-The lightest worker of a pool is found without a scan: each pool is a heap of (load, order of joining), entries that are
-no longer true are skipped when they come up.
+The lightest worker of a pool is found without a scan: each pool is a heap of (load, order of joining) in which no worker is
+entered heavier than it is; an entry that is too light is put right when it comes up.
 """
 
-from heapq import heapify, heappop, heappush
+import math
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Literal
 from zlib import crc32
 
@@ -19,8 +20,8 @@ class Worker:
     """One live worker. `prefill_work` is in the router's unit of cost (seconds where step times are known, else tokens)."""
 
     __slots__ = (
-        "accepts", "context_tokens", "convertible", "debt", "debt_at_s", "foreign", "free_blocks", "heap_key",
-        "num_blocks", "num_decoding", "num_prefilling", "order", "prefill_work", "reported_at_s",
+        "accepts", "context_tokens", "convertible", "debt", "debt_at_s", "entered_key", "foreign", "free_blocks",
+        "heap_key", "num_blocks", "num_decoding", "num_prefilling", "order", "pool", "prefill_work", "reported_at_s",
         "role", "slowdown", "worker_id",
     )  # fmt: skip
 
@@ -43,7 +44,9 @@ class Worker:
         self.slowdown = 1.0  # its measured step over the expected one
         self.debt = 0.0  # seconds of prefill that its decode batch still has to make up for
         self.debt_at_s = 0.0
-        self.heap_key = 0.0
+        self.pool: Pool | None = None  # where it may be chosen from
+        self.heap_key = 0.0  # its load
+        self.entered_key = math.inf  # its load as its pool's heap has it, never above `heap_key`
 
     @property
     def num_assigned(self) -> int:
@@ -62,26 +65,42 @@ class Pool:
 
     def put(self, worker: Worker, key: float) -> None:
         """Enter a worker, or tell that its load changed."""
-        self.members[worker.worker_id] = worker
         worker.heap_key = key
-        heap = self._heap
-        if len(heap) > 64 + 8 * len(self.members):
-            self._heap = [(w.heap_key, w.order, w) for w in self.members.values()]
-            heapify(self._heap)
-        else:
-            heappush(heap, (key, worker.order, worker))
+        if worker.pool is not self:
+            worker.pool = self
+            self.members[worker.worker_id] = worker
+        elif key >= worker.entered_key:
+            return
+        worker.entered_key = key
+        heappush(self._heap, (key, worker.order, worker))
+        if len(self._heap) > 64 + 8 * len(self.members):
+            self._rebuild()
 
     def remove(self, worker: Worker) -> None:
-        self.members.pop(worker.worker_id, None)
+        if worker.pool is self:
+            worker.pool = None
+            del self.members[worker.worker_id]
 
     def lightest(self) -> Worker | None:
         heap = self._heap
         while heap:
-            key, _, worker = heap[0]
-            if worker.heap_key == key and self.members.get(worker.worker_id) is worker:
+            key, order, worker = heap[0]
+            if worker.pool is not self:
+                heappop(heap)
+            elif worker.heap_key == key:
                 return worker
-            heappop(heap)
+            elif worker.entered_key == key:
+                worker.entered_key = worker.heap_key
+                heapreplace(heap, (worker.heap_key, order, worker))
+            else:
+                heappop(heap)  # it was entered lighter since
         return None
+
+    def _rebuild(self) -> None:
+        for worker in self.members.values():
+            worker.entered_key = worker.heap_key
+        self._heap = [(w.heap_key, w.order, w) for w in self.members.values()]
+        heapify(self._heap)
 
 
 class Fleet:
@@ -147,7 +166,7 @@ class Fleet:
             )
         key *= worker.slowdown
         pool = self.pools[worker.role]
-        if worker.heap_key != key or worker.worker_id not in pool.members:
+        if worker.heap_key != key or worker.pool is not pool:
             pool.put(worker, key)
 
     def report(

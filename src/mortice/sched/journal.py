@@ -10,8 +10,10 @@ from typing import IO
 
 import msgspec
 
+from mortice.sched.answers import Answer
 from mortice.sched.events import Event
-from mortice.sched.plane import Answer, ControlPlane, Setup
+from mortice.sched.plane import ControlPlane
+from mortice.sched.setup import Setup
 from mortice.specs.errors import RequestError
 
 MAX_LINE_BYTES = 16 << 20

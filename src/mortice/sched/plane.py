@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain
-from mortice.sched.admission import Admit
+from mortice.sched.actions import Flip, Standing, Start, Stop, Undrain
+from mortice.sched.answers import Answer, DecodeAt, Held, Refused, Route, Routed
 from mortice.sched.capacity import Capacity
-from mortice.sched.controller import Controller, Decision, Pace
+from mortice.sched.controller import Controller, Decision
 from mortice.sched.events import (
     Arrived,
     Cached,
@@ -34,54 +34,14 @@ from mortice.sched.fleet import Role, Worker
 from mortice.sched.observation import Tally
 from mortice.sched.policy import policy
 from mortice.sched.prefix_map import PrefixMap
-from mortice.sched.router import Route, Router
-from mortice.specs.cluster import PolicyName
-from mortice.specs.slo import SLO
+from mortice.sched.router import Router
+from mortice.sched.setup import Setup
 from mortice.specs.worker_times import WorkerTimes
+
+__all__ = ["Answer", "ControlPlane", "DecodeAt", "Held", "Refused", "Route", "Routed", "Setup"]
 
 FIRST_GUESS_OUTPUT = 128.0  # tokens, until a request ended
 SLOWEST = 20.0  # a reported slowdown beyond this, or below its inverse, is taken for it
-
-
-class Routed(msgspec.Struct, frozen=True, tag="routed"):
-    """Where a request goes. See `Route`."""
-
-    route: Route
-
-
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """The request is rejected now, and why."""
-
-    reason: str
-
-
-class Held(msgspec.Struct, frozen=True, tag="held"):
-    """No worker can take it: tell the plane again (`Arrived`) when one joined."""
-
-
-class DecodeAt(msgspec.Struct, frozen=True, tag="decode_at"):
-    """Where a prefilled request decodes; None: nowhere now, let it arrive again."""
-
-    worker_id: str | None
-
-
-Answer = Routed | Refused | Held | DecodeAt | Decision
-
-
-class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that decisions hang on beside the events; the first line of a decision log."""
-
-    block_size: int = 16
-    local_prefill_tokens: int = 64
-    token_budget: int = 2048  # of a step of an undivided worker
-    prefill_times: WorkerTimes | None = None
-    decode_times: WorkerTimes | None = None
-    slo: SLO = SLO()
-    policy: PolicyName = "static"
-    bounds: Bounds = Bounds(can_scale=False)
-    pace: Pace = Pace()
-    admit: Admit = Admit()
-    router: int = 0  # which of several routers this is
 
 
 class _Flight:
@@ -265,7 +225,8 @@ class ControlPlane:
 
     def _over(self, flight: _Flight) -> None:
         was_decoding = flight.on_prefill is None
-        self._prefill_over(flight)
+        if not was_decoding:
+            self._prefill_over(flight)
         worker = flight.on_decode
         if worker is not None:
             worker.num_decoding -= was_decoding

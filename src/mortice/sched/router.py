@@ -8,41 +8,16 @@ convertible decoders, arXiv 2512.03416).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import msgspec
-
-from mortice.sched.fleet import Fleet, Role, Worker
+from mortice.sched.answers import Route
+from mortice.sched.fleet import Fleet, Worker
 from mortice.sched.prefix_map import PrefixMap
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
 
+__all__ = ["Route", "Router"]
+
 CANDIDATES = 4  # holders of a prefix that are weighed against the lightest worker
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One live worker as the live cluster describes it. `num_assigned` is exact; the rest is as old as its last word."""
-
-    worker_id: str
-    role: Role
-    num_assigned: int  # requests given to it and not ended
-    assigned_tokens: int  # prompt tokens given to it and not yet known to be computed
-    num_free_blocks: int
-    num_blocks: int
-
-
-class Route(msgspec.Struct, frozen=True):
-    """`prefill` is None where `decode` computes the prompt itself. `cost` is what the choice was made by: work before its
-    first token, in seconds or tokens; `other` is the best choice not taken, "" if there was none."""
-
-    prefill: str | None
-    decode: str
-    reason: str
-    cost: float = 0.0
-    other: str = ""
-    other_cost: float = 0.0
-    work: float = 0.0  # its own prefill, in the same unit
 
 
 class Router:
@@ -77,29 +52,6 @@ class Router:
         return Fleet(
             sequence_tokens=max(1.0, sequence), work_tokens=0.05 / times.decode_context_s, router=router
         )
-
-    # -- one snapshot at a time (the live cluster until it keeps a fleet) ----------------------------------------
-
-    def route(self, prompt_len: int, names: Sequence[bytes], loads: Sequence[Load]) -> Route | None:
-        """None if no worker can decode."""
-        return self.place(prompt_len, names, self._fleet_of(loads), now_s=0.0)
-
-    def choose_decode(self, names: Sequence[bytes], loads: Sequence[Load]) -> Load | None:
-        chosen = self.place_decode(names, self._fleet_of(loads))
-        return None if chosen is None else next(load for load in loads if load.worker_id == chosen.worker_id)
-
-    def _fleet_of(self, loads: Sequence[Load]) -> Fleet:
-        fleet = Fleet(sequence_tokens=1.0)  # a snapshot knows requests, not contexts
-        for load in loads:
-            worker = fleet.join(load.worker_id, load.role, load.num_blocks)
-            worker.free_blocks = load.num_free_blocks
-            worker.num_decoding = load.num_assigned
-            if load.role == "prefill":
-                worker.prefill_work = self.work(load.assigned_tokens, 0) if load.assigned_tokens else 0.0
-            fleet.touch(worker)
-        return fleet
-
-    # -- on a fleet that is kept ---------------------------------------------------------------------------------
 
     def place(self, prompt_len: int, names: Sequence[bytes], fleet: Fleet, *, now_s: float) -> Route | None:
         """Choose; the caller books the choice (ControlPlane does). None if no worker can decode."""

@@ -1,15 +1,32 @@
 """What the control plane is set up with, from a deployment document: the same for the live cluster and the simulator."""
 
+import msgspec
+
 from mortice.sched.actions import Bounds
 from mortice.sched.admission import Admit
 from mortice.sched.controller import Pace
-from mortice.sched.plane import Setup
 from mortice.specs.cluster import ClusterSpec, PolicyName
 from mortice.specs.deployment import Deployment
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
 
 GOOD = SLO(ttft_ms=2000.0, tpot_ms=80.0)  # what DOPD (arXiv 2511.20982) counts as good
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that decisions hang on beside the events; the first line of a decision log."""
+
+    block_size: int = 16
+    local_prefill_tokens: int = 64
+    token_budget: int = 2048  # of a step of an undivided worker
+    prefill_times: WorkerTimes | None = None
+    decode_times: WorkerTimes | None = None
+    slo: SLO = SLO()
+    policy: PolicyName = "static"
+    bounds: Bounds = Bounds(can_scale=False)
+    pace: Pace = Pace()
+    admit: Admit = Admit()
+    router: int = 0  # which of several routers this is
 
 
 def setup_of(
@@ -37,6 +54,7 @@ def setup_of(
             max_gpus=spec.max_gpus,
             prefill_gpus=prefill_times.gpus if prefill_times else 1,
             decode_gpus=decode_times.gpus if decode_times else 1,
+            max_flips=max_flips(deployment.prefill + deployment.decode),
             can_scale=spec.max_gpus is not None and chosen != "static",
         ),
         pace=Pace(
@@ -50,6 +68,11 @@ def setup_of(
         ),
         admit=Admit(late=spec.reject_late),
     )
+
+
+def max_flips(workers: int) -> int:
+    """Roles that one decision may change in a fleet of so many: a quarter of it, and never fewer than 8."""
+    return max(8, workers // 4)
 
 
 def needs_times(deployment: Deployment) -> bool:

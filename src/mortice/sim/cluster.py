@@ -6,7 +6,6 @@ live cluster drives. Where a journal is given each event is written with its ans
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -28,58 +27,21 @@ from mortice.sched.events import (
     Worn,
 )
 from mortice.sched.fleet import Role
-from mortice.sched.plane import Answer, ControlPlane, DecodeAt, Held, Refused, Routed, Setup
-from mortice.sched.prefill_order import PrefillOrder
+from mortice.sched.plane import Answer, ControlPlane, DecodeAt, Held, Refused, Routed
 from mortice.sched.recovery import RestartPolicy
 from mortice.sim.books import CountedBooks, PooledBooks
 from mortice.sim.clock import Clock
 from mortice.sim.exact import ExactWorker
 from mortice.sim.faults import Fault
+from mortice.sim.plan import Body, Physics, Plan
 from mortice.sim.request import Move, SimRequest
 from mortice.sim.worker import SimWorker
-from mortice.specs.errors import RequestError
-from mortice.specs.worker_times import WorkerTimes
-from mortice.specs.workload import Trace
+
+__all__ = ["Body", "Cluster", "Physics", "Plan"]
 
 STUCK_S = 3600.0
 
 Worker = SimWorker | ExactWorker
-
-
-class Body(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is made of, whichever role it wears. Seconds, tokens, bytes."""
-
-    times: WorkerTimes
-    token_budget: int = 2048  # of one step
-    max_num_seqs: int = 256
-    bytes_per_s: float = 0.0  # of its port, each direction; 0: no limit
-    order: PrefillOrder | None = None
-
-
-class Physics(msgspec.Struct, frozen=True, kw_only=True):
-    """Delays of the cluster itself, seconds."""
-
-    transfer_base_s: float = 0.001  # of one hand-over, beside its bytes
-    start_s: float = 45.0
-    flip_s: float = 0.05
-    report_s: float = 0.0  # period of workers' reports; 0: none, loads are known exactly
-    report_delay_s: float = 0.0
-    lease_s: float = 30.0
-    num_routers: int = 1  # each knows what it routed itself, the rest from reports
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is simulated."""
-
-    setup: Setup
-    prefill: int
-    decode: int
-    mixed: int = 0
-    prefill_body: Body
-    decode_body: Body
-    physics: Physics = Physics()
-    convertible: bool = False
-    fidelity: Literal["macro", "exact"] = "macro"  # exact: the engine's own scheduler, token by token
 
 
 class Cluster:
@@ -148,8 +110,7 @@ class Cluster:
         while self._next < num and requests[self._next].arrival_s <= until_s:
             request = requests[self._next]
             arrival_s = request.arrival_s
-            while step(arrival_s):  # an arrival comes before what happens at its instant
-                pass
+            clock.run(arrival_s)  # an arrival comes before what happens at its instant
             self._next += 1
             clock.now_s = arrival_s
             self._arrive(request)
@@ -537,34 +498,3 @@ class Cluster:
             )
         for worker in self.workers.values():
             worker.check()
-
-
-def requests_of(trace: Trace, block_size: int, *, max_total: int, name_bytes: int = 8) -> list[SimRequest]:
-    """The trace's arrivals as simulated requests. Raises RequestError naming the row that is longer than `max_total`."""
-    made = []
-    for index, row in enumerate(trace.requests):
-        if row.prompt_len + row.output_len > max_total:
-            raise RequestError(
-                f"{trace.name}, request {index + 1}: {row.prompt_len} + {row.output_len} tokens exceed the {max_total} that "
-                "a worker holds; clip the trace (--clip) or give more memory",
-                param="trace",
-            )
-        names: list[bytes] = []
-        if trace.block_tokens:
-            if trace.block_tokens % block_size:
-                raise RequestError(
-                    f"limits.block_size {block_size} does not divide the trace's blocks of {trace.block_tokens} tokens",
-                    param="limits.block_size",
-                )
-            names = _names(row.blocks, row.prompt_len, trace.block_tokens, block_size, name_bytes)
-        made.append(SimRequest(index, row.at_s, row.prompt_len, row.output_len, names))
-    return made
-
-
-def _names(
-    blocks: Sequence[int], prompt_len: int, unit: int, block_size: int, name_bytes: int
-) -> list[bytes]:
-    """Names of the full blocks of the prompt: the trace's id, and which part of it."""
-    parts = unit // block_size
-    names = [(block * parts + part).to_bytes(name_bytes, "big") for block in blocks for part in range(parts)]
-    return names[: prompt_len // block_size]

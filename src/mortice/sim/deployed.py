@@ -7,7 +7,7 @@ from mortice.cost.links import Links
 from mortice.cost.worker_times import worker_times
 from mortice.sched.prefill_order import order_of
 from mortice.sched.setup import setup_of
-from mortice.sim.cluster import Body, Physics, Plan
+from mortice.sim.plan import Body, Physics, Plan
 from mortice.specs.catalogue import load_hardware, load_model
 from mortice.specs.cluster import ClusterSpec, PolicyName
 from mortice.specs.deployment import Deployment
@@ -30,8 +30,7 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
     spec.check_modelled()
     prefill = _times(deployment, spec, spec.prefill_tp, spec.prefill_pp, spec.prefill_times, "prefill")
     decode = _times(deployment, spec, spec.decode_tp, spec.decode_pp, spec.decode_times, "decode")
-    limits = deployment.limits
-    together = deployment.prefill == 0
+    limits, roles = deployment.limits, deployment.roles
     setup = setup_of(deployment, prefill_times=prefill, decode_times=decode, policy=policy)
     body = Body(
         times=prefill,
@@ -42,9 +41,9 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
     )
     return Plan(
         setup=setup,
-        prefill=deployment.prefill,
-        decode=0 if together else deployment.decode,
-        mixed=deployment.decode if together else 0,
+        prefill=roles["prefill"],
+        decode=roles["decode"],
+        mixed=roles["mixed"],
         prefill_body=body,
         decode_body=msgspec.structs.replace(body, times=decode, bytes_per_s=_port(spec) * decode.gpus),
         physics=Physics(start_s=spec.start_s, flip_s=spec.flip_s),

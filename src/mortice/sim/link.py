@@ -36,10 +36,15 @@ class Link:
             if not watched:
                 clock.at(clock.now_s, done, what)
             return
-        self._serve()
         self._sent += 1
-        heappush(self._active, (self._served + num_bytes, self._sent, done, what))
-        if not watched or len(self._active) > 1:
+        if not self._active:  # alone, as most are
+            self._served, self._at_s = 0.0, clock.now_s
+            self._active.append((num_bytes, self._sent, done, what))
+        else:
+            self._serve()
+            heappush(self._active, (self._served + num_bytes, self._sent, done, what))
+            watched = False
+        if not watched:
             self._plan()
 
     def poll(self, what: Any) -> bool:
@@ -50,7 +55,10 @@ class Link:
         head = self._active[0]
         if head[3] is what and not self.is_cut and head[0] <= self._served * (1 + 1e-12) + 1e-6:
             heappop(self._active)
-            self._plan()
+            if self._active:
+                self._plan()
+            else:
+                self._ticket = -1
             return True
         waits = any(entry[3] is what for entry in self._active)
         if waits and self._ticket == -1:
@@ -85,16 +93,20 @@ class Link:
         if not self._active or self.is_cut:
             self._ticket = -1
             return
-        left = max(0.0, self._active[0][0] - self._served)
-        rate = self.bytes_per_s or math.inf
-        self._ticket = self._clock.at(
-            self._clock.now_s + left * len(self._active) / rate, self._through, None
-        )
+        left = self._active[0][0] - self._served
+        if left < 0.0:
+            left = 0.0
+        clock, rate = self._clock, self.bytes_per_s or math.inf
+        self._ticket = clock.at(clock.now_s + left * len(self._active) / rate, self._through, None)
 
     def _through(self, _: None) -> None:
         if self._clock.ticket != self._ticket:
             return  # the plan changed since
-        self._serve()
-        through = heappop(self._active)
-        self._plan()
+        if len(self._active) == 1:
+            self._ticket = -1
+            through = self._active.pop()
+        else:
+            self._serve()
+            through = heappop(self._active)
+            self._plan()
         through[2](through[3])

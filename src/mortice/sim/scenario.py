@@ -7,8 +7,8 @@ import numpy as np
 
 from mortice.sched.actions import Bounds
 from mortice.sched.controller import Pace
-from mortice.sched.plane import Setup
-from mortice.sim.cluster import Body, Physics, Plan
+from mortice.sched.setup import Setup, max_flips
+from mortice.sim.plan import Body, Physics, Plan
 from mortice.sim.request import SimRequest
 from mortice.specs.cluster import PolicyName
 from mortice.specs.slo import SLO
@@ -46,7 +46,13 @@ def pools(
         decode_times=other,
         slo=slo,
         policy=policy,
-        bounds=bounds or Bounds(can_scale=False, prefill_gpus=times.gpus, decode_gpus=other.gpus),
+        bounds=bounds
+        or Bounds(
+            can_scale=False,
+            prefill_gpus=times.gpus,
+            decode_gpus=other.gpus,
+            max_flips=max_flips(prefill + decode + mixed),
+        ),
         pace=pace or Pace(),
     )
     body = Body(

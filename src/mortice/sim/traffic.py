@@ -1,10 +1,12 @@
 """A trace made ready to be replayed: its rate, how much of it, its clock's tick undone, what is too long."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from mortice.sim.request import SimRequest
 from mortice.specs.errors import RequestError
 from mortice.specs.workload import Clip, Trace
 
@@ -39,3 +41,34 @@ def prepared(
     if rate is not None and trace.mean_rate > 0:
         trace = trace.scaled(rate / trace.mean_rate)
     return trace
+
+
+def requests_of(trace: Trace, block_size: int, *, max_total: int, name_bytes: int = 8) -> list[SimRequest]:
+    """The trace's arrivals as simulated requests. Raises RequestError naming the row that is longer than `max_total`."""
+    made = []
+    for index, row in enumerate(trace.requests):
+        if row.prompt_len + row.output_len > max_total:
+            raise RequestError(
+                f"{trace.name}, request {index + 1}: {row.prompt_len} + {row.output_len} tokens exceed the {max_total} that "
+                "a worker holds; clip the trace (--clip) or give more memory",
+                param="trace",
+            )
+        names: list[bytes] = []
+        if trace.block_tokens:
+            if trace.block_tokens % block_size:
+                raise RequestError(
+                    f"limits.block_size {block_size} does not divide the trace's blocks of {trace.block_tokens} tokens",
+                    param="limits.block_size",
+                )
+            names = _names(row.blocks, row.prompt_len, trace.block_tokens, block_size, name_bytes)
+        made.append(SimRequest(index, row.at_s, row.prompt_len, row.output_len, names))
+    return made
+
+
+def _names(
+    blocks: Sequence[int], prompt_len: int, unit: int, block_size: int, name_bytes: int
+) -> list[bytes]:
+    """Names of the full blocks of the prompt: the trace's id, and which part of it."""
+    parts = unit // block_size
+    names = [(block * parts + part).to_bytes(name_bytes, "big") for block in blocks for part in range(parts)]
+    return names[: prompt_len // block_size]

@@ -34,6 +34,14 @@ class Boss(Protocol):
 
 
 class SimWorker:
+    __slots__ = (
+        "_chunks", "_decoding", "_is_ahead", "_is_ending", "_is_resting", "_joining", "_num_steps", "_pace",
+        "_picked", "_start_s", "_ticket", "alive", "batch", "books", "boss", "boundary", "bridge", "busy_s",
+        "clock", "context", "id", "into", "leased", "max_num_seqs", "moving", "num_moving_tokens", "num_piped",
+        "num_preemptions", "num_prefill_tokens", "order", "out", "paused_until_s", "prefilling", "slow", "steps",
+        "times", "token_budget", "waiting",
+    )  # fmt: skip
+
     def __init__(
         self,
         worker_id: str,
@@ -76,7 +84,11 @@ class SimWorker:
         self.num_piped = 0  # requests between two pipeline stages
         self._is_ending = False
         self._pace = 1.0  # of the running step
-        self._start_s = 0.0
+        self._start_s = (
+            0.0  # of the running macro-step; ahead of now while the step before it is still under way
+        )
+        self._is_resting = False  # no step runs, and none begins before an instant
+        self._is_ahead = False  # the tokens of that step before it are counted already
         self._num_steps = 0  # of the running macro-step; 0: idle
         self._ticket = -1
 
@@ -190,8 +202,11 @@ class SimWorker:
             spent, done = self.clock.now_s - self._start_s, 0
             while not self._chunks and done < self._num_steps and self._lasts(done + 1) <= spent:
                 done += 1
+            if self._is_ahead and spent < 0:
+                done = -1
             for finish_step, _, request in self._decoding:
-                request.given = request.output_len - (finish_step - self.steps - done)
+                given = request.output_len - (finish_step - self.steps - done)
+                request.given = max(request.given, given)
         self.alive = False
         self._ticket = -1
         self._num_steps = 0
@@ -240,30 +255,35 @@ class SimWorker:
             return
         if self._num_steps == 0:
             self._plan()
-        elif self._num_steps > 1 and not self._chunks:
+        elif not (self._chunks or self._is_resting) and (
+            self._num_steps > 1 or self._start_s > self.clock.now_s
+        ):
             if self.bridge and len(self._decoding) == self.batch:
                 self._accept(self._until_boundary())
-            if self._joining or self.waiting:
+            if self.waiting or self.clock.now_s < self.paused_until_s:
                 self._cut()
+            elif self._joining:
+                self._splice()
 
     def _join(self, request: SimRequest) -> None:
         """From the next step on it is in the batch."""
         self._joining.append(request)
 
     def _enter(self) -> None:
+        steps, decoding = self.steps, self._decoding
         for request in self._joining:
-            request.finish_step = self.steps + request.output_len - request.given
-            heappush(self._decoding, (request.finish_step, request.index, request))
-            self.context += request.known
+            given = request.given
+            request.finish_step = finish_step = steps + request.output_len - given
+            heappush(decoding, (finish_step, request.index, request))
+            self.context += request.prompt_len + given
         self.batch += len(self._joining)
         self._joining.clear()
 
     def _plan(self) -> None:
         now_s = self.clock.now_s
+        self._is_ahead = self._is_resting = False
         if now_s < self.paused_until_s:
-            self._num_steps = 1
-            self._start_s = now_s
-            self._ticket = self.clock.at(self.paused_until_s, self._resume, None)
+            self._rest(self.paused_until_s)
             return
         if self._joining:
             self._enter()
@@ -286,7 +306,7 @@ class SimWorker:
         if chunks:
             tokens = square = 0
             for request, count in chunks:
-                before = request.known - request.tokens
+                before = request.prompt_len + request.given - request.tokens
                 tokens += count
                 square += count * (count + 2 * before)
             self.num_prefill_tokens += tokens
@@ -296,11 +316,50 @@ class SimWorker:
                 self._pipeline(duration)
                 return
         else:
-            steps = self._decoding[0][0] - self.steps
-            room = self.books.free // batch
-            self._num_steps = steps if steps <= room else room
-            duration = self._lasts(self._num_steps)
+            self._decode_on()
+            return
         self._ticket = self.clock.at(now_s + duration, self._end, None)
+
+    def _decode_on(self) -> None:
+        """A macro-step of the batch from `_start_s` on: until its first answer is done, or memory is."""
+        batch = self.batch
+        steps = self._decoding[0][0] - self.steps
+        room = self.books.free // batch
+        if steps > room:
+            steps = room
+        self._num_steps = steps
+        times, read = self.times, self.times.decode_context_s
+        one = times.decode_base_s + times.decode_sequence_s * batch + read * self.context
+        lasts = (steps * one + read * batch * (steps * (steps - 1) / 2)) * self._pace  # as _lasts
+        self._ticket = self.clock.at(self._start_s + lasts, self._end, None)
+
+    def _splice(self) -> None:
+        """Who joins does so when the step that runs now is over; what follows is planned at once, without an event between
+        (most events of a large run were such)."""
+        steps = self._whole_steps()
+        if steps >= self._num_steps and steps:
+            return  # the macro-step ends then in any case
+        batch = self.batch
+        if self.books.free < (steps + 1) * (batch + len(self._joining)):
+            self._cut()
+            return
+        if steps:
+            lasts = self._lasts(steps)
+            self._is_ahead = True
+            self._start_s += lasts
+            self.busy_s += lasts
+            self.steps += steps
+            self.context += steps * batch
+            self.books.grow(steps * batch)
+        self._enter()
+        self._decode_on()
+
+    def _rest(self, until_s: float) -> None:
+        """No step begins before."""
+        self._is_resting = True
+        self._num_steps = 1
+        self._start_s = until_s
+        self._ticket = self.clock.at(until_s, self._resume, None)
 
     def _lasts(self, steps: int) -> float:
         """Seconds of so many decode steps from now: each reads `batch` tokens more than the one before."""
@@ -315,7 +374,10 @@ class SimWorker:
     def _cut(self) -> None:
         """End the macro-step with the step that runs now."""
         steps = self._whole_steps()
-        if steps < self._num_steps:
+        if steps == 0:
+            if not self._is_resting:
+                self._rest(self._start_s)
+        elif steps < self._num_steps:
             self._num_steps = steps
             self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._end, None)
 
@@ -323,6 +385,8 @@ class SimWorker:
         """Steps of the macro-step that are over when the one that runs now is."""
         times, batch = self.times, self.batch
         spent = self.clock.now_s - self._start_s
+        if spent < 0:
+            return 0
         one = (
             times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
         ) * self._pace
@@ -332,7 +396,7 @@ class SimWorker:
             steps = int((math.sqrt(half * half + 2 * grow * spent) - half) / grow)
         else:
             steps = int(spent / one) if one else 0
-        if self._lasts(steps) < spent or steps == 0:
+        if steps == 0 or self._lasts(steps) < spent:
             steps += 1
         return steps if steps < self._num_steps else self._num_steps
 
@@ -421,7 +485,7 @@ class SimWorker:
 
     def _settle(self) -> None:
         """End a running macro-step of decoding with its present step."""
-        if self._num_steps > 1 and not self._chunks:
+        if self._num_steps and not self._chunks and (self._num_steps > 1 or self._start_s > self.clock.now_s):
             self._cut()
 
     def _remove(self, request: SimRequest) -> None:

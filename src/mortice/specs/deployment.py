@@ -90,6 +90,13 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ledger: str | None = None  # file that gets one JSON line a step
     cluster: ClusterSpec | None = None  # what the workers stand on, and who decides how many
 
+    @property
+    def roles(self) -> dict[Literal["prefill", "decode", "mixed"], int]:
+        """Workers by the role they open with. Without prefill workers the others do both: they are mixed."""
+        if self.prefill == 0:
+            return {"prefill": 0, "decode": 0, "mixed": self.decode}
+        return {"prefill": self.prefill, "decode": self.decode, "mixed": 0}
+
     def check_served(self) -> None:
         """Raise RequestError naming what `serve` does not run: instances of several devices, or beyond one host."""
         cluster = self.cluster
