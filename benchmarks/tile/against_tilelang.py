@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tilelang
 import tilelang.language as T
 import torch
-from on_cuda import error, prepared
+from measuring import error, prepared
 
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt

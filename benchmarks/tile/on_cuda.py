@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from measuring import COPY_BANDWIDTH, Prepared, Row, each, error, prepared, row, show, timed
+from thin import thin
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
@@ -22,20 +24,13 @@ from mortice.ops.kernels.cases import CASES, Draw
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_fp8 import gemm_fp8
 from mortice.ops.kernels.gemm_grouped import grouped_gemm_fp8
-from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
-from mortice.ops.kernels.gemv import gemv
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import rms_norm
-from mortice.tile import arguments
 from mortice.tile.cuda import driver
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import compile_text, version
-from mortice.tile.host import bind
-from mortice.tile.passes.gpu.lower import DEFAULT, Choices
+from mortice.tile.passes.gpu.lower import Choices
 
-BATCHES = 21
-COPY_BANDWIDTH = 4.29e12  # bytes read and written a second, measured on the card
-Row = dict[str, Any]
 LLAMA = [(4096, 1024, 8192), (4096, 8192, 8192), (4096, 28672, 8192), (4096, 8192, 28672), (8192, 1024, 8192),
          (8192, 8192, 8192), (8192, 28672, 8192), (8192, 8192, 28672)]  # fmt: skip
 
@@ -54,96 +49,6 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(), "torch": torch.__version__, "nvrtc": ".".join(map(str, version())),
         "date": time.strftime("%Y-%m-%d"), "rows": rows,
     }  # fmt: skip
-
-
-COMPILED: dict[Any, tuple[Any, Any]] = {}
-
-
-def prepared(kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any) -> "Prepared":
-    """A launch with everything bound beforehand, so that the card's time is seen and not Python's."""
-    outs = out if isinstance(out, tuple) else (out,)
-    names = [name for name, p in kernel.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    views, scalars = {}, {}
-    for name, value in zip(names, args, strict=True):
-        if isinstance(value, torch.Tensor):
-            views[name] = arguments.view(value)
-        elif value is not None:
-            scalars[name] = value
-    types = tuple((name, x.shape, x.type(look_at_alignment=True)) for name, x in views.items())
-    key = (kernel.function, types, tuple(scalars), choices, *constants.items())
-    if key not in COMPILED:
-        made = kernel.on("cuda").lowered(*args, **constants)
-        COMPILED[key] = made, compile_function(made, choices)
-    function, compiled = COMPILED[key]
-    results = [p.buffer.name for p in function.tensors if p.result]
-    views |= {name: arguments.view(x) for name, x in zip(results, outs, strict=True)}
-    bound = bind(function, views, scalars)
-    return Prepared(compiled, bound)
-
-
-class Prepared:
-    def __init__(self, compiled: Any, bound: Any) -> None:
-        self.compiled, self.bound = compiled, bound
-
-    def __call__(self) -> None:
-        self.compiled(self.bound)
-
-
-def timed(*candidates: Callable[[], Any]) -> list[float]:
-    """Median microseconds of each, batches interleaved; through graphs, so that launches cost nothing."""
-    graphs = []
-    for call in candidates:
-        for _ in range(3):
-            call()
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        torch.cuda.synchronize()
-        each = time.perf_counter() - start
-        repeats = max(1, min(20, int(1e-3 / max(each, 1e-6))))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(repeats):
-                call()
-        graphs.append((graph, repeats))
-    times: list[list[float]] = [[] for _ in candidates]
-    for batch in range(BATCHES + 2):
-        for i, (graph, repeats) in enumerate(graphs):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if batch >= 2:
-                times[i].append(begin.elapsed_time(end) * 1e3 / repeats)
-    return [statistics.median(x) for x in times]
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    if found.isnan().any():
-        return math.inf
-    return ((found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-30)).item()
-
-
-def show(row: Row) -> None:
-    parts = [f"{row['name']:34} {row['shape']!s:28}"]
-    for key, form in (("error", "err {:.1e}"), ("ours_us", "ours {:9.1f} us"), ("theirs_us", "theirs {:9.1f} us"),
-                      ("tflops", "{:6.1f} TFLOP/s"), ("ratio", "ratio {:.3f}"), ("problem", "{}")):  # fmt: skip
-        if key in row:
-            parts.append(form.format(row[key]))
-    print("  ".join(parts) + ("" if row.get("right", True) else "   WRONG"), flush=True)
-
-
-def row(
-    name: str, shape: Any, wrong: float, limit: float, times: list[float] | None = None, flops: float = 0
-) -> Row:
-    out: Row = {"name": name, "shape": shape, "error": wrong, "right": wrong <= limit}
-    if times:
-        out |= {"ours_us": times[0], "theirs_us": times[1], "ratio": times[1] / times[0]}
-        if flops:
-            out["tflops"] = flops / times[0] / 1e6
-    show(out)
-    return out
 
 
 def gemm(quick: bool) -> list[Row]:
@@ -246,97 +151,6 @@ def fp8(quick: bool) -> list[Row]:
         times = timed(call, other) if m >= 4096 else None
         rows.append(row("gemm_fp8 / cuBLASLt", (m, n, k), wrong, 1e-2, times, 2 * m * n * k))
     return rows
-
-
-def thin(quick: bool) -> list[Row]:
-    """Few rows, operands not in the cache. Theirs is the better of cuBLAS and the time to move operands and result once at
-    the card's measured copy bandwidth; cuBLAS alone stands beside it. Ours is the best of a few schedules."""
-    rows = []
-    for n, k in (
-        [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]
-    ):
-        for m in (1, 16, 64, 128):
-            sets = [
-                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)]
-                for _ in range(max(4, -(-(2**28) // (n * k * 2))))
-            ]
-            outs = [torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in sets]
-            calls, wrong = [], []
-            for kernel, constants in THIN[m]:
-                extra = (
-                    (torch.empty(constants["splits"], m, n, device="cuda"),) if "splits" in constants else ()
-                )
-                ours = [
-                    prepared(kernel, a, b, out=(c, *extra), **constants)
-                    for (a, b), c in zip(sets, outs, strict=True)
-                ]
-                for c in outs:
-                    c.fill_(math.nan)
-                each(ours)
-                wrong.append(
-                    max(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
-                )
-                calls.append(ours)
-            others = [partial(torch.matmul, a, b.T) for a, b in sets]
-            times = [x / len(sets) for x in timed(partial(each, others), *(partial(each, x) for x in calls))]
-            best = min(range(len(calls)), key=lambda i: times[1 + i])
-            bound = 2 * (m * k + n * k + m * n) / COPY_BANDWIDTH * 1e6
-            name = f"{THIN[m][best][0].__name__} {tuple(THIN[m][best][1].values())}"
-            made = row(f"thin {name}", (m, n, k), max(wrong), 5e-3, [times[1 + best], min(times[0], bound)])
-            made |= {"copy_bound_us": bound, "cublas_us": times[0], "of_cublas": times[0] / times[1 + best]}
-            made["all_us"] = dict(
-                zip((f"{x.__name__} {tuple(y.values())}" for x, y in THIN[m]), times[1:], strict=True)
-            )
-            print(f"    cuBLAS {times[0]:.1f} us, {made['of_cublas']:.3f}; bound {bound:.1f} us; all", *(
-                f"{x:.1f}" for x in times[1:]))  # fmt: skip
-            rows.append(made)
-    return rows
-
-
-def thin_nt(*shape: int) -> tuple[Any, dict[str, int]]:
-    return gemm_nt, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
-
-
-def thin_swapped(*shape: int) -> tuple[Any, dict[str, int]]:
-    return gemm_thin, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
-
-
-def thin_split(splits: int, *shape: int) -> tuple[Any, dict[str, int]]:
-    return gemm_thin_split, dict(zip(("splits", "BM", "BN", "BK", "stages"), (splits, *shape), strict=True))
-
-
-def thin_vector(*shape: int) -> tuple[Any, dict[str, int]]:
-    return gemv, dict(zip(("rows", "BK", "threads"), shape, strict=True))
-
-
-THIN: dict[int, list[tuple[Any, dict[str, int]]]] = {
-    1: [
-        thin_vector(4, 1024, 128), thin_vector(4, 512, 128), thin_vector(8, 512, 128), thin_vector(8, 1024, 256),
-        thin_split(3, 8, 64, 128, 6),
-        thin_swapped(8, 64, 128, 6), thin_swapped(8, 64, 128, 10), thin_split(2, 8, 64, 128, 6),
-    ],
-    16: [
-        thin_swapped(16, 64, 128, 5), thin_swapped(16, 64, 64, 11), thin_swapped(16, 64, 256, 2),
-        thin_swapped(16, 64, 128, 10), thin_swapped(16, 128, 64, 10), thin_split(2, 16, 64, 128, 5),
-        thin_split(4, 16, 64, 128, 5), thin_split(3, 16, 64, 64, 11),
-    ],
-    64: [
-        thin_nt(64, 64, 64, 12), thin_nt(64, 64, 128, 6), thin_nt(64, 96, 64, 8), thin_nt(64, 176, 64, 6),
-        thin_swapped(64, 64, 64, 7), thin_swapped(64, 64, 128, 3), thin_swapped(64, 128, 64, 9),
-        thin_swapped(32, 64, 64, 9), thin_split(2, 64, 64, 64, 7), thin_split(2, 64, 128, 64, 8),
-    ],
-    128: [
-        thin_nt(128, 64, 64, 8), thin_nt(128, 96, 64, 7), thin_nt(128, 128, 64, 6), thin_nt(128, 176, 64, 5),
-        thin_nt(64, 64, 64, 12), thin_nt(64, 128, 64, 8), thin_swapped(128, 64, 64, 4), thin_swapped(128, 128, 64, 7),
-        thin_split(2, 128, 128, 64, 7), thin_split(4, 128, 128, 64, 7),
-    ],
-}  # fmt: skip
-
-
-def each(calls: list[Callable[[], Any]]) -> None:
-    """One after the other on operands of their own, so that none finds its own in the cache."""
-    for call in calls:
-        call()
 
 
 def mla(quick: bool) -> list[Row]:

@@ -3,16 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import DType, boolean, f32, i8, i32, u32
+from mortice.tile.dtypes import boolean, f32, u32
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context
+from mortice.tile.passes.gpu.elements import load_shared, store_shared
 from mortice.tile.passes.gpu.fragments import Layout, spread
 from mortice.tile.passes.gpu.inference import loop_layout
-from mortice.tile.passes.gpu.tiles import SharedTile
 from mortice.tile.passes.ranges import affine
 
 IDENTITY = {"sum": 0.0, "max": float("-inf"), "min": float("inf"), "absmax": 0.0}
@@ -301,10 +301,10 @@ def move(cx: Context, x: s.Copy) -> None:
             cx.emit(s.Store(there, (i,), cx.pack(target.dtype, low, high), span=x.span))
         return
     with cx.unroll(slots) as i:
-        cx.emit(s.Store(there, (i,), cx.rounded(_register(cx, source, i), target.dtype), span=x.span))
+        cx.emit(s.Store(there, (i,), cx.rounded(register(cx, source, i), target.dtype), span=x.span))
 
 
-def _register(cx: Context, buffer: e.Buffer, i: e.Expr) -> e.Expr:
+def register(cx: Context, buffer: e.Buffer, i: e.Expr) -> e.Expr:
     if buffer.name not in cx.packed:
         return build.load(cx.registers[buffer.name], (i,))
     word = build.load(cx.registers[buffer.name], (a.digit(i, 2, 1 << 20),))
@@ -342,7 +342,7 @@ def reduce(cx: Context, x: s.Reduce) -> None:
             values = []
             for k in range(step):
                 i = _source_register(layout, x.axis, out, o, a.add(r, k))
-                value = _register(cx, source, i)
+                value = register(cx, source, i)
                 if x.op == "absmax":
                     value = build.math_call("abs", value)
                 if layout.padded(x.axis):
@@ -418,257 +418,6 @@ def _source_register(layout: Layout, axis: int, out: Layout, o: e.Expr, r: e.Exp
             total = a.add(total, layout.register(d, out, dim, o))
             dim += 1
     return total
-
-
-# Tensors
-
-
-def load(cx: Context, x: s.Copy) -> None:
-    """Tensor to fragment."""
-    layout, target = cx.layouts[x.target.buffer.name], x.target.buffer
-    source, there = x.source.buffer, cx.registers[target.name]
-    if target.name in cx.packed:
-        cx.refuse(x, "copy", f"{target.name} is packed for the matrix unit", "copy to a shared tile")
-    vector, whole = _vector(cx, x.source, layout, LOADED)
-    if x.pad != e.const(0.0, f32):
-        vector = 1
-    same = source.dtype == target.dtype  # then nothing is rounded
-
-    def one(i: e.Expr) -> None:
-        where, guards, inside = _position(cx, x.source, layout, i)
-        with cx.when(a.every(*inside)):
-            value: e.Expr = build.load(source, where, guards=guards)
-            if x.pad != e.const(0.0, f32):
-                value = build.select(_in_bounds(source, where, guards), value, x.pad)
-            cx.emit(s.Store(there, (i,), value if same else cx.rounded(value, target.dtype), span=x.span))
-
-    if vector == 1:
-        with cx.unroll(layout.slots, "i") as i:
-            one(i)
-        return
-    # All loads first, then what is done with them: many are on their way at once.
-    count = vector * source.dtype.bytes // 4
-    words = cx.array("words", u32, layout.slots // vector * count)
-    with cx.unroll(layout.slots, "i", vector) as i:
-        at = a.mul(a.digit(i, vector, 1 << 20), count)
-        where, guards, inside = _position(cx, x.source, layout, i)
-        for w in range(count):
-            cx.emit(s.Store(words, (a.add(at, w),), e.Const(u32, 0)))
-        with cx.when(a.every(*inside, _in_bounds(source, where, guards, vector, whole))):
-            cx.op(
-                "load_global", a.box(words, at, count), build.load(source, where, guards=(False,) * len(where)),
-                span=x.span, bytes=vector * source.dtype.bytes, hint="",
-            )  # fmt: skip
-    with cx.unroll(layout.slots, "i", vector) as i:
-        at = a.mul(a.digit(i, vector, 1 << 20), count)
-        for k in range(vector):
-            value = _unpack(words, at, k, source.dtype)
-            value = value if same else cx.rounded(value, target.dtype)
-            cx.emit(s.Store(there, (a.add(i, k),), value, span=x.span))
-        if not whole:
-            where, guards, inside = _position(cx, x.source, layout, i)
-            with cx.when(a.every(*inside, _straddles(source, where, vector))):
-                for k in range(vector):
-                    one(a.add(i, k))
-
-
-def store(cx: Context, x: s.Copy) -> None:
-    """Fragment to tensor, by one of the threads that hold a value."""
-    layout, target = cx.layouts[x.source.buffer.name], x.target.buffer
-    vector, whole = _vector(cx, x.target, layout, STORED)
-
-    def one(i: e.Expr) -> None:
-        where, guards, inside = _position(cx, x.target, layout, i)
-        with cx.when(a.every(*inside)):
-            cx.emit(s.Store(target, where, _register(cx, x.source.buffer, i), guards, span=x.span))
-
-    with cx.when(layout.owner(cx.thread)), cx.unroll(layout.slots, "i", vector) as i:
-        if vector == 1:
-            one(i)
-            return
-        where, guards, inside = _position(cx, x.target, layout, i)
-        words = cx.array("words", u32, vector * target.dtype.bytes // 4)
-        per = 4 // target.dtype.bytes
-        for w in range(words.extents[0]):
-            values = [_register(cx, x.source.buffer, a.add(i, w * per + k)) for k in range(per)]
-            word = build.bitcast(values[0], u32) if per == 1 else cx.pack(target.dtype, values[0], values[1])
-            cx.emit(s.Store(words, (a.const(w),), word))
-        with cx.when(a.every(*inside, _in_bounds(target, where, guards, vector, whole))):
-            cx.op(
-                "store_global", build.load(target, where, guards=(False,) * len(where)), a.box(words, 0, words.extents[0]),
-                span=x.span, bytes=vector * target.dtype.bytes, hint="",
-            )  # fmt: skip
-        if not whole:
-            with cx.when(a.every(*inside, _straddles(target, where, vector))):
-                for k in range(vector):
-                    one(a.add(i, k))
-
-
-def _position(
-    cx: Context, region: e.Region, layout: Layout, i: e.Expr
-) -> tuple[tuple[e.Expr, ...], tuple[bool, ...], list[e.Expr]]:
-    """Indices in the tensor, which of them need a guard, and tests of the tile's own padding."""
-    where: list[e.Expr] = []
-    guards: list[bool] = []
-    inside: list[e.Expr] = []
-    dim = 0
-    for axis, offset in enumerate(region.offsets):
-        extent = region.buffer.shape[axis]
-        if axis not in region.kept:
-            where.append(offset)
-            guards.append(not cx.ranges.within(offset, extent))
-            continue
-        index = layout.index(dim, cx.thread, i)
-        where.append(a.add(offset, index))
-        whole = extent == a.const(layout.shape[dim]) and offset == a.const(0)
-        guards.append(not whole)
-        if layout.padded(dim):
-            inside.append(a.less(index, layout.shape[dim]))
-        dim += 1
-    return tuple(where), tuple(guards), inside
-
-
-def _in_bounds(
-    buffer: e.Buffer,
-    where: tuple[e.Expr, ...],
-    guards: tuple[bool, ...],
-    vector: int = 1,
-    whole: bool = True,
-) -> e.Expr:
-    """whole: a vector that begins inside ends inside."""
-    tests = []
-    for axis, (index, extent, guard) in enumerate(zip(where, buffer.shape, guards, strict=True)):
-        if guard:
-            reach = 0 if whole or axis < len(where) - 1 else vector - 1
-            tests += [build.binary("ge", index, a.const(0)), a.less(a.add(index, reach), extent)]
-    return a.every(*tests)
-
-
-def _straddles(buffer: e.Buffer, where: tuple[e.Expr, ...], vector: int) -> e.Expr:
-    """Does the end of the last dimension lie within the vector?"""
-    extent = buffer.shape[-1]
-    return build.binary("gt", a.add(where[-1], vector), extent)
-
-
-STORED = ("bf16", "f16", "f32")  # as vectors
-LOADED = (*STORED, "i8", "u8")
-
-
-def _vector(cx: Context, region: e.Region, layout: Layout, types: tuple[str, ...]) -> tuple[int, bool]:
-    """Elements that lie side by side in a thread's registers and in memory, aligned; and whether a vector that begins
-    inside the tensor surely ends inside."""
-    tensor = region.buffer
-    last = len(tensor.shape) - 1
-    if not layout.dims or not region.kept or region.kept[-1] != last or not layout.dims[-1]:
-        return 1, True
-    first = layout.dims[-1][0]
-    if first.place != "slot" or first.stride != 1 or layout.slots == first.size == 1:
-        return 1, True
-    aligned = tensor.align == 16 or tensor.name in cx.aligned
-    unit = tensor.strides is None or tensor.strides[-1] == a.const(1)
-    if not aligned or not unit or tensor.dtype.name not in types:
-        return 1, True
-    vector = min(first.size, 16 // tensor.dtype.bytes)
-    while vector > 1 and not (
-        vector * tensor.dtype.bytes >= 4
-        and multiple(region.offsets[last], vector)
-        and layout.slots % vector == 0
-    ):
-        vector //= 2
-    return vector, multiple(tensor.shape[last], vector)
-
-
-def multiple(x: e.Expr, of: int) -> bool:
-    """Is it certain that x is a multiple?"""
-    match x:
-        case e.Const():
-            return int(x.value) % of == 0
-        case e.Binary(op="mul"):
-            return multiple(x.left, of) or multiple(x.right, of)
-        case e.Binary(op="add" | "sub"):
-            return multiple(x.left, of) and multiple(x.right, of)
-    return of == 1
-
-
-def _unpack(words: e.Buffer, at: e.Expr, k: int, dtype: DType) -> e.Expr:
-    """The k-th number of those that begin with word `at`."""
-    word = build.load(words, (a.add(at, k * dtype.bytes // 4),))
-    if dtype.bytes == 4:
-        return build.bitcast(word, dtype)
-    if dtype.bytes == 2:
-        return a.call(f"{'high' if k % 2 else 'low'}_{dtype}", word)
-    left = build.binary("shl", build.bitcast(word, i32), e.Const(i32, 24 - 8 * (k % 4)))
-    signed = build.binary("shr", left, e.Const(i32, 24))
-    return signed if dtype == i8 else build.binary("and", signed, e.Const(i32, 255))
-
-
-# Elements of shared tiles
-
-
-def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e.Expr:
-    return load_element(cx, cx.tiles[buffer.name], indices)
-
-
-def load_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
-    return load_elements(cx, tile, indices, 1)[0]
-
-
-def load_elements(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], count: int) -> list[e.Expr]:
-    """So many side by side along a row, one vector of at most 16 bytes that its address is a multiple of."""
-    dtype = tile.dtype
-    bytes = count * dtype.bytes
-    words = cx.array("words", u32, max(bytes // 4, 1))
-    cx.op("load_shared", a.box(words, 0, words.extents[0]), cx.address(_place(tile, indices)), bytes=bytes)
-    out = []
-    for k in range(count):
-        value: e.Expr = build.load(words, (a.const(k * dtype.bytes // 4),))
-        shift = 8 * (k * dtype.bytes % 4)
-        if shift and not (dtype.bytes == 2 and dtype.is_float):
-            value = build.binary("shr", value, e.Const(u32, shift))
-        out.append(_decoded(value, dtype, shift == 16))
-    return out
-
-
-def _decoded(word: e.Expr, dtype: DType, upper: bool) -> e.Expr:
-    """Of the element in the lowest bits of a word (of 16-bit floats: or in the upper half)."""
-    if dtype.bytes == 4:
-        return build.bitcast(word, dtype)
-    if dtype.is_float:
-        return a.call(f"{('high' if upper else 'low') if dtype.bytes == 2 else 'wide'}_{dtype}", word)
-    bits = e.Const(i32, 32 - dtype.bits)
-    left = build.binary("shl", build.bitcast(word, i32), bits)
-    if dtype.kind == "b":
-        return build.binary("ne", left, e.Const(i32, 0))
-    if dtype.kind == "u":
-        return build.binary("and", build.bitcast(word, i32), e.Const(i32, (1 << dtype.bits) - 1))
-    return build.binary("shr", left, bits)
-
-
-def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
-    store_element(cx, cx.tiles[buffer.name], indices, value)
-
-
-def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
-    word, dtype = cx.array("word", u32, 1), tile.dtype
-    if dtype.bytes == 4:
-        bits = build.bitcast(build.cast(value, dtype), u32)
-    elif dtype.bytes == 2 and dtype.is_float:
-        bits = cx.pack(dtype, value, e.Const(f32, 0.0))
-    elif dtype.is_float:
-        bits = a.call(f"narrow_{dtype}", value)
-    else:
-        bits = build.bitcast(build.cast(value, i32), u32)
-    cx.emit(s.Store(word, (a.const(0),), bits))
-    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=dtype.bytes)
-
-
-def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
-    if len(indices) == 1:
-        return tile.address(a.const(0), indices[0])
-    row = indices[0]
-    for index in indices[1:-1]:
-        row = a.add(row, index)
-    return tile.address(row, indices[-1])
 
 
 def _fixed(cx: Context, node: s.Stmt, extent: e.Expr) -> int:

@@ -5,8 +5,9 @@ from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import elementwise
+from mortice.tile.passes.gpu import elements
 from mortice.tile.passes.gpu.context import Context
+from mortice.tile.passes.gpu.tensors import multiple
 
 THREADS = 256
 
@@ -69,11 +70,11 @@ def _take(
     vector = step * tile.dtype.bytes
     first = _place(region, (outer, k) if k_last else (k, outer))
     side_by_side = k_last and vector in (4, 8, 16) and tile.columns * tile.dtype.bytes % 16 == 0
-    if side_by_side and elementwise.multiple(a.add(region.offsets[-1], 0), step):
-        values = elementwise.load_elements(cx, tile, first, step)
+    if side_by_side and multiple(a.add(region.offsets[-1], 0), step):
+        values = elements.load_elements(cx, tile, first, step)
     else:
         values = [
-            elementwise.load_element(cx, tile, _place(region, (outer, at) if k_last else (at, outer)))
+            elements.load_element(cx, tile, _place(region, (outer, at) if k_last else (at, outer)))
             for at in (a.add(k, one) for one in range(step))
         ]
     for one, value in enumerate(values):
@@ -97,4 +98,4 @@ def _stage(cx: Context, fragment: e.Buffer) -> None:
         at = tuple(layout.index(dim, cx.thread, i) for dim in range(2))
         inside = [a.less(at[dim], layout.shape[dim]) for dim in range(2) if layout.padded(dim)]
         with cx.when(a.every(*inside)):
-            elementwise.store_element(cx, tile, at, build.load(cx.registers[fragment.name], (i,)))
+            elements.store_element(cx, tile, at, build.load(cx.registers[fragment.name], (i,)))

@@ -14,7 +14,7 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, walk
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context, Counter, advance
-from mortice.tile.passes.gpu.elementwise import store_element
+from mortice.tile.passes.gpu.elements import store_element
 from mortice.tile.passes.gpu.tiles import SharedTile
 
 PRODUCERS = 128  # threads of the producing warpgroup

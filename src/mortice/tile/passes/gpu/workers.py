@@ -16,7 +16,7 @@ from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix
+from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix, tensors
 from mortice.tile.passes.gpu.context import Context, Counter, advance
 from mortice.tile.passes.gpu.rings import Ring, is_load, thread_loads
 from mortice.tile.passes.gpu.tiles import SharedTile
@@ -230,7 +230,7 @@ class Workers:
             case ("fragment", "fragment"):
                 elementwise.move(cx, x)
             case ("global", "fragment"):
-                elementwise.load(cx, x)
+                tensors.load(cx, x)
             case ("fragment", "global"):
                 reason = epilogue.why_no_store(cx, x) if cx.staging else "the block has no staging"
                 if reason is None:
@@ -238,7 +238,7 @@ class Workers:
                 else:
                     if cx.groups:
                         cx.note(x.span, "copy", "stored by threads, not by TMA", reason)
-                    elementwise.store(cx, x)
+                    tensors.store(cx, x)
             case ("fragment", "shared"):
                 if cx.groups and cx.tiles[x.target.buffer.name].width:
                     epilogue.fragment_to_shared(cx, x, x.source.buffer)
