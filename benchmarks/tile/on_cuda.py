@@ -12,11 +12,22 @@ import torch
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.attention_backward import (
+    attention_backward_keys,
+    attention_backward_queries,
+    attention_delta,
+)
+from mortice.ops.kernels.attention_decode import combine, paged_decode
+from mortice.ops.kernels.cases import CASES, Draw
 from mortice.ops.kernels.gemm import gemm_nt
-from mortice.ops.kernels.gemm_fp8 import gemm_fp8_nt
+from mortice.ops.kernels.gemm_fp8 import gemm_fp8
+from mortice.ops.kernels.gemm_grouped import grouped_gemm_fp8
+from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
+from mortice.ops.kernels.gemv import gemv
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import rms_norm
 from mortice.tile import arguments
+from mortice.tile.cuda import driver
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import compile_text, version
 from mortice.tile.host import bind
@@ -45,11 +56,11 @@ def run(parts: list[str], quick: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def prepared(
-    kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any
-) -> Callable[[], None]:
+COMPILED: dict[Any, tuple[Any, Any]] = {}
+
+
+def prepared(kernel: Any, *args: Any, out: Any, choices: Choices = DEFAULT, **constants: Any) -> "Prepared":
     """A launch with everything bound beforehand, so that the card's time is seen and not Python's."""
-    function = kernel.on("cuda").lowered(*args, **constants)
     outs = out if isinstance(out, tuple) else (out,)
     names = [name for name, p in kernel.signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
     views, scalars = {}, {}
@@ -58,11 +69,24 @@ def prepared(
             views[name] = arguments.view(value)
         elif value is not None:
             scalars[name] = value
+    types = tuple((name, x.shape, x.type(look_at_alignment=True)) for name, x in views.items())
+    key = (kernel.function, types, tuple(scalars), choices, *constants.items())
+    if key not in COMPILED:
+        made = kernel.on("cuda").lowered(*args, **constants)
+        COMPILED[key] = made, compile_function(made, choices)
+    function, compiled = COMPILED[key]
     results = [p.buffer.name for p in function.tensors if p.result]
     views |= {name: arguments.view(x) for name, x in zip(results, outs, strict=True)}
     bound = bind(function, views, scalars)
-    compiled = compile_function(function, choices)
-    return lambda: compiled(bound)
+    return Prepared(compiled, bound)
+
+
+class Prepared:
+    def __init__(self, compiled: Any, bound: Any) -> None:
+        self.compiled, self.bound = compiled, bound
+
+    def __call__(self) -> None:
+        self.compiled(self.bound)
 
 
 def timed(*candidates: Callable[[], Any]) -> list[float]:
@@ -214,66 +238,99 @@ def fp8(quick: bool) -> list[Row]:
     ):
         a, b = (torch.randn(x, k, device="cuda").to(torch.float8_e4m3fn) for x in (m, n))
         c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
-        call = prepared(gemm_fp8_nt, a, b, 0.5, out=c)
+        call = prepared(gemm_fp8, a, b, None, None, 0.5, out=c)
         call()
         one, half = torch.ones((), device="cuda"), torch.full((), 0.5, device="cuda")
         other = partial(torch._scaled_mm, a, b.T, scale_a=half, scale_b=one, out_dtype=torch.bfloat16)
         wrong = error(c, a.float() @ b.float().T * 0.5)
         times = timed(call, other) if m >= 4096 else None
-        rows.append(row("gemm_fp8_nt / cuBLASLt", (m, n, k), wrong, 1e-2, times, 2 * m * n * k))
+        rows.append(row("gemm_fp8 / cuBLASLt", (m, n, k), wrong, 1e-2, times, 2 * m * n * k))
     return rows
 
 
 def thin(quick: bool) -> list[Row]:
-    """Few rows: theirs is the better of cuBLAS and the time to copy the operands at the card's measured bandwidth."""
+    """Few rows, operands not in the cache. Theirs is the better of cuBLAS and the time to move operands and result once at
+    the card's measured copy bandwidth; cuBLAS alone stands beside it. Ours is the best of a few schedules."""
     rows = []
     for n, k in (
         [(8192, 8192)] if quick else [(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008), (8192, 8192)]
     ):
         for m in (1, 16, 64, 128):
             sets = [
-                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)] for _ in range(4)
+                [torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n)]
+                for _ in range(max(4, -(-(2**28) // (n * k * 2))))
             ]
             outs = [torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16) for _ in sets]
-            best: tuple[float, float, Any] = (math.inf, math.inf, None)
-            wrong = 0.0
-            for bm, bn, bk, stages in THIN[128 if m > 64 else 64]:
-                constants = {"BM": bm, "BN": bn, "BK": bk, "stages": stages}
-                calls = [
-                    prepared(gemm_nt, a, b, out=c, **constants) for (a, b), c in zip(sets, outs, strict=True)
-                ]
-                others = [partial(torch.matmul, a, b.T) for a, b in sets]
-                times = timed(partial(each, calls), partial(each, others))
-                wrong = max(
-                    wrong, *(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+            calls, wrong = [], []
+            for kernel, constants in THIN[m]:
+                extra = (
+                    (torch.empty(constants["splits"], m, n, device="cuda"),) if "splits" in constants else ()
                 )
-                if times[0] < best[0]:
-                    best = (times[0], times[1], (bm, bn, bk, stages))
+                ours = [
+                    prepared(kernel, a, b, out=(c, *extra), **constants)
+                    for (a, b), c in zip(sets, outs, strict=True)
+                ]
+                for c in outs:
+                    c.fill_(math.nan)
+                each(ours)
+                wrong.append(
+                    max(error(c, a.float() @ b.float().T) for (a, b), c in zip(sets, outs, strict=True))
+                )
+                calls.append(ours)
+            others = [partial(torch.matmul, a, b.T) for a, b in sets]
+            times = [x / len(sets) for x in timed(partial(each, others), *(partial(each, x) for x in calls))]
+            best = min(range(len(calls)), key=lambda i: times[1 + i])
             bound = 2 * (m * k + n * k + m * n) / COPY_BANDWIDTH * 1e6
-            times = [best[0] / 4, min(best[1] / 4, 1e9)]
-            made = row(f"gemm_nt thin {best[2]}", (m, n, k), wrong, 5e-3, times, 2 * m * n * k)
-            rows.append(made | {"copy_bound_us": bound})
+            name = f"{THIN[m][best][0].__name__} {tuple(THIN[m][best][1].values())}"
+            made = row(f"thin {name}", (m, n, k), max(wrong), 5e-3, [times[1 + best], min(times[0], bound)])
+            made |= {"copy_bound_us": bound, "cublas_us": times[0], "of_cublas": times[0] / times[1 + best]}
+            made["all_us"] = dict(
+                zip((f"{x.__name__} {tuple(y.values())}" for x, y in THIN[m]), times[1:], strict=True)
+            )
+            print(f"    cuBLAS {times[0]:.1f} us, {made['of_cublas']:.3f}; bound {bound:.1f} us; all", *(
+                f"{x:.1f}" for x in times[1:]))  # fmt: skip
+            rows.append(made)
     return rows
 
 
-THIN = {
+def thin_nt(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_nt, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
+
+
+def thin_swapped(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_thin, dict(zip(("BM", "BN", "BK", "stages"), shape, strict=True))
+
+
+def thin_split(splits: int, *shape: int) -> tuple[Any, dict[str, int]]:
+    return gemm_thin_split, dict(zip(("splits", "BM", "BN", "BK", "stages"), (splits, *shape), strict=True))
+
+
+def thin_vector(*shape: int) -> tuple[Any, dict[str, int]]:
+    return gemv, dict(zip(("rows", "BK", "threads"), shape, strict=True))
+
+
+THIN: dict[int, list[tuple[Any, dict[str, int]]]] = {
+    1: [
+        thin_vector(4, 1024, 128), thin_vector(4, 512, 128), thin_vector(8, 512, 128), thin_vector(8, 1024, 256),
+        thin_split(3, 8, 64, 128, 6),
+        thin_swapped(8, 64, 128, 6), thin_swapped(8, 64, 128, 10), thin_split(2, 8, 64, 128, 6),
+    ],
+    16: [
+        thin_swapped(16, 64, 128, 5), thin_swapped(16, 64, 64, 11), thin_swapped(16, 64, 256, 2),
+        thin_swapped(16, 64, 128, 10), thin_swapped(16, 128, 64, 10), thin_split(2, 16, 64, 128, 5),
+        thin_split(4, 16, 64, 128, 5), thin_split(3, 16, 64, 64, 11),
+    ],
     64: [
-        (64, 64, 64, 12),
-        (64, 64, 128, 6),
-        (64, 32, 128, 8),
-        (64, 96, 64, 8),
-        (64, 176, 64, 6),
-        (64, 256, 64, 5),
+        thin_nt(64, 64, 64, 12), thin_nt(64, 64, 128, 6), thin_nt(64, 96, 64, 8), thin_nt(64, 176, 64, 6),
+        thin_swapped(64, 64, 64, 7), thin_swapped(64, 64, 128, 3), thin_swapped(64, 128, 64, 9),
+        thin_swapped(32, 64, 64, 9), thin_split(2, 64, 64, 64, 7), thin_split(2, 64, 128, 64, 8),
     ],
     128: [
-        (128, 64, 64, 8),
-        (128, 96, 64, 7),
-        (128, 128, 64, 6),
-        (128, 176, 64, 5),
-        (64, 64, 64, 12),
-        (64, 128, 64, 8),
+        thin_nt(128, 64, 64, 8), thin_nt(128, 96, 64, 7), thin_nt(128, 128, 64, 6), thin_nt(128, 176, 64, 5),
+        thin_nt(64, 64, 64, 12), thin_nt(64, 128, 64, 8), thin_swapped(128, 64, 64, 4), thin_swapped(128, 128, 64, 7),
+        thin_split(2, 128, 128, 64, 7), thin_split(4, 128, 128, 64, 7),
     ],
-}
+}  # fmt: skip
 
 
 def each(calls: list[Callable[[], Any]]) -> None:
@@ -319,6 +376,188 @@ def mla(quick: bool) -> list[Row]:
     return rows
 
 
+def decode(quick: bool) -> list[Row]:
+    """One new token a sequence, 32 heads in 8 groups of keys, in pages; theirs is the bandwidth bound of the keys."""
+    rows = []
+    cases = [(3, [70, 1, 333], 16, False), (128, [2048] * 128, 16, True)] + (
+        []
+        if quick
+        else [(64, [8192] * 64, 64, True), (16, [16384] * 16, 16, True), (8, [32768] * 8, 64, True)]
+    )
+    for batch, lengths, page, timing in cases:
+        pages = [-(-n // page) for n in lengths]
+        k, v = (torch.randn(sum(pages) + 1, page, 8, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
+        q = torch.randn(batch, 32, 128, device="cuda", dtype=torch.bfloat16)
+        table = torch.full((batch, max(pages)), 10**6, dtype=torch.int32)
+        order, at = torch.randperm(sum(pages)).int(), 0
+        for i, count in enumerate(pages):
+            table[i, :count] = order[at : at + count]
+            at += count
+        table, counts = table.cuda(), torch.tensor(lengths, dtype=torch.int32, device="cuda")
+        out, calls, wrong, names = torch.empty_like(q), [], 0.0, []
+        for keys, stages in ((64, 3), (64, 2), (128, 2)) if timing else ((64, 3),):
+            for waves in (2, 4, 8) if timing else (2,):
+                splits = max(1, -(-132 * waves // (batch * 8)))
+                name = f"{keys} x {stages}, {splits} splits"
+                if name in names:
+                    continue
+                parts = torch.full((batch, splits, 32, 128), math.nan, device="cuda")
+                sums = torch.full((batch, splits, 32), math.nan, device="cuda")
+                first = prepared(
+                    paged_decode,
+                    q,
+                    k,
+                    v,
+                    table,
+                    counts,
+                    0.09,
+                    out=(parts, sums),
+                    splits=splits,
+                    BN=keys,
+                    stages=stages,
+                )
+                second = prepared(combine, parts, sums, q, out=out)
+                out.fill_(math.nan)
+                each([first, second])
+                torch.cuda.synchronize()
+                for i in range(min(batch, 3)):
+                    flat = [
+                        x[table[i, : pages[i]].long()].reshape(-1, 8, 128)[: lengths[i]].double()
+                        for x in (k, v)
+                    ]
+                    wide = [x.repeat_interleave(4, 1) for x in flat]
+                    scores = torch.einsum("hd,khd->hk", q[i].double(), wide[0]) * 0.09
+                    wrong = max(wrong, error(out[i], torch.einsum("hk,khd->hd", scores.softmax(-1), wide[1])))
+                calls.append(partial(each, [first, second]))
+                names.append(name)
+        times = None
+        if timing:
+            found = timed(*calls)
+            best = min(range(len(found)), key=lambda i: found[i])
+            bound = (sum(lengths) * 2 * 8 * 128 * 2 + 2 * q.numel() * 2) / COPY_BANDWIDTH * 1e6
+            times = [found[best], bound]
+            print("   ", *(f"{name}: {x:.1f};" for name, x in zip(names, found, strict=True)))
+        rows.append(row("paged_decode and combine / bound", (batch, lengths[0], page), wrong, 8e-3, times))
+    return rows
+
+
+def attention_backward(quick: bool) -> list[Row]:
+    """dQ, dK, dV from the saved log-sum-exps; theirs is cuDNN's backward pass."""
+    rows = []
+    aten = torch.ops.aten
+    for b, s, h, causal in [(1, 300, 2, True)] + [
+        (*x, causal) for x in ([(2, 8192, 16)] if quick else [(4, 4096, 16), (2, 8192, 16), (1, 16384, 16)])
+        for causal in (False, True)
+    ]:  # fmt: skip
+        q, k, v, dy = (torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16) for _ in "qkvd")
+        y, lse = torch.empty_like(q), torch.empty(b, h, s, device="cuda")
+        scale = 128**-0.5
+        prepared(attention, q, k, v, scale, out=(y, lse), causal=causal)()
+        delta = torch.empty_like(lse)
+        dq, dk, dv = (torch.full_like(q, math.nan) for _ in "qkv")
+        parts = [
+            prepared(attention_delta, y, dy, out=delta),
+            prepared(attention_backward_keys, q, k, v, dy, lse, delta, scale, out=(dk, dv), causal=causal),
+            prepared(attention_backward_queries, q, k, v, dy, lse, delta, scale, out=dq, causal=causal),
+        ]
+        each(parts)
+        turned = [x.transpose(1, 2) for x in (q, k, v, dy)]
+        if s < 1000:
+            leaves = [x.double().requires_grad_() for x in turned[:3]]
+            made = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=causal)
+            want = torch.autograd.grad(made, leaves, turned[3].double())
+            other = None
+        else:
+            out, sums, *rest = aten._scaled_dot_product_cudnn_attention(
+                *turned[:3], None, True, 0.0, causal, False
+            )
+            _, _, longest_q, longest_k, seed, offset, _ = rest
+            other = partial(
+                aten._scaled_dot_product_cudnn_attention_backward, turned[3], *turned[:3], out, sums, seed, offset,
+                None, None, None, longest_q, longest_k, 0.0, causal,
+            )  # fmt: skip
+            want = other()
+        found = [x.transpose(1, 2) for x in (dq, dk, dv)]
+        wrong = max(error(x, y) for x, y in zip(found, want, strict=True))
+        times = None
+        if other is not None:
+            times = timed(partial(each, parts), other, *parts)
+            print("    delta, keys, queries:", *(f"{x:.1f}" for x in times[2:]))
+        flops = 10 * b * h * s * s * 128 * (0.5 if causal else 1)
+        rows.append(
+            row(f"attention backward causal={causal} / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops)
+        )
+    return rows
+
+
+DEEPGEMM = {  # TFLOP/s that its README gives for an H800, March 2025: plain at 4096 rows, and groups of rows
+    (1, 4096, 2112, 7168): 1058, (1, 4096, 24576, 1536): 990, (1, 4096, 32768, 512): 590, (1, 4096, 7168, 16384): 1358,
+    (1, 4096, 4096, 7168): 1304, (1, 4096, 7168, 2048): 1025, (4, 8192, 4096, 7168): 1297, (4, 8192, 7168, 2048): 1099,
+    (8, 4096, 4096, 7168): 1288, (8, 4096, 7168, 2048): 1093,
+}  # fmt: skip
+
+
+BLOCK_TILES = ((128, 4), (128, 6), (192, 4))  # rows, stages
+
+
+def block_scales(quick: bool) -> list[Row]:
+    """fp8 with scales of 1 x 128 and 128 x 128, one matrix and groups of rows; theirs is DeepGEMM's published figure."""
+    rows = []
+    cases = [((1, 300, 264, 520), 0), ((3, 150, 264, 520), 0), *DEEPGEMM.items()]
+    for (groups, m, n, k), published in cases[:4] if quick else cases:
+        t, kb, nb = groups * m, -(-k // 128), -(-n // 128)
+        x, w = (
+            torch.randn(*shape, device="cuda").to(torch.float8_e4m3fn) for shape in ((t, k), (groups, n, k))
+        )
+        sx, sw = torch.rand(t, kb, device="cuda") + 0.5, torch.rand(groups, nb, kb, device="cuda") + 0.5
+        y = torch.full((t, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        ends = torch.arange(groups + 1, device="cuda", dtype=torch.int32) * m
+        kernel = gemm_fp8 if groups == 1 else grouped_gemm_fp8
+        given = (x, w[0], sx, sw[0], 1.0) if groups == 1 else (x, sx, w, sw, ends)
+        wide = []
+        for g in range(groups):
+            part = slice(g * m, (g + 1) * m)
+            wide_x = x[part].float() * sx[part].repeat_interleave(128, 1)[:, :k]
+            wide_w = w[g].float() * sw[g].repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+            wide.append(wide_x @ wide_w.T)
+        calls, wrong = [], 0.0
+        for rows_, stages in BLOCK_TILES:
+            y.fill_(math.nan)
+            calls.append(prepared(kernel, *given, out=y, BM=rows_, stages=stages))
+            calls[-1]()
+            wrong = max(wrong, *(error(y[g * m : (g + 1) * m], one) for g, one in enumerate(wide)))
+        flops = 2 * t * n * k
+        found = timed(*calls) if published else []
+        times = [min(found), flops / published / 1e6] if published else None
+        if found:
+            print("   ", *(f"{chosen}: {x:.1f}" for chosen, x in zip(BLOCK_TILES, found, strict=True)))
+        rows.append(
+            row(f"{kernel.__name__} block scales / DeepGEMM", (groups, m, n, k), wrong, 1e-2, times, flops)
+        )
+    return rows
+
+
+def every_case(quick: bool) -> list[Row]:
+    """Each kernel's trials, on the card."""
+    rows = []
+    for name, case in CASES.items():
+        for number in range(1 if quick else 3):
+            trial = case.trial(Draw(f"{name} device {number}"))
+            moved = [x.cuda() if isinstance(x, torch.Tensor) else x for x in trial.arguments]
+            try:
+                found = case.kernel(*moved, **trial.constants)
+                found = tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
+                wrong = trial.error(found)
+            except Exception as problem:
+                wrong = math.inf
+                print(f"    {name}: {type(problem).__name__}: {problem}")
+            # fast exponentials and divisions of the card: a little over what a CPU gives
+            limit = max(trial.tolerance, 2e-5) if trial.tolerance else 0.0
+            if wrong > limit or number == 0:
+                rows.append(row(f"trial of {name}", number, wrong, limit))
+    return rows
+
+
 def norm(quick: bool) -> list[Row]:
     rows = []
     for n, d in [(100, 4096), (33, 100), (7, 65)] + ([] if quick else [(16384, 4096), (16384, 8192)]):
@@ -345,32 +584,42 @@ def nothing(X: tile.Tensor) -> Any:
 
 
 def launch(quick: bool) -> list[Row]:
-    """Host time of a bound launch, and of a call through the public door."""
+    """Host time of the driver's own launch of a kernel, of one with everything bound, and of calls through the public
+    door: of one tensor, and of three with a number."""
     x = torch.zeros(8, device="cuda")
+    a, w = (torch.randn(16, 64, device="cuda", dtype=torch.bfloat16) for _ in "aw")
+    y = torch.empty_like(a)
+    w = w[0].contiguous()
     direct = prepared_in_place(nothing, x)
+    direct()
+    ((config, function, arguments),) = next(iter(direct.compiled.ready.values()))
+    start = driver.driver().cuLaunchKernelEx
     out: Row = {"name": "launch, host us", "shape": "one store"}
     for name, call in (
-        ("ours_us", direct),
+        ("driver_us", lambda: start(config, function, arguments, None)),
+        ("bound_us", direct),
         ("theirs_us", lambda: x.fill_(1.0)),
-        ("public_us", lambda: nothing(x)),
+        ("ours_us", lambda: nothing(x)),
+        ("three_us", lambda: rms_norm(a, w, 1e-5, out=y)),
+        ("three_new_us", lambda: rms_norm(a, w, 1e-5)),
     ):
         for _ in range(200):
             call()
         torch.cuda.synchronize()
         laps = []
         for _ in range(20):
-            start = time.perf_counter()
+            begin = time.perf_counter()
             for _ in range(100):
                 call()
-            laps.append((time.perf_counter() - start) * 1e4)
+            laps.append((time.perf_counter() - begin) * 1e4)
             torch.cuda.synchronize()
         out[name] = statistics.median(laps)
-    out["problem"] = f"through Kernel.__call__ {out['public_us']:.1f} us"
+    out["problem"] = ", ".join(f"{key} {value:.2f}" for key, value in out.items() if key.endswith("us"))
     show(out)
     return [out]
 
 
-def prepared_in_place(kernel: Any, *args: Any) -> Callable[[], None]:
+def prepared_in_place(kernel: Any, *args: Any) -> "Prepared":
     return prepared(kernel, *args, out=())
 
 
@@ -401,6 +650,7 @@ def compiling(quick: bool) -> list[Row]:
 
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
-    "gemm": gemm, "fp8": fp8, "thin": thin, "attention": attention_forward, "mla": mla, "norm": norm,
+    "gemm": gemm, "fp8": fp8, "blocks": block_scales, "thin": thin, "attention": attention_forward,
+    "backward": attention_backward, "mla": mla, "decode": decode, "norm": norm, "cases": every_case,
     "launch": launch, "compile": compiling,
 }  # fmt: skip

@@ -14,7 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ("gemm", "fp8", "thin", "attention", "mla", "norm", "launch", "compile")
+PARTS = (
+    "gemm", "fp8", "blocks", "thin", "attention", "backward", "mla", "decode", "norm", "cases", "launch", "compile",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -23,7 +23,19 @@ gvisor_first = pytest.mark.parametrize(
     "backend", ["gvisor", pytest.param("process", marks=pytest.mark.slow)], indirect=True
 )
 """The quick form runs on gVisor, and on `process` among the slow tests."""
-only_gvisor = pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
+
+
+SLOW = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(params=["gvisor", "process", pytest.param("microvm", marks=SLOW)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """One contract, every wall that has a machine behind it."""
+    return str(request.param)
+
+
+saves = pytest.mark.parametrize("backend", ["gvisor", pytest.param("microvm", marks=SLOW)], indirect=True)
+"""What only machines can do that can be saved while they run."""
 
 
 async def test_variables_live_between_cells_and_the_last_expression_is_the_value(make: Make) -> None:
@@ -31,7 +43,7 @@ async def test_variables_live_between_cells_and_the_last_expression_is_the_value
     first = await box.run_cell("import math\nx = 6", cell_id="a")
     second = await box.run_cell("print('hi'); x * 7", cell_id="b")
     assert (first.ok, first.value, second.value, second.stdout) == (True, None, "42", "hi\n")
-    assert second.strength is box.backend.strength in (Strength.GVISOR, Strength.PROCESS)
+    assert second.strength is box.backend.strength is not Strength.WASM
 
 
 async def test_an_exception_is_told_with_its_own_lines_only(make: Make) -> None:
@@ -118,7 +130,7 @@ async def test_files_in_and_out(make: Make) -> None:
     assert caught.value.code == "EFBIG"
 
 
-@only_gvisor
+@saves
 async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, boxes: Sandboxes) -> None:
     box = await make("box")
     await box.run_cell("data = list(range(1000)); open('/work/f', 'w').write('old')", cell_id="a")
@@ -133,7 +145,7 @@ async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, box
     assert boxes.snapshots.manifest(snapshot).epoch == 3
 
 
-@only_gvisor
+@saves
 async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
     box = await make()
     await box.run_cell("import random, uuid, os, socket, tempfile; random.seed(1); x = [1]", cell_id="a")
@@ -153,7 +165,7 @@ async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
     assert len(seen) == 4
 
 
-@only_gvisor
+@saves
 async def test_a_snapshot_waits_for_the_running_cell_and_holds_the_next(make: Make, boxes: Sandboxes) -> None:
     box = await make()
     started = asyncio.Event()
@@ -172,7 +184,7 @@ async def test_a_snapshot_waits_for_the_running_cell_and_holds_the_next(make: Ma
     assert (await clone.run_cell("done", cell_id="c")).value == "1", "saved between the two"
 
 
-@only_gvisor
+@saves
 async def test_what_became_of_files_is_in_the_log_with_each_snapshot(make: Make, boxes: Sandboxes) -> None:
     box = await make()
     await box.exec(["sh", "-c", "echo 1 > a; echo 2 > b; mkdir d; echo 3 > d/c"], cell_id="1")
@@ -248,6 +260,7 @@ async def test_what_is_asked_becomes_spans_below_the_caller_s(make: Make) -> Non
 async def test_one_owner_at_a_time(make: Make, boxes: Sandboxes) -> None:
     box = await make("mine")
     other = Sandboxes(boxes.home.root)
+    other.backends = boxes.backends
     try:
         with pytest.raises(SandboxBusy):
             await other.attach("mine")
@@ -265,7 +278,7 @@ async def test_what_is_not_there_is_refused_by_name_and_never_replaced(boxes: Sa
     assert boxes.list() == []
 
 
-@only_gvisor
+@pytest.mark.parametrize("backend", ["gvisor"], indirect=True)  # the one whose kernel reports
 async def test_every_act_stands_in_the_log_with_its_strength(make: Make, boxes: Sandboxes) -> None:
     box = await make()
     await box.exec(["python3", "-c", "open('/work/out', 'w'); open('/etc/shadow')"], cell_id="a")
@@ -301,7 +314,7 @@ async def test_what_a_back_end_cannot_do_it_refuses_by_name(make: Make) -> None:
     assert (await box.run_cell("1 + 1", cell_id="a")).value == "2"
 
 
-@only_gvisor
+@saves
 async def test_an_idle_machine_is_parked_and_never_in_the_middle_of_something(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

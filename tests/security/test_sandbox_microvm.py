@@ -242,6 +242,25 @@ async def test_auto_never_takes_an_emulated_machine(
 
 
 @pytest.mark.skipif(STRENGTH == "microvm", reason="this machine has the real thing")
+async def test_an_emulated_machine_is_never_taken_over_or_restored_as_a_real_one(
+    boxes: Sandboxes, home: Path, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = await boxes.restore(saved, name="was-emulated", keep=True)
+    await kept.close()
+    with monkeypatch.context() as patch:
+        patch.delenv("MORTICE_MICROVM")
+        async with Sandboxes(home) as others:
+            assert [i.strength for i in others.list()] == ["emulated"]
+            with pytest.raises(
+                BackendUnavailable, match="was-emulated is emulated and microvm here is microvm"
+            ):
+                await others.attach("was-emulated")
+            with pytest.raises(SnapshotRefused, match="from another back end"):
+                await others.restore(saved)
+    await (await boxes.attach("was-emulated")).destroy()
+
+
+@pytest.mark.skipif(STRENGTH == "microvm", reason="this machine has the real thing")
 async def test_without_emulation_it_refuses_and_says_what_the_probe_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,6 +266,12 @@ class Sandboxes:
         if not record.pid or not alive(record.pid) or started_at(record.pid) != record.started:
             raise SandboxLost("gone", reason="lost")
         backend = self.backends[record.backend]
+        if record.strength != str(backend.strength):
+            raise BackendUnavailable(
+                f"{record.name} is {record.strength} and {record.backend} here is {backend.strength}: "
+                "MORTICE_MICROVM is set otherwise than when it was made",
+                param="name",
+            )
         machine = backend.attach(record.id, place, record.pid)
         record.generation += 1
         box = self._box(record, place, machine, backend, lease)
@@ -293,7 +299,7 @@ class Sandboxes:
                     id=record.id,
                     name=record.name,
                     backend=record.backend,
-                    strength=self.backends[record.backend].strength,
+                    strength=Strength(record.strength),
                     state=state,
                     generation=record.generation,
                     created_at=record.created_at,

@@ -117,7 +117,7 @@ class Kernel:
         constants = self._constants(given, keywords, views)
         found = self._specialise(views, constants)
         made, bound = self._run(found, views, scalars, given, out)
-        if short and hasattr(found.executable, "entry") and len(args) == len(self.parameters):
+        if short and hasattr(found.executable, "shortcut") and len(args) == len(self.parameters):
             self._launches.learn(args, out, keywords, found.built.function, found.executable, bound, made)
         return tuple(made) if len(made) > 1 else made[0] if made else None
 

@@ -7,6 +7,7 @@ tuple of what the launch hangs on, one look-up, one call of the compiled functio
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,27 @@ LIMIT = 4096  # launches remembered by a form; then all are forgotten
 LONG = object()  # what a launcher answers when the call must go the long way
 # Of a tensor: what a launch hangs on, and its address.
 SIGHT = {
-    "torch": ("{x}.dtype, {x}.shape, {x}.is_contiguous() or {x}.stride(), {x}.is_cpu", "{x}.data_ptr()"),
+    "torch": (
+        "{x}.dtype, {x}.shape, {x}.is_contiguous() or {x}.stride(), {x}.get_device()",
+        "{x}.data_ptr()",
+    ),
     "numpy": ("{x}.dtype, {x}.shape, {x}.strides, {x}.flags.writeable", '{x}.__array_interface__["data"][0]'),
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """What an executable offers for one set of types and shapes: `entry(*addresses and scalars, dimensions, now())`
+    answers 0, or what `otherwise` turns into LONG or an exception. now: the threads to use, or the stream."""
+
+    entry: Callable[..., Any]
+    dimensions: Any
+    now: Callable[[], int]
+    otherwise: Callable[[Any], Any]
+
+
 class Launches:
-    """tensors: positions of the tensor arguments; optional: of those that may be None. threads: how many to use now."""
+    """tensors: positions of the tensor arguments; optional: of those that may be None."""
 
     def __init__(self, tensors: tuple[int, ...], optional: tuple[int, ...]) -> None:
         self.tensors, self.optional = tensors, optional
@@ -67,14 +82,13 @@ class Launches:
         form = self._form(args, out, constants)
         if form not in self.forms:
             self.tables[form] = {}
-            self.forms[form] = self._write(
-                args, out, constants, len(made), library, self.tables[form], executable
-            )
+            self.forms[form] = self._write(args, out, constants, len(made), library, self.tables[form])
         table = self.tables[form]
         if len(table) >= LIMIT:
             table.clear()
         key = self.forms[form].__dict__["key"](args, out, constants)
-        entry = (executable.entry, executable.dimensions(bound), executable.failed)
+        short: Shortcut = executable.shortcut(bound)
+        entry = (short.entry, short.dimensions, short.now, short.otherwise)
         table[key] = (*entry, *(_maker(x) for x in made)) if out is None else entry
 
     def _form(self, args: tuple[Any, ...], out: Any, constants: dict[str, Any]) -> Any:
@@ -90,7 +104,6 @@ class Launches:
         results: int,
         library: str,
         table: Any,
-        executable: Any,
     ) -> Callable[..., Any]:
         sight, address = SIGHT[library]
         names = [f"a{i}" for i in range(len(args))]
@@ -125,19 +138,13 @@ class Launches:
             f"    if {' or '.join(differs) or 'False'}: return LONG\n"
             f"    known = table.get(({key}{constant}))\n"
             f"    if known is None: return LONG\n"
-            f"    entry, dimensions, failed{makers} = known\n{make}"
-            f"    code = entry({', '.join(values)}{', ' * bool(values)}dimensions, threads())\n"
-            f"    if code: raise failed(code)\n"
+            f"    entry, dimensions, now, otherwise{makers} = known\n{make}"
+            f"    code = entry({', '.join(values)}{', ' * bool(values)}dimensions, now())\n"
+            f"    if code: return otherwise(code)\n"
             f"    return {answer}\n"
         )
         tensor = np.ndarray if library == "numpy" else sys.modules["torch"].Tensor
-        scope = {
-            "Tensor": tensor,
-            "LONG": LONG,
-            "table": table,
-            "threads": executable.threads,
-            "Out": type(out),
-        }
+        scope = {"Tensor": tensor, "LONG": LONG, "table": table, "Out": type(out)}
         exec(compile(text, "<launcher>", "exec"), scope)
         launcher: Any = scope["launcher"]
         launcher.key = scope["key"]
@@ -159,8 +166,10 @@ def _maker(like: Any) -> Callable[[], Any]:
     shape, dtype = tuple(like.shape), like.dtype
     if isinstance(like, np.ndarray):
         return lambda: np.empty(shape, dtype)
-    new = sys.modules["torch"].empty
-    return lambda: new(shape, dtype=dtype)
+    new, device = sys.modules["torch"].empty, like.device
+    if device.type == "cpu":
+        return lambda: new(shape, dtype=dtype)
+    return lambda: new(shape, dtype=dtype, device=device)
 
 
 def _decides(function: s.Function, var: e.Var) -> bool:

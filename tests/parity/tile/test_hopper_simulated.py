@@ -124,7 +124,36 @@ def f32_product(A: tile.Tensor, B: tile.Tensor) -> tile.Tensor:
     return C
 
 
-def test_a_product_that_no_matrix_unit_makes_is_refused_with_its_line():
-    a = torch.randn(8, 8)
-    with pytest.raises(tile.UnsupportedError, match=r"test_hopper_simulated.py:\d+:\d+: gemm: .*f32"):
-        f32_product.on("simulator")(a, a)
+def test_a_product_that_no_matrix_unit_makes_is_made_by_threads_and_says_so():
+    torch.manual_seed(0)
+    a, b = torch.randn(70, 50), torch.randn(66, 50)
+    assert error(f32_product.on("simulator")(a, b), a.double() @ b.double().T) <= 1e-5
+    notes = f32_product.on("cuda").compiled(a, b).notes
+    assert [n.reason for n in notes if n.decision == "multiplied by threads, not by the matrix unit"] == [
+        "no matrix unit multiplies f32 by f32 and adds in f32 exactly"
+    ]
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_narrow_numbers_that_the_copy_engine_cannot_walk_are_loaded_by_threads(kind):
+    torch.manual_seed(0)
+    wide = [torch.randint(-9, 9, (n, 100)).float() for n in (70, 40)]
+    a, b = (x.to(kind) for x in wide)
+    out = narrow_product.on("simulator")(a, b)
+    assert error(out.float(), wide[0].double() @ wide[1].double().T) <= 1e-6
+
+
+@tile.kernel
+def narrow_product(A: tile.Tensor, B: tile.Tensor) -> tile.Tensor:
+    M, K = A.shape
+    N, K = B.shape
+    C = tile.empty((M, N), tile.f32 if A.dtype.kind == "f" else tile.i32)
+    for bm, bn in tile.grid(tile.ceildiv(M, 64), tile.ceildiv(N, 64)):
+        a, b = tile.shared((64, 128), A.dtype), tile.shared((64, 128), B.dtype)
+        c = tile.fragment((64, 64), C.dtype, fill=0)
+        for k in tile.pipelined(tile.ceildiv(K, 128), stages=2):
+            tile.copy(A[bm * 64 :, k * 128 :], a)
+            tile.copy(B[bn * 64 :, k * 128 :], b)
+            tile.gemm(a, b.T, c)
+        tile.copy(c, C[bm * 64 :, bn * 64 :])
+    return C

@@ -7,7 +7,7 @@ import pytest
 from mortice import tile
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt
-from mortice.ops.kernels.gemm_fp8 import gemm_fp8_nt
+from mortice.ops.kernels.gemm_fp8 import gemm_fp8
 from mortice.ops.kernels.norm import rms_norm
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import available, compile_text
@@ -18,7 +18,7 @@ SQUARE = tile.Spec((256, 256), tile.bf16)
 NARROW = tile.Spec((256, 256), tile.e4m3)
 KERNELS = {
     "gemm": lambda: gemm_nt.on("sm_90a").lowered(SQUARE, SQUARE),
-    "gemm_fp8": lambda: gemm_fp8_nt.on("sm_90a").lowered(NARROW, NARROW, 1.0),
+    "gemm_fp8": lambda: gemm_fp8.on("sm_90a").lowered(NARROW, NARROW, None, None, 1.0),
     "attention": lambda: attention.on("sm_90a").lowered(HEADS, HEADS, HEADS, 0.1, causal=True),
     "norm": lambda: rms_norm.on("sm_90a").lowered(
         tile.Spec((64, 1024), tile.bf16), tile.Spec((1024,), tile.bf16), 1e-5

@@ -28,7 +28,7 @@ def gemm_program():
     )
     data["C"] = np.full((100, 72), np.nan, np.float16)
     bound = bind(function, {name: arguments.view(x) for name, x in data.items()}, {})
-    lowered, _ = lower(function, Choices(aligned=frozenset({"C"})))
+    lowered, _ = lower(function, Choices(persistent=True, aligned=frozenset({"C"})))
     return lowered, bound, data
 
 

@@ -50,8 +50,8 @@ def attention_backward_keys(
     for bn, g, b in tile.grid(tile.ceildiv(T, BN), G, B):
         k, v = tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
         q, dy = tile.shared((BM, D), Q.dtype), tile.shared((BM, D), dY.dtype)
-        s, dp = tile.fragment((BM, BN), tile.f32), tile.fragment((BM, BN), tile.f32)
-        p, ds = tile.shared((BM, BN), Q.dtype), tile.shared((BM, BN), Q.dtype)
+        s, dp = tile.fragment((BN, BM), tile.f32), tile.fragment((BN, BM), tile.f32)
+        p, ds = tile.fragment((BN, BM), Q.dtype), tile.fragment((BN, BM), Q.dtype)
         dk, dv = tile.fragment((BN, D), tile.f32, fill=0), tile.fragment((BN, D), tile.f32, fill=0)
         tile.copy(K[b, bn * BN :, g, :], k)
         tile.copy(V[b, bn * BN :, g, :], v)
@@ -61,17 +61,23 @@ def attention_backward_keys(
             for j in tile.pipelined(start, tile.ceildiv(S, BM), stages=stages):
                 tile.copy(Q[b, j * BM :, h, :], q)
                 tile.copy(dY[b, j * BM :, h, :], dy)
-                tile.gemm(q, k.T, s, clear=True)
-                tile.gemm(dy, v.T, dp, clear=True)
-                for x, y in tile.parallel(BM, BN):
+                tile.gemm(
+                    k, q.T, s, clear=True
+                )  # scores turned round: keys in the rows, as dK and dV have them
+                tile.gemm(v, dy.T, dp, clear=True)
+                for y, x in tile.parallel(BN, BM):
                     inside = j * BM + x < S and bn * BN + y < T
                     seen = inside and (not causal or bn * BN + y <= j * BM + x + T - S)
-                    s[x, y] = tile.exp2((s[x, y] * scale - L[b, h, j * BM + x]) * LOG2E) if seen else 0.0
-                    dp[x, y] = s[x, y] * (dp[x, y] - delta[b, h, j * BM + x]) * scale
+                    s[y, x] = (
+                        tile.exp2(s[y, x] * (scale * LOG2E) - L[b, h, j * BM + x] * LOG2E) if seen else 0.0
+                    )
+                    dp[y, x] = s[y, x] * (dp[y, x] - delta[b, h, j * BM + x])
                 tile.copy(s, p)
                 tile.copy(dp, ds)
-                tile.gemm(p.T, dy, dv)
-                tile.gemm(ds.T, q, dk)
+                tile.gemm(p, dy, dv)
+                tile.gemm(ds, q, dk)
+        for y, d in tile.parallel(BN, D):
+            dk[y, d] = dk[y, d] * scale
         tile.copy(dk, dK[b, bn * BN :, g, :])
         tile.copy(dv, dV[b, bn * BN :, g, :])
     return dK, dV
@@ -107,6 +113,9 @@ def attention_backward_queries(
         s, dp = tile.fragment((BM, BN), tile.f32), tile.fragment((BM, BN), tile.f32)
         ds = tile.fragment((BM, BN), Q.dtype)
         dq = tile.fragment((BM, D), tile.f32, fill=0)
+        sums, deltas = tile.fragment((BM,), tile.f32), tile.fragment((BM,), tile.f32)
+        tile.copy(L[b, h, bm * BM :], sums)
+        tile.copy(delta[b, h, bm * BM :], deltas)
         tile.copy(Q[b, bm * BM :, h, :], q)
         tile.copy(dY[b, bm * BM :, h, :], dy)
         limit = max(min(T, (bm + 1) * BM + T - S), 0) if causal else T
@@ -117,9 +126,11 @@ def attention_backward_queries(
             tile.gemm(dy, v.T, dp, clear=True)
             for x, y in tile.parallel(BM, BN):
                 seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
-                s[x, y] = tile.exp2((s[x, y] * scale - L[b, h, bm * BM + x]) * LOG2E) if seen else 0.0
-                dp[x, y] = s[x, y] * (dp[x, y] - delta[b, h, bm * BM + x]) * scale
+                s[x, y] = tile.exp2(s[x, y] * (scale * LOG2E) - sums[x] * LOG2E) if seen else 0.0
+                dp[x, y] = s[x, y] * (dp[x, y] - deltas[x])
             tile.copy(dp, ds)
             tile.gemm(ds, k, dq)
+        for x, d in tile.parallel(BM, D):
+            dq[x, d] = dq[x, d] * scale
         tile.copy(dq, dQ[b, bm * BM :, h, :])
     return dQ

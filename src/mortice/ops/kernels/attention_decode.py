@@ -7,7 +7,7 @@ from mortice import tile
 from mortice.ops.kernels.softmax import LOG2E, finish, online_softmax, softmax_state
 
 
-@tile.kernel
+@tile.kernel(cpu={"BH": 0, "stages": 2})
 def paged_decode(
     Q: tile.Tensor,
     K: tile.Tensor,
@@ -16,13 +16,14 @@ def paged_decode(
     lengths: tile.Tensor,
     scale: float,
     *,
+    BH: int = 64,
     BN: int = 64,
     splits: int = 8,
-    stages: int = 2,
+    stages: int = 3,
 ) -> Any:
     """Of each part of the keys, outputs Y [B, splits, H, D] and log-sum-exps L [B, splits, H], f32: `combine` makes one
     of them. Q [B, H, D], K and V [P, page, G, D], table [B, pages], lengths [B] i32; page divides BN; the heads of a
-    group share a block."""
+    group share a block of BH rows (0: as many as they are; what is in further rows is not stored)."""
     B, H, D = Q.shape
     _, page, G, D = K.shape
     _, page, G, D = V.shape
@@ -32,14 +33,21 @@ def paged_decode(
     assert scale > 0, "scale > 0"
     assert BN % page == 0, "BN % page == 0"
     R = H // G
+    rows = BH if BH > 0 else R
+    assert rows >= R, "BH >= H / G"
     Y, L = tile.empty((B, splits, H, D), tile.f32), tile.empty((B, splits, H), tile.f32)
     for g, part, b in tile.grid(G, splits, B):
-        q, k, v = tile.shared((R, D), Q.dtype), tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
-        s, p = tile.fragment((R, BN), tile.f32), tile.fragment((R, BN), Q.dtype)
-        o = tile.fragment((R, D), tile.f32, fill=0)
-        m, shrink, total = softmax_state(R)
-        tile.copy(Q[b, g * R : (g + 1) * R, :], q)
-        tiles = tile.ceildiv(lengths[b], BN)
+        q, k, v = (
+            tile.shared((rows, D), Q.dtype),
+            tile.shared((BN, D), K.dtype),
+            tile.shared((BN, D), V.dtype),
+        )
+        s, p = tile.fragment((rows, BN), tile.f32), tile.fragment((rows, BN), Q.dtype)
+        o = tile.fragment((rows, D), tile.f32, fill=0)
+        m, shrink, total = softmax_state(rows)
+        tile.copy(Q[b, g * R :, :], q)
+        length = lengths[b]
+        tiles = tile.ceildiv(length, BN)
         each = tile.ceildiv(tiles, splits)
         for j in tile.pipelined(part * each, min((part + 1) * each, tiles), stages=stages):
             for x in tile.unroll(BN // page):
@@ -47,17 +55,22 @@ def paged_decode(
                 tile.copy(K[at, :, g, :], k[x * page : (x + 1) * page, :])
                 tile.copy(V[at, :, g, :], v[x * page : (x + 1) * page, :])
             tile.gemm(q, k.T, s, clear=True)
-            for x, y in tile.parallel(R, BN):
-                s[x, y] = s[x, y] if j * BN + y < lengths[b] else -tile.inf
+            for x, y in tile.parallel(rows, BN):
+                s[x, y] = s[x, y] if j * BN + y < length else -tile.inf
             online_softmax(s, scale * LOG2E, m, shrink, total, o)
-            for y, d in tile.parallel(BN, D):
-                if j * BN + y >= lengths[b]:
-                    v[y, d] = 0.0
+            if (j + 1) * BN > length:
+                for y, d in tile.parallel(BN, D):
+                    if j * BN + y >= length:
+                        v[y, d] = 0.0
             tile.copy(s, p)
             tile.gemm(p, v, o)
         finish(o, scale * LOG2E, m, total)
-        tile.copy(o, Y[b, part, g * R : (g + 1) * R, :])
-        tile.copy(m, L[b, part, g * R : (g + 1) * R])
+        for x, d in tile.parallel(rows, D):
+            if x < R:
+                Y[b, part, g * R + x, d] = o[x, d]
+        for x in tile.parallel(rows):
+            if x < R:
+                L[b, part, g * R + x] = m[x]
     return Y, L
 
 

@@ -22,16 +22,10 @@ from mortice.ops.kernels.attention_decode import combine, paged_decode
 from mortice.ops.kernels.attention_ragged import attention_paged, attention_ragged
 from mortice.ops.kernels.elementwise import rotary, softmax, swiglu
 from mortice.ops.kernels.experts import permute, topk_gate, unpermute
-from mortice.ops.kernels.gemm import (
-    gemm_fp8,
-    gemm_nn,
-    gemm_nt,
-    gemm_split_k,
-    gemm_tn,
-    grouped_gemm,
-    linear,
-    sum_splits,
-)
+from mortice.ops.kernels.gemm import gemm_nn, gemm_nt, gemm_split_k, gemm_tn, linear, sum_splits
+from mortice.ops.kernels.gemm_fp8 import gemm_fp8
+from mortice.ops.kernels.gemm_grouped import grouped_gemm, grouped_gemm_fp8
+from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
 from mortice.ops.kernels.gemv import gemv, gemv_int4, gemv_int8
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import add_rms_norm, rms_norm
@@ -67,6 +61,10 @@ class Draw(random.Random):
 
     def dtype(self) -> torch.dtype:
         return self.choice(TYPES)
+
+    def half(self) -> torch.dtype:
+        """A type that the matrix unit of a GPU takes as it is."""
+        return self.choice(TYPES[1:])
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         generator = torch.Generator().manual_seed(self.getrandbits(32))
@@ -153,13 +151,45 @@ def trial_grouped(draw: Draw) -> Trial:
     return Trial((x, w, ends), (reference.grouped(x, w, ends),), PRECISION[dtype], SMALL)
 
 
+def narrow(draw: Draw, *shape: int) -> Tensor:
+    return draw.normal(*shape).to(torch.float8_e4m3fn)
+
+
 def trial_fp8(draw: Draw) -> Trial:
     m, n, k = draw.size(), draw.choice((1, 100, 130)), draw.choice((32, 128, 200, 256))
-    a, b = (draw.normal(rows, k).to(torch.float8_e4m3fn) for rows in (m, n))
+    a, b = narrow(draw, m, k), narrow(draw, n, k)
+    if draw.choice((True, False)):
+        expected = a.double() @ b.double().T * 0.5
+        return Trial((a, b, None, None, 0.5), (expected,), 1e-2, {"BM": 64, "BN": 64})
     sa, sb = draw.normal(m, -(-k // 128)).abs(), draw.normal(-(-n // 128), -(-k // 128)).abs()
     wide_a = a.double() * reference.blocks(sa, m, k, 1, 128)
     wide_b = b.double() * reference.blocks(sb, n, k, 128, 128)
-    return Trial((a, sa, b, sb), (wide_a @ wide_b.T,), 1e-2, {"BM": 32, "BN": 64})
+    return Trial((a, b, sa, sb, 0.5), (wide_a @ wide_b.T * 0.5,), 1e-2, {"BM": 64, "BN": 64})
+
+
+def trial_grouped_fp8(draw: Draw) -> Trial:
+    ends, n, k = offsets(draw, 3), draw.choice((1, 100, 130)), draw.choice((32, 128, 200, 256))
+    t, kb = int(ends[-1]), -(-k // 128)
+    x, w = narrow(draw, t, k), narrow(draw, 3, n, k)
+    sx, sw = draw.normal(t, kb).abs(), draw.normal(3, -(-n // 128), kb).abs()
+    wide_x = x.double() * reference.blocks(sx, t, k, 1, 128)
+    wide_w = torch.stack(
+        [one.double() * reference.blocks(s, n, k, 128, 128) for one, s in zip(w, sw, strict=True)]
+    )
+    expected = reference.grouped(wide_x, wide_w, ends)
+    return Trial((x, sx, w, sw, ends), (expected,), 1e-2, {"BM": 64, "BN": 64})
+
+
+def trial_thin(draw: Draw) -> Trial:
+    m, n, k, dtype = draw.choice((1, 7, 16, 17)), draw.size(), draw.size(), draw.half()
+    x, w = draw.normal(m, k, dtype=dtype), draw.normal(n, k, dtype=dtype)
+    return Trial((x, w), (reference.dense(x, w.T),), PRECISION[dtype], {"BK": 64, "stages": 3})
+
+
+def trial_thin_split(draw: Draw) -> Trial:
+    trial = trial_thin(draw)
+    constants = {"BK": 64, "stages": 2, "splits": draw.choice((1, 2, 3)), "BJ": 128}
+    return Trial(trial.arguments, trial.expected, trial.tolerance, constants, lambda r: r[:1])
 
 
 def trial_gemv(draw: Draw) -> Trial:
@@ -436,7 +466,10 @@ CASES: dict[str, Case] = {
     "gemm_split_k": Case(gemm_split_k, trial_split_k, "M,N,K", of_mnk),
     "sum_splits": Case(sum_splits, trial_sum_splits),
     "grouped_gemm": Case(grouped_gemm, trial_grouped),
+    "grouped_gemm_fp8": Case(grouped_gemm_fp8, trial_grouped_fp8),
     "gemm_fp8": Case(gemm_fp8, trial_fp8),
+    "gemm_thin": Case(gemm_thin, trial_thin, "M,N,K", of_mnk),
+    "gemm_thin_split": Case(gemm_thin_split, trial_thin_split, "M,N,K", of_mnk),
     "gemv": Case(gemv, trial_gemv, "M,N,K", of_mnk),
     "gemv_int8": Case(gemv_int8, trial_gemv_int8),
     "gemv_int4": Case(gemv_int4, trial_gemv_int4),

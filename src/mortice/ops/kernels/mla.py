@@ -37,14 +37,15 @@ def mla_decode(
         o = tile.fragment((BH, DV), tile.f32, fill=0)
         m, shrink, total = softmax_state(BH)
         tile.copy(Q[b, h * BH :, :], q)
-        tiles = tile.ceildiv(lengths[b], BN)
+        length = lengths[b]
+        tiles = tile.ceildiv(length, BN)
         each = tile.ceildiv(tiles, splits)
         for j in tile.pipelined(part * each, min((part + 1) * each, tiles), stages=stages):
             for x in tile.unroll(BN // page):
                 tile.copy(KV[table[b, j * (BN // page) + x], :, :], kv[x * page : (x + 1) * page, :])
             tile.gemm(q, kv.T, s, clear=True)
             for x, y in tile.parallel(BH, BN):
-                s[x, y] = s[x, y] if j * BN + y < lengths[b] else -tile.inf
+                s[x, y] = s[x, y] if j * BN + y < length else -tile.inf
             online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, kv[:, :DV], o)

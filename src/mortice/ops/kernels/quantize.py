@@ -17,8 +17,8 @@ def quantize(X: tile.Tensor, *, to: tile.DType = tile.e4m3, group: int = 128) ->
         tile.copy(X[m : m + 1, g * group :], x)
         tile.reduce_absmax(x, top, axis=1)
         scale = top[0] / largest
-        for i in tile.parallel(group):
-            value = x[0, i] / scale if scale > 0 else 0.0
+        for r, i in tile.parallel(1, group):
+            value = x[r, i] / scale if scale > 0 else 0.0
             if to.kind == "f":
                 Q[m, g * group + i] = value
             else:

@@ -9,14 +9,13 @@ from mortice import tile
 def sample(X: tile.Tensor, U: tile.Tensor, temperature: float, top_k: int, top_p: float) -> Any:
     """Tokens I [B] i32 of logits X [B, V]: softmax of X / temperature; of it the smallest set of most likely tokens
     with probability of at least top_p, and of those at most top_k (0: all; equals of the last stay); then the token
-    where the running sum passes U [B], uniform in [0, 1). The bound of the set is found by halving an interval, 40
-    times, without sorting."""
+    where the running sum passes U [B], uniform in [0, 1). The bound of the set and the token are found by halving an
+    interval, without sorting."""
     B, V = X.shape
     (B,) = U.shape
     I = tile.empty((B,), tile.i32)  # noqa: E741
     for b in tile.grid(B):
         p, kept = tile.fragment((1, V), tile.f32), tile.fragment((1, V), tile.f32)
-        at, first = tile.fragment((1, V), tile.i32), tile.fragment((1,), tile.i32)
         top, total, mass = (
             tile.fragment((1,), tile.f32),
             tile.fragment((1,), tile.f32),
@@ -48,10 +47,17 @@ def sample(X: tile.Tensor, U: tile.Tensor, temperature: float, top_k: int, top_p
         bound = max(low, high_k) if top_k > 0 else low
         for r, v in tile.parallel(1, V):
             kept[r, v] = p[r, v] if p[r, v] >= bound or p[r, v] == 1.0 else 0.0
-        tile.cumsum(kept, p, axis=1)
-        goal = U[b] * p[0, V - 1]
-        for r, v in tile.parallel(1, V):
-            at[r, v] = tile.i32(v) if p[r, v] > goal and kept[r, v] > 0 else tile.i32(V)
-        tile.reduce_min(at, first, axis=1)
-        I[b] = min(first[0], tile.i32(V - 1))
+        tile.reduce_sum(kept, total, axis=1)
+        goal = U[b] * total[0]
+        before, token = 0, V - 1  # the first token up to which the sum passes the goal, by halving
+        while before < token:
+            half = (before + token) // 2
+            for r, v in tile.parallel(1, V):
+                p[r, v] = kept[r, v] if v <= half else 0.0
+            tile.reduce_sum(p, mass, axis=1)
+            if mass[0] > goal:
+                token = half
+            else:
+                before = half + 1
+        I[b] = tile.i32(token)
     return I

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from mortice.tile.c.build import has_matrix_unit, library
 from mortice.tile.c.checks import Site
 from mortice.tile.c.emit import Emitter, whole_names
 from mortice.tile.host import Bound
 from mortice.tile.ir import stmt as s
+from mortice.tile.launch import Shortcut
 from mortice.tile.passes import run
 from mortice.tile.passes.cpu import cpu_passes
 
@@ -56,6 +57,12 @@ class Compiled:
     def dimensions(self, bound: Bound) -> Any:
         """Of these shapes: the same object serves every call with them."""
         return (ctypes.c_int64 * len(self.whole))(*(int(bound.dims[name]) for name in self.whole))
+
+    def shortcut(self, bound: Bound) -> Shortcut:
+        return Shortcut(self.entry, self.dimensions(bound), self.threads, self.fail)
+
+    def fail(self, code: int) -> NoReturn:
+        raise self.failed(code)
 
     def failed(self, code: int) -> Exception:
         """What a code other than 0 means."""

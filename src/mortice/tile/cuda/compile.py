@@ -3,7 +3,7 @@
 import ctypes
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mortice.tile.arguments import Argument
@@ -17,12 +17,16 @@ from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.evaluate import Number, evaluate
 from mortice.tile.ir.walk import transform
+from mortice.tile.launch import LONG, Shortcut
 from mortice.tile.passes.gpu.context import Note
 from mortice.tile.passes.gpu.lower import DEFAULT, Choices, lower
 
 ARCHITECTURE = "sm_90a"
 LARGEST = 2**31 - 1
-LAUNCHES_KEPT = 256  # of a thread, by pointers and sizes
+LAUNCHES_KEPT = 1024  # by pointers, sizes and stream; then all are forgotten
+Ready = tuple[
+    tuple[int, Any, int], ...
+]  # of each kernel: addresses of its configuration and arguments, the function
 
 
 def compile_function(function: s.Function, choices: Choices = DEFAULT) -> "Compiled":
@@ -46,13 +50,15 @@ class Variant:
 
 @dataclass
 class Compiled:
-    """Calls are safe from several threads; each has argument blocks of its own."""
+    """Calls are safe from several threads: what a launch reads is never changed. ready: launches by what they were
+    prepared for; kept: their memory."""
 
     function: s.Function
     choices: Choices
     variants: dict[frozenset[str], Variant] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    local: threading.local = field(default_factory=threading.local)
+    ready: dict[Any, Ready] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)
 
     @property
     def source(self) -> str:
@@ -78,23 +84,63 @@ class Compiled:
 
     def __call__(self, bound: Bound) -> None:
         """A call with tensors and sizes seen before only launches."""
-        ready = self.local.__dict__.setdefault("ready", {})
-        key = (*(x.pointer for x in bound.tensors.values()), *bound.dims.values())
-        launches = ready.get(key)
-        if launches is None:
-            aligned = frozenset(
-                param.buffer.name
-                for param in self.function.tensors
-                if param.result and keeps_rules(bound.tensors[param.buffer.name])
-            )
-            if len(ready) > LAUNCHES_KEPT:
-                ready.clear()
-            launches = ready[key] = [
-                call for call in self._prepare(self.variant(aligned), bound) if call.blocks
-            ]
-        stream = driver.stream() if launches else 0
-        for launch in launches:
-            launch(stream)
+        stream = driver.stream()
+        key = (*(x.pointer for x in bound.tensors.values()), *bound.dims.values(), stream)
+        for config, function, arguments in self.ready.get(key) or self._make_ready(key, bound, stream):
+            driver.start(config, function, arguments)
+
+    def shortcut(self, bound: Bound) -> Shortcut:
+        """For tensors like these at any address that is as well aligned."""
+        ready, names = self.ready, [_name(param) for param in self.function.params]
+        start = driver.driver().cuLaunchKernelEx
+        token = object()  # in the key: these shapes and types
+
+        def entry(*values: Any) -> int:
+            launches = ready.get(values)
+            if launches is None:
+                launches = self._like(bound, names, values)
+                if launches is None:
+                    return 1
+            for config, function, arguments in launches:
+                if start(config, function, arguments, None):
+                    driver.start(config, function, arguments)
+            return 0
+
+        return Shortcut(entry, token, driver.stream, lambda code: LONG)
+
+    def _like(self, bound: Bound, names: list[str], values: tuple[Any, ...]) -> Ready | None:
+        """The launches at other addresses; None where these keep fewer of TMA's rules, so that other code is due."""
+        tensors, dims = dict(bound.tensors), dict(bound.dims)
+        for name, value in zip(names, values, strict=False):
+            if name not in tensors:
+                dims[name] = value
+                continue
+            moved = replace(tensors[name], pointer=value)
+            if keeps_rules(moved) != keeps_rules(tensors[name]):
+                return None
+            tensors[name] = moved
+        return self._make_ready(values, Bound(tensors, dims), values[-1])
+
+    def _make_ready(self, key: Any, bound: Bound, stream: int) -> Ready:
+        aligned = frozenset(
+            param.buffer.name
+            for param in self.function.tensors
+            if param.result and keeps_rules(bound.tensors[param.buffer.name])
+        )
+        launches = [x for x in self._prepare(self.variant(aligned), bound) if x.blocks]
+        configs = [x.config(stream) for x in launches]
+        ready = tuple(
+            (ctypes.addressof(config), x.function, ctypes.addressof(x.arguments))
+            for x, config in zip(launches, configs, strict=True)
+        )
+        with self.lock:
+            if len(self.ready) >= LAUNCHES_KEPT:
+                # Another thread may be launching one of them: their memory lives one generation longer.
+                self.ready.clear()
+                self.kept = self.kept[-LAUNCHES_KEPT:]
+            self.ready[key] = ready
+            self.kept.append((launches, configs))
+        return ready
 
     def _prepare(self, variant: Variant, bound: Bound) -> list["Launch"]:
         with self.lock:
@@ -112,6 +158,10 @@ class Compiled:
             Launch(variant.lowered, kernel, function, bound)
             for kernel, function in zip(variant.kernels, variant.functions, strict=True)
         ]
+
+
+def _name(param: s.Param) -> str:
+    return param.var.name if isinstance(param, s.Scalar) else param.buffer.name
 
 
 def keeps_rules(argument: Argument) -> bool:
@@ -154,15 +204,11 @@ class Launch:
         self.memory += values
         places += [ctypes.addressof(value) for value in values]
         self.arguments = (ctypes.c_void_p * max(1, len(places)))(*places)
-        self.function, self.threads, self.shared = function, kernel.threads, kernel.shared
-        self.launch = driver.driver().cuLaunchKernel
+        self.function, self.kernel = function, kernel
 
-    def __call__(self, stream: int) -> None:
-        status = self.launch(
-            self.function, self.blocks, 1, 1, self.threads, 1, 1, self.shared, stream, self.arguments, None
-        )
-        if status:
-            driver.check(status)
+    def config(self, stream: int) -> driver.LaunchConfig:
+        kernel = self.kernel
+        return driver.launch_config(self.blocks, kernel.threads, kernel.shared, stream, kernel.dependent)
 
 
 def _blocks(lowered: s.Function, kernel: Kernel, bound: Bound) -> int:

@@ -16,6 +16,34 @@ MAP_TYPES = {
 MAP_SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}
 L2_PROMOTION_128 = 2
 MAP_BYTES = 128
+NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+DEPENDENT = (
+    6  # CUlaunchAttributeID: the next kernel of the stream may begin before this one ends, and waits inside
+)
+
+
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute: a number, then 64 bytes of which each attribute uses some."""
+
+    _fields_ = (("id", ctypes.c_int), ("_pad", ctypes.c_int), ("value", ctypes.c_int * 16))
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_uint * 3), ("threads", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(LaunchAttribute)), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+def launch_config(blocks: int, threads: int, shared: int, stream: int, dependent: bool) -> LaunchConfig:
+    """dependent: the kernel waits itself for what ran before it in the stream (griddepcontrol.wait)."""
+    config = LaunchConfig((blocks, 1, 1), (threads, 1, 1), shared, stream)
+    if dependent:
+        config.attributes = (LaunchAttribute * 1)(LaunchAttribute(DEPENDENT, 0, (1,)))
+        config.count = 1
+    return config
 
 
 @functools.cache
@@ -27,13 +55,7 @@ def driver() -> ctypes.CDLL:
             NOWHERE, "CUDA back end", "there is no CUDA driver", "run on a machine with a GPU"
         ) from None
     lib.cuGetErrorString.argtypes = (ctypes.c_int, ctypes.POINTER(ctypes.c_char_p))
-    lib.cuLaunchKernel.argtypes = (
-        ctypes.c_void_p,
-        *(ctypes.c_uint,) * 7,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    )
+    lib.cuLaunchKernelEx.argtypes = (ctypes.c_void_p,) * 4
     check(lib.cuInit(0))
     return lib
 
@@ -43,6 +65,15 @@ def check(status: int) -> None:
         text = ctypes.c_char_p()
         driver().cuGetErrorString(status, ctypes.byref(text))
         raise RuntimeError(f"CUDA: {(text.value or b'unknown error').decode()} ({status})")
+
+
+def start(config: int, function: Any, arguments: int) -> None:
+    """A launch; where the thread has no context yet, once more in the device's primary one."""
+    status = driver().cuLaunchKernelEx(config, function, arguments, None)
+    if status == NO_CONTEXT:
+        enter()
+        status = driver().cuLaunchKernelEx(config, function, arguments, None)
+    check(status)
 
 
 def enter() -> None:

@@ -42,7 +42,7 @@ WGMMA_TYPES = {"bf16": "bf16", "f16": "f16", "e4m3": "e4m3", "e5m2": "e5m2"}
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """Of one launch. arguments: names of tensor maps, tensors and scalars in the order of its parameters; extents:
-    blocks along each dimension; shared: bytes of dynamic shared memory."""
+    blocks along each dimension; shared: bytes of dynamic shared memory; dependent: it waits itself for the kernel before."""
 
     name: str
     maps: tuple[str, ...]
@@ -51,6 +51,7 @@ class Kernel:
     extents: tuple[e.Expr, ...]
     threads: int
     shared: int
+    dependent: bool = False
 
 
 def emit(function: s.Function) -> tuple[str, tuple[Kernel, ...]]:
@@ -95,7 +96,7 @@ class Emitter:
         params += [f"{types[t]}* __restrict__ {ident(t)}" for t in tensors]
         params += [f"{value_type(v.dtype)} {ident(v.name)}" for v in scalars]
         w.line(
-            f'extern "C" __global__ void __launch_bounds__({threads}, 1) {name}({", ".join(params)}) {{',
+            f'extern "C" __global__ void __launch_bounds__({threads}, {_together(launch)}) {name}({", ".join(params)}) {{',
             open=True,
         )
         w.line("extern __shared__ __align__(1024) u8 sharedMemory[];")
@@ -117,8 +118,9 @@ class Emitter:
         self.block(launch.body)
         w.close()
         shared = max((_end(x) for x in walk(launch.body) if isinstance(x, s.Alloc)), default=0)
+        dependent = any(isinstance(x, s.Op) and x.name == "wait_dependencies" for x in walk(launch.body))
         return w.text(), Kernel(
-            name, tuple(self.maps), tuple(tensors), tuple(scalars), extents, threads, shared
+            name, tuple(self.maps), tuple(tensors), tuple(scalars), extents, threads, shared, dependent
         )
 
     def _scalars(self, launch: s.Launch, body: s.Block) -> list[e.Var]:
@@ -528,6 +530,14 @@ def constant(x: e.Const) -> str:
     if math.isinf(x.value):
         return "INF" if x.value > 0 else "(-INF)"
     return float(x.value).hex() + ("" if x.dtype == dtypes.f64 else "f")
+
+
+def _together(launch: s.Launch) -> int:
+    """Blocks that a multiprocessor shall hold at once, by the registers its roles say they need."""
+    roles = next((x.roles for x in launch.body if isinstance(x, s.Roles)), ())
+    if not roles or not all(role.registers for role in roles):
+        return 1
+    return max(1, 65536 // sum(32 * role.warps * role.registers for role in roles))
 
 
 def _end(alloc: s.Alloc) -> int:

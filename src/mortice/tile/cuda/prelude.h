@@ -19,6 +19,10 @@ template <> struct Rounded<f16> { static __device__ __forceinline__ f16 of(float
 template <> struct Rounded<e4m3> { static __device__ __forceinline__ e4m3 of(float v) { u16 r; asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e4m3{(u8)r}; } };
 template <> struct Rounded<e5m2> { static __device__ __forceinline__ e5m2 of(float v) { u16 r; asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e5m2{(u8)r}; } };
 template <class T, class V> INLINE T rounded(V v) { return Rounded<T>::of(v); }
+INLINE float wide_e4m3(u32 v) { return load(e4m3{(u8)v}); }
+INLINE float wide_e5m2(u32 v) { return load(e5m2{(u8)v}); }
+INLINE u32 narrow_e4m3(float v) { return rounded<e4m3>(v).x; }
+INLINE u32 narrow_e5m2(float v) { return rounded<e5m2>(v).x; }
 INLINE u32 pack_bf16x2(float lo, float hi) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r; }
 INLINE u32 pack_f16x2(float lo, float hi) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo)); return r; }
 INLINE float low_bf16(u32 v) { return __uint_as_float(v << 16); }
@@ -32,6 +36,7 @@ INLINE i32 floormod(i32 a, i32 b) { i32 r = a % b; return r != 0 && (r < 0) != (
 INLINE i64 floordiv(i64 a, i64 b) { i64 q = a / b; return q - (a % b != 0 && (a < 0) != (b < 0)); }
 INLINE i64 floormod(i64 a, i64 b) { i64 r = a % b; return r != 0 && (r < 0) != (b < 0) ? r + b : r; }
 INLINE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+INLINE float zero() { float z; asm volatile("mov.f32 %0, 0f00000000;" : "=f"(z)); return z; }
 INLINE float sigmoid(float x) { return __fdividef(1.f, 1.f + exp2_fast(-1.4426950408889634f * x)); }
 INLINE float least(float a, float b) { return fminf(a, b); }
 INLINE float most(float a, float b) { return fmaxf(a, b); }

@@ -40,9 +40,17 @@ FUNCTIONS: dict[str, Function] = {
     "high_bf16": Function(f32, 1),
     "low_f16": Function(f32, 1),
     "high_f16": Function(f32, 1),
+    # An fp8 number by its bits, and back (rounded to nearest even, at most the largest).
+    "wide_e4m3": Function(f32, 1),
+    "wide_e5m2": Function(f32, 1),
+    "narrow_e4m3": Function(u32, 1),
+    "narrow_e5m2": Function(u32, 1),
     # Fast math of f32: ex2.approx.ftz, and a * b + c in one rounding.
     "exp2_fast": Function(f32, 1),
     "fma": Function(f32, 3),
+    "zero": Function(
+        f32, 0
+    ),  # 0 of which the assembler does not know that: it may not move it into a chain of products
 }
 
 

@@ -217,6 +217,10 @@ class Runtime:
         return Runtime.math("exp2", value)
 
     @staticmethod
+    def zero() -> Any:
+        return np.float32(0)
+
+    @staticmethod
     def fma(x: Any, y: Any, z: Any) -> Any:
         return (np.float64(x) * np.float64(y) + np.float64(z)).astype(np.float32)
 
@@ -250,6 +254,25 @@ class Runtime:
 
     def high_f16(self, word: Any) -> np.ndarray:
         return self._half(word, 16, "f16")
+
+    @staticmethod
+    def wide_e4m3(word: Any) -> np.ndarray:
+        return decode(np.asarray(word, np.uint32).astype(np.uint8), BY_NAME["e4m3"])
+
+    @staticmethod
+    def wide_e5m2(word: Any) -> np.ndarray:
+        return decode(np.asarray(word, np.uint32).astype(np.uint8), BY_NAME["e5m2"])
+
+    @staticmethod
+    def _narrow(value: Any, name: str) -> np.ndarray:
+        values = np.broadcast_to(np.asarray(value, np.float32), (LANES,)).copy()
+        return encode(values, BY_NAME[name]).astype(np.uint32)
+
+    def narrow_e4m3(self, value: Any) -> np.ndarray:
+        return self._narrow(value, "e4m3")
+
+    def narrow_e5m2(self, value: Any) -> np.ndarray:
+        return self._narrow(value, "e5m2")
 
     # Tensors
 

@@ -49,6 +49,10 @@ class Context:
     ranges: Ranges
     notes: list[Note]
     packed: frozenset[str] = frozenset()
+    deferred: frozenset[str] = (
+        frozenset()
+    )  # row sums that each thread keeps for itself until their loop is over
+    sums: frozenset[str] = frozenset()  # fragments to which products are added
     registers: dict[str, e.Buffer] = field(default_factory=dict)
     maps: dict[str, s.TensorMap] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)

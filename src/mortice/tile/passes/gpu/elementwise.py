@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import DType, boolean, f32, u32
+from mortice.tile.dtypes import DType, boolean, f32, i8, i32, u32
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -192,22 +192,37 @@ def uniform_condition(cx: Context, loop: s.Parallel, layout: Layout) -> e.Expr |
     conditions = _conditions(loop)
     if not conditions:
         return None
-    tests = [_always(cx, x, loop, layout) for x in conditions]
+    tests = [_always(cx, x, loop, layout) for x in conditions.values()]
     known = [x for x in tests if x is not None]
     return a.every(*known) if len(known) == len(tests) else None
 
 
-def _conditions(loop: s.Parallel) -> list[e.Expr]:
+def _conditions(loop: s.Parallel) -> dict[e.Expr, e.Expr]:
+    """Conditions that hang on the loop's variables and on no tensor; each as it stands, and with names of other
+    conditions replaced by what they stand for."""
     names = {var.name for var in loop.vars}
+    meant: dict[str, e.Expr] = {}
+
+    def spelt_out(x: e.Expr) -> e.Expr:
+        out: e.Expr = transform(x, lambda v: meant.get(v.name, v) if isinstance(v, e.Var) else v)
+        return out
 
     def hangs(x: e.Expr) -> bool:
         return any(isinstance(v, e.Var) and v.name in names for v in walk(x)) and not any(
             isinstance(v, e.Load) for v in walk(x)
         )
 
-    lets = [x.value for x in loop.body if isinstance(x, s.Let) and x.var.dtype == boolean and hangs(x.value)]
-    selects = [x.condition for x in walk(loop.body) if isinstance(x, e.Select) and hangs(x.condition)]
-    return lets + selects
+    found: dict[e.Expr, e.Expr] = {}
+    for x in loop.body:
+        if isinstance(x, s.Let) and x.var.dtype == boolean:
+            meant[x.var.name] = spelt_out(x.value)
+            if hangs(meant[x.var.name]):
+                found[x.value] = meant[x.var.name]
+    for select in (x for x in walk(loop.body) if isinstance(x, e.Select)):
+        whole = spelt_out(select.condition)
+        if hangs(whole):
+            found[select.condition] = whole
+    return found
 
 
 def _all_true(loop: s.Parallel) -> Any:
@@ -262,8 +277,9 @@ def fill(cx: Context, x: s.Fill) -> None:
     buffer = x.target.buffer
     if buffer.scope != "fragment" or buffer.name in cx.packed:
         cx.refuse(x, "fill", f"{buffer.name} is a {buffer.scope} tile", "fill a fragment, or copy")
+    value = a.call("zero") if buffer.name in cx.sums and x.value == e.Const(f32, 0.0) else x.value
     with cx.unroll(cx.layouts[buffer.name].slots) as i:
-        cx.emit(s.Store(cx.registers[buffer.name], (i,), x.value, span=x.span))
+        cx.emit(s.Store(cx.registers[buffer.name], (i,), value, span=x.span))
 
 
 def move(cx: Context, x: s.Copy) -> None:
@@ -311,10 +327,9 @@ def reduce(cx: Context, x: s.Reduce) -> None:
     dtype = there.dtype
     whole = not dtype.is_float
     neutral = {"sum": 0, "max": -(2**31), "min": 2**31 - 1, "absmax": 0}[x.op] if whole else IDENTITY[x.op]
+    part = cx.array("part", dtype, out.slots)
     with cx.unroll(out.slots) as o:
-        joins_first = not x.clear and x.op != "sum"
-        start = build.load(there, (o,)) if joins_first else e.Const(dtype, neutral)
-        total = cx.let("total", start, mutable=True)
+        total = cx.let("total", e.Const(dtype, neutral), mutable=True)
         count = layout.slots // out.slots
         step = 2 if count % 2 == 0 else 1
         with cx.unroll(count, "r", step) as r:
@@ -328,18 +343,53 @@ def reduce(cx: Context, x: s.Reduce) -> None:
                     inside = a.less(layout.index(x.axis, cx.thread, i), layout.shape[x.axis])
                     value = build.select(inside, value, e.Const(dtype, neutral))
                 values.append(value)
-            part = values[0] if step == 1 else build.binary(FOLD[x.op], values[0], values[1])
-            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, part)))
-        for distance in layout.lanes(x.axis):
-            if distance < 32:
-                other = a.call("shuffle_xor", total, a.const(distance))
-                cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, other)))
-        far = [distance for distance in layout.lanes(x.axis) if distance >= 32]
-        if far:
-            _across_warps(cx, x.op, total, far)
-        if not x.clear and x.op == "sum":
-            cx.emit(s.Assign(total, build.binary("add", total, build.load(there, (o,)))))
-        cx.emit(s.Store(there, (o,), cx.rounded(total, target.dtype), span=x.span))
+            pair = values[0] if step == 1 else build.binary(FOLD[x.op], values[0], values[1])
+            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, pair)))
+        cx.emit(s.Store(part, (o,), total))
+    if target.name not in cx.deferred:
+        _exchange(cx, x.op, part, layout.lanes(x.axis))
+    with cx.unroll(out.slots) as o:
+        result: e.Expr = build.load(part, (o,))
+        if not x.clear:
+            result = build.binary(FOLD[x.op], build.load(there, (o,)), result)
+        cx.emit(s.Store(there, (o,), cx.rounded(result, target.dtype), span=x.span))
+
+
+def finish_sum(cx: Context, x: s.Reduce) -> None:
+    """What each thread has summed for itself through a loop, brought together after it."""
+    lanes = cx.layouts[x.source.buffer.name].lanes(x.axis)
+    _exchange(cx, "sum", cx.registers[x.target.buffer.name], lanes)
+
+
+def _exchange(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> None:
+    """Each register of `part` becomes the fold over the threads at these distances."""
+    slots = part.extents[0]
+    near, far = [d for d in lanes if d < 32], [d for d in lanes if d >= 32]
+    with cx.unroll(slots) as o:
+        for distance in near:
+            mine = build.load(part, (o,))
+            other = a.call("shuffle_xor", mine, a.const(distance))
+            cx.emit(s.Store(part, (o,), build.binary(FOLD[op], mine, other)))
+    if not far:
+        return
+    word = cx.array("word", u32, 1)
+    cx.sync()
+    with cx.unroll(slots) as o:
+        mine = a.add(a.mul(a.add(a.mul(o, cx.threads), cx.thread), 4), cx.scratch)
+        cx.emit(s.Store(word, (a.const(0),), build.bitcast(build.load(part, (o,)), u32)))
+        cx.op("store_shared", cx.address(mine), a.box(word, 0, 1), bytes=4)
+    cx.sync()
+    first = build.binary("and", cx.thread, a.const(~sum(far) & (cx.threads - 1)))
+    places = [0]
+    for distance in far:
+        places += [place + distance for place in places]
+    with cx.unroll(slots) as o:
+        for number, place in enumerate(sorted(places)):
+            where = a.add(a.mul(a.add(a.mul(o, cx.threads), first, place), 4), cx.scratch)
+            cx.op("load_shared", a.box(word, 0, 1), cx.address(where), bytes=4)
+            value = build.bitcast(build.load(word, (a.const(0),)), part.dtype)
+            folded = value if number == 0 else build.binary(FOLD[op], build.load(part, (o,)), value)
+            cx.emit(s.Store(part, (o,), folded))
 
 
 def _source_register(layout: Layout, axis: int, out: Layout, o: e.Expr, r: e.Expr) -> e.Expr:
@@ -357,29 +407,6 @@ def _source_register(layout: Layout, axis: int, out: Layout, o: e.Expr, r: e.Exp
     return total
 
 
-def _across_warps(cx: Context, op: str, total: e.Var, far: list[int]) -> None:
-    word = cx.array("word", u32, 1)
-    cx.sync()
-    mine = a.add(a.mul(cx.thread, 4), cx.scratch)
-    cx.emit(s.Store(word, (a.const(0),), build.bitcast(total, u32)))
-    cx.op("store_shared", cx.address(mine), a.box(word, 0, 1), bytes=4)
-    cx.sync()
-    mask = sum(far)
-    first = build.binary("and", cx.thread, a.const(~mask & (cx.threads - 1)))
-    places = [0]
-    for distance in far:
-        places += [place + distance for place in places]
-    for number, place in enumerate(sorted(places)):
-        cx.op(
-            "load_shared",
-            a.box(word, 0, 1),
-            cx.address(a.add(a.mul(a.add(first, place), 4), cx.scratch)),
-            bytes=4,
-        )
-        value = build.bitcast(build.load(word, (a.const(0),)), total.dtype)
-        cx.emit(s.Assign(total, value if number == 0 else build.binary(FOLD[op], total, value)))
-
-
 # Tensors
 
 
@@ -389,54 +416,79 @@ def load(cx: Context, x: s.Copy) -> None:
     source, there = x.source.buffer, cx.registers[target.name]
     if target.name in cx.packed:
         cx.refuse(x, "copy", f"{target.name} is packed for the matrix unit", "copy to a shared tile")
-    vector = _vector(cx, x.source, layout, source)
-    with cx.unroll(layout.slots, "i", vector) as i:
+    vector, whole = _vector(cx, x.source, layout, LOADED)
+    if x.pad != e.const(0.0, f32):
+        vector = 1
+    same = source.dtype == target.dtype  # then nothing is rounded
+
+    def one(i: e.Expr) -> None:
         where, guards, inside = _position(cx, x.source, layout, i)
-        if vector == 1:
-            with cx.when(a.every(*inside)):
-                value: e.Expr = build.load(source, where, guards=guards)
-                if x.pad != e.const(0.0, f32):
-                    value = build.select(_in_bounds(source, where, guards), value, x.pad)
-                cx.emit(s.Store(there, (i,), cx.rounded(value, target.dtype), span=x.span))
-            continue_vector = False
-        else:
-            continue_vector = True
-        if continue_vector:
-            words = cx.array("words", u32, vector * source.dtype.bytes // 4)
-            count = len(words.extents) and words.extents[0]
-            for w in range(count):
-                cx.emit(s.Store(words, (a.const(w),), e.Const(u32, 0)))
-            with cx.when(a.every(*inside, _in_bounds(source, where, guards))):
-                cx.op(
-                    "load_global", a.box(words, 0, count), build.load(source, where, guards=(False,) * len(where)),
-                    span=x.span, bytes=vector * source.dtype.bytes, hint="",
-                )  # fmt: skip
-            for k in range(vector):
-                value = _unpack(words, k, source.dtype)
-                cx.emit(s.Store(there, (a.add(i, k),), cx.rounded(value, target.dtype), span=x.span))
+        with cx.when(a.every(*inside)):
+            value: e.Expr = build.load(source, where, guards=guards)
+            if x.pad != e.const(0.0, f32):
+                value = build.select(_in_bounds(source, where, guards), value, x.pad)
+            cx.emit(s.Store(there, (i,), value if same else cx.rounded(value, target.dtype), span=x.span))
+
+    if vector == 1:
+        with cx.unroll(layout.slots, "i") as i:
+            one(i)
+        return
+    # All loads first, then what is done with them: many are on their way at once.
+    count = vector * source.dtype.bytes // 4
+    words = cx.array("words", u32, layout.slots // vector * count)
+    with cx.unroll(layout.slots, "i", vector) as i:
+        at = a.mul(a.digit(i, vector, 1 << 20), count)
+        where, guards, inside = _position(cx, x.source, layout, i)
+        for w in range(count):
+            cx.emit(s.Store(words, (a.add(at, w),), e.Const(u32, 0)))
+        with cx.when(a.every(*inside, _in_bounds(source, where, guards, vector, whole))):
+            cx.op(
+                "load_global", a.box(words, at, count), build.load(source, where, guards=(False,) * len(where)),
+                span=x.span, bytes=vector * source.dtype.bytes, hint="",
+            )  # fmt: skip
+    with cx.unroll(layout.slots, "i", vector) as i:
+        at = a.mul(a.digit(i, vector, 1 << 20), count)
+        for k in range(vector):
+            value = _unpack(words, at, k, source.dtype)
+            value = value if same else cx.rounded(value, target.dtype)
+            cx.emit(s.Store(there, (a.add(i, k),), value, span=x.span))
+        if not whole:
+            where, guards, inside = _position(cx, x.source, layout, i)
+            with cx.when(a.every(*inside, _straddles(source, where, vector))):
+                for k in range(vector):
+                    one(a.add(i, k))
 
 
 def store(cx: Context, x: s.Copy) -> None:
     """Fragment to tensor, by one of the threads that hold a value."""
     layout, target = cx.layouts[x.source.buffer.name], x.target.buffer
-    vector = _vector(cx, x.target, layout, target)
-    with cx.when(layout.owner(cx.thread)), cx.unroll(layout.slots, "i", vector) as i:
+    vector, whole = _vector(cx, x.target, layout, STORED)
+
+    def one(i: e.Expr) -> None:
         where, guards, inside = _position(cx, x.target, layout, i)
+        with cx.when(a.every(*inside)):
+            cx.emit(s.Store(target, where, _register(cx, x.source.buffer, i), guards, span=x.span))
+
+    with cx.when(layout.owner(cx.thread)), cx.unroll(layout.slots, "i", vector) as i:
         if vector == 1:
-            with cx.when(a.every(*inside)):
-                cx.emit(s.Store(target, where, _register(cx, x.source.buffer, i), guards, span=x.span))
+            one(i)
             return
+        where, guards, inside = _position(cx, x.target, layout, i)
         words = cx.array("words", u32, vector * target.dtype.bytes // 4)
         per = 4 // target.dtype.bytes
         for w in range(words.extents[0]):
             values = [_register(cx, x.source.buffer, a.add(i, w * per + k)) for k in range(per)]
             word = build.bitcast(values[0], u32) if per == 1 else cx.pack(target.dtype, values[0], values[1])
             cx.emit(s.Store(words, (a.const(w),), word))
-        with cx.when(a.every(*inside, _in_bounds(target, where, guards))):
+        with cx.when(a.every(*inside, _in_bounds(target, where, guards, vector, whole))):
             cx.op(
                 "store_global", build.load(target, where, guards=(False,) * len(where)), a.box(words, 0, words.extents[0]),
                 span=x.span, bytes=vector * target.dtype.bytes, hint="",
             )  # fmt: skip
+        if not whole:
+            with cx.when(a.every(*inside, _straddles(target, where, vector))):
+                for k in range(vector):
+                    one(a.add(i, k))
 
 
 def _position(
@@ -463,40 +515,54 @@ def _position(
     return tuple(where), tuple(guards), inside
 
 
-def _in_bounds(buffer: e.Buffer, where: tuple[e.Expr, ...], guards: tuple[bool, ...]) -> e.Expr:
+def _in_bounds(
+    buffer: e.Buffer,
+    where: tuple[e.Expr, ...],
+    guards: tuple[bool, ...],
+    vector: int = 1,
+    whole: bool = True,
+) -> e.Expr:
+    """whole: a vector that begins inside ends inside."""
     tests = []
-    for index, extent, guard in zip(where, buffer.shape, guards, strict=True):
+    for axis, (index, extent, guard) in enumerate(zip(where, buffer.shape, guards, strict=True)):
         if guard:
-            tests += [build.binary("ge", index, a.const(0)), a.less(index, extent)]
+            reach = 0 if whole or axis < len(where) - 1 else vector - 1
+            tests += [build.binary("ge", index, a.const(0)), a.less(a.add(index, reach), extent)]
     return a.every(*tests)
 
 
-def _vector(cx: Context, region: e.Region, layout: Layout, tensor: e.Buffer) -> int:
-    """Elements that lie side by side in a thread's registers and in memory, aligned, all in or all out of bounds."""
+def _straddles(buffer: e.Buffer, where: tuple[e.Expr, ...], vector: int) -> e.Expr:
+    """Does the end of the last dimension lie within the vector?"""
+    extent = buffer.shape[-1]
+    return build.binary("gt", a.add(where[-1], vector), extent)
+
+
+STORED = ("bf16", "f16", "f32")  # as vectors
+LOADED = (*STORED, "i8", "u8")
+
+
+def _vector(cx: Context, region: e.Region, layout: Layout, types: tuple[str, ...]) -> tuple[int, bool]:
+    """Elements that lie side by side in a thread's registers and in memory, aligned; and whether a vector that begins
+    inside the tensor surely ends inside."""
+    tensor = region.buffer
     last = len(tensor.shape) - 1
     if not layout.dims or not region.kept or region.kept[-1] != last or not layout.dims[-1]:
-        return 1
+        return 1, True
     first = layout.dims[-1][0]
     if first.place != "slot" or first.stride != 1 or layout.slots == first.size == 1:
-        return 1
+        return 1, True
     aligned = tensor.align == 16 or tensor.name in cx.aligned
     unit = tensor.strides is None or tensor.strides[-1] == a.const(1)
-    if (
-        tensor.dtype.bytes not in (2, 4)
-        or not aligned
-        or not unit
-        or tensor.dtype.name not in ("bf16", "f16", "f32")
-    ):
-        return 1
+    if not aligned or not unit or tensor.dtype.name not in types:
+        return 1, True
     vector = min(first.size, 16 // tensor.dtype.bytes)
     while vector > 1 and not (
         vector * tensor.dtype.bytes >= 4
-        and multiple(tensor.shape[last], vector)
         and multiple(region.offsets[last], vector)
-        and layout.slots > vector
+        and layout.slots % vector == 0
     ):
         vector //= 2
-    return vector
+    return vector, multiple(tensor.shape[last], vector)
 
 
 def multiple(x: e.Expr, of: int) -> bool:
@@ -511,28 +577,58 @@ def multiple(x: e.Expr, of: int) -> bool:
     return of == 1
 
 
-def _unpack(words: e.Buffer, k: int, dtype: DType) -> e.Expr:
+def _unpack(words: e.Buffer, at: e.Expr, k: int, dtype: DType) -> e.Expr:
+    """The k-th number of those that begin with word `at`."""
+    word = build.load(words, (a.add(at, k * dtype.bytes // 4),))
     if dtype.bytes == 4:
-        return build.bitcast(build.load(words, (a.const(k),)), dtype)
-    word = build.load(words, (a.const(k // 2),))
-    return a.call(f"{'high' if k % 2 else 'low'}_{dtype}", word)
+        return build.bitcast(word, dtype)
+    if dtype.bytes == 2:
+        return a.call(f"{'high' if k % 2 else 'low'}_{dtype}", word)
+    left = build.binary("shl", build.bitcast(word, i32), e.Const(i32, 24 - 8 * (k % 4)))
+    signed = build.binary("shr", left, e.Const(i32, 24))
+    return signed if dtype == i8 else build.binary("and", signed, e.Const(i32, 255))
 
 
 # Elements of shared tiles
 
 
 def load_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...]) -> e.Expr:
-    tile = cx.tiles[buffer.name]
-    word = cx.array("word", u32, 1)
-    cx.op("load_shared", a.box(word, 0, 1), cx.address(_place(tile, indices)), bytes=buffer.dtype.bytes)
-    value = build.load(word, (a.const(0),))
-    if buffer.dtype.bytes == 4:
-        return build.bitcast(value, buffer.dtype)
-    if buffer.dtype.name in ("bf16", "f16"):
-        return a.call(f"low_{buffer.dtype}", value)
-    cx.refuse(
-        buffer.shape[0], buffer.name, f"elements of {buffer.dtype} in shared memory", "copy to a fragment"
-    )
+    return load_element(cx, cx.tiles[buffer.name], indices)
+
+
+def load_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
+    return load_elements(cx, tile, indices, 1)[0]
+
+
+def load_elements(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], count: int) -> list[e.Expr]:
+    """So many side by side along a row, one vector of at most 16 bytes that its address is a multiple of."""
+    dtype = tile.dtype
+    bytes = count * dtype.bytes
+    words = cx.array("words", u32, max(bytes // 4, 1))
+    cx.op("load_shared", a.box(words, 0, words.extents[0]), cx.address(_place(tile, indices)), bytes=bytes)
+    out = []
+    for k in range(count):
+        value: e.Expr = build.load(words, (a.const(k * dtype.bytes // 4),))
+        shift = 8 * (k * dtype.bytes % 4)
+        if shift and not (dtype.bytes == 2 and dtype.is_float):
+            value = build.binary("shr", value, e.Const(u32, shift))
+        out.append(_decoded(value, dtype, shift == 16))
+    return out
+
+
+def _decoded(word: e.Expr, dtype: DType, upper: bool) -> e.Expr:
+    """Of the element in the lowest bits of a word (of 16-bit floats: or in the upper half)."""
+    if dtype.bytes == 4:
+        return build.bitcast(word, dtype)
+    if dtype.is_float:
+        return a.call(f"{('high' if upper else 'low') if dtype.bytes == 2 else 'wide'}_{dtype}", word)
+    bits = e.Const(i32, 32 - dtype.bits)
+    left = build.binary("shl", build.bitcast(word, i32), bits)
+    if dtype.kind == "b":
+        return build.binary("ne", left, e.Const(i32, 0))
+    if dtype.kind == "u":
+        return build.binary("and", build.bitcast(word, i32), e.Const(i32, (1 << dtype.bits) - 1))
+    return build.binary("shr", left, bits)
 
 
 def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
@@ -540,17 +636,17 @@ def store_shared(cx: Context, buffer: e.Buffer, indices: tuple[e.Expr, ...], val
 
 
 def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], value: e.Expr) -> None:
-    word = cx.array("word", u32, 1)
-    if tile.dtype.bytes == 4:
-        bits = build.bitcast(build.cast(value, tile.dtype), u32)
-    elif tile.dtype.name in ("bf16", "f16"):
-        bits = cx.pack(tile.dtype, value, e.Const(f32, 0.0))
+    word, dtype = cx.array("word", u32, 1), tile.dtype
+    if dtype.bytes == 4:
+        bits = build.bitcast(build.cast(value, dtype), u32)
+    elif dtype.bytes == 2 and dtype.is_float:
+        bits = cx.pack(dtype, value, e.Const(f32, 0.0))
+    elif dtype.is_float:
+        bits = a.call(f"narrow_{dtype}", value)
     else:
-        cx.refuse(
-            value, tile.name, f"elements of {tile.dtype} stored one by one", "keep TMA's rules, or a fragment"
-        )
+        bits = build.bitcast(build.cast(value, i32), u32)
     cx.emit(s.Store(word, (a.const(0),), bits))
-    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=tile.dtype.bytes)
+    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=dtype.bytes)
 
 
 def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:

@@ -34,11 +34,18 @@ def slot(size: int, stride: int) -> Digit:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """dims: digits of each dimension. They may count further than the tile's extent: such cells hold nothing."""
+    """dims: digits of each dimension, those of one step dropped. They may count further than the tile's extent: such
+    cells hold nothing."""
 
     shape: tuple[int, ...]
     dims: tuple[tuple[Digit, ...], ...]
     copies: tuple[Digit, ...] = ()
+
+    def __post_init__(self) -> None:
+        dims = tuple(tuple(d for d in digits if d.size > 1) for digits in self.dims)
+        copies = tuple(sorted((d for d in self.copies if d.size > 1), key=lambda d: d.stride))
+        object.__setattr__(self, "dims", dims)
+        object.__setattr__(self, "copies", copies)
 
     @property
     def slots(self) -> int:
@@ -158,6 +165,13 @@ def beside(rows: int, columns: int, groups: int) -> Layout:
             (slot(2, 1), thread(4, 1), slot(each // 8, 4), thread(groups, 128)),
         ),
     )
+
+
+def by_warps(rows: int, columns: int, threads: int) -> Layout:
+    """Warps share out the rows, lanes the columns: the same rows in the same warp whatever the columns."""
+    warps = threads // 32
+    deep, wide = -(-rows // warps), -(-columns // 32)
+    return Layout((rows, columns), ((thread(warps, 32), slot(deep, wide)), (thread(32, 1), slot(wide, 1))))
 
 
 def spread(shape: tuple[int, ...], threads: int, vector: int) -> Layout:

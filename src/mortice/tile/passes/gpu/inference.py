@@ -4,7 +4,7 @@ from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
-from mortice.tile.passes.gpu.fragments import Layout, accumulator, beside, spread
+from mortice.tile.passes.gpu.fragments import Layout, accumulator, beside, by_warps, spread
 
 VECTOR_BYTES = 16
 
@@ -25,6 +25,8 @@ def infer(launch: s.Launch, threads: int, groups: int, side_by_side: bool) -> di
             if node.a.buffer.scope == "fragment":
                 rows, columns = node.a.buffer.extents
                 layouts[node.a.buffer.name] = accumulator(rows, columns, groups)
+        elif isinstance(node, s.Gemm):
+            layouts[node.c.buffer.name] = by_warps(*node.c.buffer.extents, threads)
     while True:
         _agree(launch, layouts)
         open_ones = [buffer for name, buffer in fragments.items() if name not in layouts]

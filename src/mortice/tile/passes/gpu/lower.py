@@ -6,7 +6,6 @@ or three computing warpgroups around rings of shared tiles; one without becomes 
 
 from dataclasses import dataclass, replace
 
-from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import u8
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -14,11 +13,12 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
 from mortice.tile.passes import run, thread_level
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import epilogue
+from mortice.tile.passes.gpu import epilogue, fma
 from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
 from mortice.tile.passes.gpu.matrix import why_no_wgmma
 from mortice.tile.passes.gpu.rings import Producer, Ring, find_rings, why_no_tma, with_stages
+from mortice.tile.passes.gpu.sums import deferred_sums
 from mortice.tile.passes.gpu.tiles import SharedTile, swizzle_for
 from mortice.tile.passes.gpu.workers import Workers
 from mortice.tile.passes.guards import GUARDS
@@ -26,7 +26,12 @@ from mortice.tile.passes.pipeline import Pass
 from mortice.tile.passes.ranges import dimensions
 
 SHARED_BYTES = 232448  # of one block, opted in
-REGISTERS = {2: (40, 232), 3: (32, 160)}  # producer, each worker, by number of computing warpgroups
+HALF_BYTES = 115712  # of a block of which a multiprocessor holds two
+REGISTERS = {
+    1: (40, 216),
+    2: (40, 232),
+    3: (32, 160),
+}  # producer, each worker, by number of computing warpgroups
 PLAIN_THREADS = 128
 
 
@@ -70,26 +75,31 @@ class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
-        for gemm in gemms:
-            reason = why_no_wgmma(gemm)
-            if reason is not None:
-                remedy = "use another element type or tile, or target c"
-                raise UnsupportedError(gemm.span, "gemm", f"sm_90a: {reason}", remedy)
-        self.groups, self.side = _warpgroups(gemms)
-        threads = 128 * self.groups if gemms else launch.threads or PLAIN_THREADS
+        refused = [(gemm, reason) for gemm in gemms if (reason := why_no_wgmma(gemm)) is not None]
+        self.plain_products = gemms if refused else []
+        self.groups, self.side = (0, False) if refused else _warpgroups(gemms)
+        gemms = [] if refused else gemms
+        threads = (
+            128 * self.groups if gemms else launch.threads or (fma.THREADS if refused else PLAIN_THREADS)
+        )
         layouts = infer(launch, threads, self.groups, self.side)
         ranges = dimensions(function)
         self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
+        for gemm, reason in refused:
+            self.cx.note(gemm.span, "gemm", "multiplied by threads, not by the matrix unit", reason)
+        self.cx.deferred = deferred_sums(launch.body)
+        self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
-        self.persistent = bool(gemms) and self._persistent()
+        self.persistent = False  # until the tiles have their places
 
     def launch(self) -> s.Launch:
         """The whole launch at the thread level."""
         cx = self.cx
         self._place_tiles()
+        self.persistent = self.groups > 0 and self._persistent()
         launch = cx.launch
         total: e.Expr = e.const(1)
         for extent in launch.extents:
@@ -105,8 +115,9 @@ class _Lowering:
             extents = (build.binary("min", total, a.call("num_multiprocessors")),)
         threads = cx.threads + (128 if self.groups else 0)
         head = [s.Alloc(cx.memory, at=0)] if cx.memory.extents[0] else []
-        barriers = self._barriers(threads)
-        return s.Launch((block,), extents, (*head, *barriers, *body), threads, span=launch.span)
+        # Blocks may start while the kernel before still runs; what touches tensors comes after its end.
+        start = (*self._barriers(threads), a.op("wait_dependencies"), a.op("launch_dependents"))
+        return s.Launch((block,), extents, (*head, *start, *body), threads, span=launch.span)
 
     # Where tiles lie
 
@@ -118,12 +129,17 @@ class _Lowering:
                 rows, columns = (
                     (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
                 )
-                width = (
-                    swizzle_for(columns, rows, node.buffer.dtype) if self.groups and len(extents) == 2 else 0
-                )
+                products = self.groups or self.plain_products
+                width = swizzle_for(columns, rows, node.buffer.dtype) if products and len(extents) == 2 else 0
                 cx.tiles[node.buffer.name] = SharedTile(
                     node.buffer.name, rows, columns, node.buffer.dtype, width
                 )
+        for gemm in self.plain_products:
+            held = gemm.a.buffer
+            if held.scope == "fragment":
+                rows, columns = held.extents
+                width = swizzle_for(columns, rows, held.dtype)
+                cx.tiles[fma.staged(held)] = SharedTile(fma.staged(held), rows, columns, held.dtype, width)
         wanted = [ring.stages for ring in self.rings]
         while (used := self._plan()) > SHARED_BYTES:
             big = max((r for r in self.rings if r.stages > 1), key=self._ring_bytes, default=None)
@@ -157,15 +173,19 @@ class _Lowering:
         if leaving:
             cx.staging = at
             at += self.groups * epilogue.BOXES * epilogue.BOX_BYTES
-        if any(
-            isinstance(x, s.Reduce) and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+        exchanged = [
+            cx.layouts[x.target.buffer.name].slots
             for x in walk(cx.launch)
-        ):
+            if isinstance(x, s.Reduce)
+            and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
+        ]
+        if exchanged:
             cx.scratch = at
-            at += 4 * cx.threads
+            at += 4 * cx.threads * max(exchanged)
         self.barriers_at = -(-at // 16) * 16
         cx.memory = e.Buffer("memory", u8, (a.const(self.barriers_at),), "shared")
-        return self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+        self.shared_end = self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+        return self.shared_end
 
     def _ring_bytes(self, ring: Ring) -> int:
         return sum(self.cx.tiles[name].bytes for name in ring.tiles)
@@ -198,10 +218,10 @@ class _Lowering:
 
     def _roles(self, block: e.Var, total: e.Expr) -> list[s.Stmt]:
         cx = self.cx
-        few, many = REGISTERS.get(self.groups, (0, 0))
+        few, many = REGISTERS[self.groups] if self.groups > 1 or self._halves() else (0, 0)
         one = not any(ring.by_threads for ring in self.rings)
         if not one and few:
-            few, many = (56, 224) if self.groups == 2 else (40, 152)
+            few, many = {1: (72, 184), 2: (56, 224), 3: (40, 152)}[self.groups]
         with cx.block() as load:
             thread = cx.let("p", a.call("thread"))
             alone = a.every(a.equal(a.call("warp"), 0), a.call("elected")) if one else e.TRUE
@@ -244,9 +264,12 @@ class _Lowering:
 
     def _persistent(self) -> bool:
         """Blocks walk over tiles where each costs the same and the producer can run ahead into the next; a tile that
-        is loaded once for all of a loop (the queries) would have to be given back first."""
+        is loaded once for all of a loop (the queries) would have to be given back first. Small blocks do not: several
+        share a multiprocessor, and each load of one stands beside another's."""
         if self.choices.persistent is not None:
             return self.choices.persistent
+        if self._halves():
+            return False
         if any(ring.loop is None for ring in self.rings):
             return False
         names = {var.name for var in self.cx.launch.vars}
@@ -257,6 +280,10 @@ class _Lowering:
             if ring.loop is not None
             for x in (ring.loop.start, ring.loop.stop)
         )
+
+    def _halves(self) -> bool:
+        """Does a multiprocessor hold two of these blocks? Then so few registers must do for each."""
+        return self.groups == 1 and self.shared_end <= HALF_BYTES
 
     def _tiles_of(self, block: e.Var, total: e.Expr):  # type: ignore[no-untyped-def]
         return _Tiles(self, block, total)
@@ -323,13 +350,13 @@ def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
     """How many compute, and whether they share rows and split columns."""
     if not gemms:
         return 0, False
-    rows = max(x.c.buffer.extents[0] for x in gemms)
+    heights = {x.c.buffer.extents[0] for x in gemms}
     columns = max(x.c.buffer.extents[1] for x in gemms)
-    if rows % 128 == 0:
+    if all(rows % 128 == 0 for rows in heights):
         return 2, False
-    if rows == 192:
+    if heights == {192}:
         return 3, False
-    return (2, True) if rows == 64 and columns > 256 else (1, False)
+    return (2, True) if heights == {64} and columns > 256 else (1, False)
 
 
 def _depending(body: s.Block, names: set[str]) -> set[str]:

@@ -228,6 +228,8 @@ class Producer:
             match statement:
                 case s.Let() | s.Assign() if not _touches_chip(statement):
                     cx.emit(statement)
+                case s.For() | s.While() | s.If() if _scalars_only(statement):
+                    cx.emit(statement)
                 case s.For() if _has_loads(statement.body):
                     with cx.block() as body:
                         self.body(statement.body, statement)
@@ -266,6 +268,11 @@ class Producer:
 
 def _has_loads(block: s.Block) -> bool:
     return any(is_load(x) for x in walk(block) if isinstance(x, s.Stmt))
+
+
+def _scalars_only(x: s.Stmt) -> bool:
+    kinds = (s.Let, s.Assign, s.For, s.While, s.If)
+    return not _touches_chip(x) and all(isinstance(n, kinds) for n in walk(x) if isinstance(n, s.Stmt))
 
 
 def _touches_chip(x: s.Stmt) -> bool:

@@ -16,7 +16,7 @@ from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import elementwise, epilogue, matrix
+from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix
 from mortice.tile.passes.gpu.context import Context, Counter, advance
 from mortice.tile.passes.gpu.rings import Ring, is_load, thread_loads
 from mortice.tile.passes.gpu.tiles import SharedTile
@@ -37,6 +37,11 @@ class Overlapped:
 class Workers:
     def __init__(self, cx: Context, rings: list[Ring], side_by_side: bool) -> None:
         self.cx, self.rings, self.side = cx, rings, side_by_side
+        self.written = {
+            x.buffer.name if isinstance(x, s.Store | s.Atomic) else x.target.buffer.name
+            for x in walk(cx.launch.body)
+            if isinstance(x, s.Store | s.Atomic | s.Copy)
+        }
         self.held: dict[str, e.Expr] = {}  # tile -> slot that its last acquire gave
         self.at: dict[str, Counter] = {}
         self.freed: dict[str, e.Var] = {}
@@ -85,15 +90,29 @@ class Workers:
     # Statements
 
     def body(self, block: s.Block, loop: s.For | None = None) -> None:
-        """In order; rings filled here are given back at the end."""
+        """In order; rings filled here are given back after the last statement that uses them."""
         mine = [ring for ring in self.rings if any(c is x for c in ring.copies for x in block)]
-        for statement in block:
-            self.statement(statement)
-        for ring in mine:
-            self.release(ring)
+        last = {
+            ring.name: max(i for i, x in enumerate(block) if any(b.name in ring.tiles for b in buffers(x)))
+            for ring in mine
+        }
+        for number, statement in enumerate(block):
+            after = block[number + 1] if number + 1 < len(block) else None
+            if isinstance(statement, s.Gemm) and isinstance(after, s.Gemm) and self.cx.groups:
+                self._products(statement)  # neither reads the other's result: one wait for both
+            else:
+                self.statement(statement)
+            for ring in mine:
+                if last[ring.name] <= number and not (
+                    isinstance(statement, s.Gemm) and isinstance(after, s.Gemm)
+                ):
+                    self.release(ring)
+                    last[ring.name] = len(block)
 
     def statement(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
         cx = self.cx
+        if isinstance(x, s.Let | s.Assign | s.Parallel | s.Copy | s.Store | s.Atomic) and self._reads_own(x):
+            cx.sync()
         if is_load(x):
             assert isinstance(x, s.Copy)
             ring = next((r for r in self.rings if any(c is x for c in r.copies)), None)
@@ -124,11 +143,16 @@ class Workers:
             case s.Parallel():
                 with self._tiles_in_place():
                     elementwise.parallel(cx, x)
+            case s.Gemm() if not cx.groups:
+                fma.multiply(cx, x)
             case s.Gemm():
                 self._products(x)
                 cx.op("wgmma_wait", pending=0)
             case s.For():
                 self._loop(x)
+                for inner in x.body:
+                    if isinstance(inner, s.Reduce) and inner.target.buffer.name in cx.deferred:
+                        elementwise.finish_sum(cx, inner)
             case s.If():
                 with cx.block() as then:
                     self.body(x.then)
@@ -146,6 +170,10 @@ class Workers:
             case s.Store() | s.Atomic() if x.buffer.scope == "global":
                 with cx.when(a.equal(cx.thread, 0)):
                     cx.emit(replace(x, value=self._value(x.value)))
+            case s.Store() if x.buffer.scope == "fragment":
+                there = cx.registers[x.buffer.name]
+                value = cx.rounded(self._value(x.value), x.buffer.dtype)
+                cx.emit(s.Store(there, (self._everywhere(x),), value, span=x.span))
             case s.Check():
                 pass
             case _:
@@ -156,12 +184,41 @@ class Workers:
                     "use another target",
                 )
 
+    def _reads_own(self, x: s.Stmt) -> bool:
+        """Does it read a tensor that other threads of this block may have written before?"""
+        read = {
+            node.buffer.name for node in walk(x) if isinstance(node, e.Load) and node.buffer.scope == "global"
+        }
+        if isinstance(x, s.Copy) and x.source.buffer.scope == "global":
+            read.add(x.source.buffer.name)
+        return bool(read & self.written)
+
     def _value(self, x: e.Expr) -> e.Expr:
-        for node in walk(x):
+        """Elements of fragments that all threads hold become their registers."""
+
+        def change(node: Any) -> Any:
             if isinstance(node, e.Load) and node.buffer.scope == "fragment":
-                self.cx.refuse(node, node.buffer.name, "one element of a fragment is read outside a parallel loop",
-                               "read it in a loop over the fragment")  # fmt: skip
-        return x
+                return build.load(self.cx.registers[node.buffer.name], (self._everywhere(node),))
+            return node
+
+        value: e.Expr = transform(x, change)
+        return value
+
+    def _everywhere(self, node: e.Load | s.Store) -> e.Expr:
+        """The register of one element that every thread holds."""
+        cx, buffer = self.cx, node.buffer
+        layout = cx.layouts[buffer.name]
+        total = a.const(0)
+        for dim, index in enumerate(node.indices):
+            held = all(d.place == "slot" or d.size == 1 for d in layout.dims[dim])
+            if not held or not isinstance(index, e.Const) or buffer.name in cx.packed:
+                cx.refuse(node, buffer.name, "one element of a fragment is used outside a parallel loop, and not all "
+                          "threads hold it", "use it in a loop over the fragment, or reduce to a row first")  # fmt: skip
+            value = int(index.value)
+            for d in layout.dims[dim]:
+                total = a.add(total, value % d.size * d.stride if d.place == "slot" else 0)
+                value //= d.size
+        return total
 
     def _tiles_in_place(self) -> Any:
         return _Swapped(self.cx, self.tiles())
@@ -189,8 +246,8 @@ class Workers:
                     self._through_loop(x)
             case ("shared", "fragment"):
                 self._through_loop(x)
-            case ("shared", "global"):
-                self._shared_to_global(x)
+            case ("shared" | "global", "global"):
+                self._to_global(x)
             case _:
                 cx.refuse(x, "copy", f"{scopes[0]} to {scopes[1]}", "copy by way of a fragment")
 
@@ -206,7 +263,7 @@ class Workers:
         with self._tiles_in_place():
             elementwise.parallel(cx, s.Parallel(loops, extents, (store,), span=x.span))
 
-    def _shared_to_global(self, x: s.Copy) -> None:
+    def _to_global(self, x: s.Copy) -> None:
         cx = self.cx
         loops = tuple(cx.var("c") for _ in x.source.kept)
         store = s.Store(
