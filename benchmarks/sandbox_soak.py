@@ -10,6 +10,7 @@ import asyncio
 import glob
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +22,9 @@ from mortice.sandbox import Sandboxes, SandboxSpec
 
 def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+BARE = "a bare Python"
 
 
 class Round:
@@ -72,6 +76,8 @@ async def soak(boxes: Sandboxes, minutes: float) -> tuple[list[float], list[Roun
         now.ended("another sandbox")
         await other.destroy()
         now.ended("its end")
+        subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True)
+        now.ended(BARE)
         rounds.append(now)
         memory.append(resident_mib())
     await box.destroy()
@@ -79,23 +85,19 @@ async def soak(boxes: Sandboxes, minutes: float) -> tuple[list[float], list[Roun
 
 
 def compare(rounds: list[Round]) -> None:
-    """Medians of each part in the first and the last tenth of the rounds."""
+    """Medians of each part in the first and the last tenth of the rounds; times also in bare Pythons of then, since others
+    may work on the machine."""
     tenth = max(5, len(rounds) // 10)
-    for part in (
-        "cells",
-        "file and command",
-        "snapshot",
-        "saved MiB",
-        "restore",
-        "old snapshots",
-        "another sandbox",
-        "its end",
-    ):
-        values = [r.parts[part] for r in rounds if part in r.parts]
-        if values:
-            k = min(tenth, len(values))
-            first, last = statistics.median(values[:k]), statistics.median(values[-k:])
-            print(f"  {part:18} {first:8.1f} at first {last:8.1f} at last")
+
+    def median(part: str, some: list[Round]) -> float:
+        return statistics.median(r.parts[part] for r in some if part in r.parts)
+
+    first, last = rounds[:tenth], rounds[-tenth:]
+    for part in dict.fromkeys(name for r in first for name in r.parts):
+        then, now = median(part, first), median(part, last)
+        unit = now / then / (median(BARE, last) / median(BARE, first))
+        grown = "" if part == "saved MiB" else f"  in bare Pythons x {unit:.2f}"
+        print(f"  {part:18} {then:8.1f} at first {now:8.1f} at last{grown}")
 
 
 def main() -> None:

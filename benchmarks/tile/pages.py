@@ -17,12 +17,14 @@ FOLDER = ROOT / "docs/tile/kernels"
 SECTIONS = ("Kernels in the tile language, H200", "Kernels of the kernel language on a CPU")
 # Whole tables by their first header cell, or rows by their first cell.
 TABLES = {
-    "gemm": r"GEMM NT bf16|GEMM NT e4m3|thin GEMM", "attention": "attention forward",
+    "gemm": "GEMM NT bf16|thin GEMM", "attention": "attention forward",
     "attention_backward_keys": "attention backward", "attention_backward_queries": "attention backward",
-    "grouped_gemm": "grouped", "paged_decode": "paged",
+    "gemm_thin": "thin GEMM", "gemm_thin_split": "thin GEMM", "gemm_fp8": "GEMM NT e4m3|e4m3, scales",
+    "grouped_gemm_fp8": "e4m3, scales",
 }  # fmt: skip
 ROWS = {
-    "gemm": "GEMM NT|matrix product of level 1", "attention": "attention 1|attention, causal", "rms_norm": "RMSNorm",
+    "gemm": "GEMM NT|matrix product of level 1|gemm 4096|gemm 8192", "rms_norm": "RMSNorm",
+    "attention": "attention 1|attention, causal|attention full|attention causal", "paged_decode": "paged GQA decode",
     "swiglu": "SwiGLU", "rotary": "rotary", "gemv": "GEMV", "mla_decode": "MLA decode",
 }  # fmt: skip
 

@@ -1,14 +1,19 @@
-"""The examples of agents, each in a process of its own, as a reader would run them."""
+"""The examples of agents, as a reader would run them."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from mortice.cli import main
+from mortice.sandbox import Sandboxes
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples" / "agent"
@@ -22,25 +27,37 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def mortice(*args: str, code: int = 0, cwd: Path = ROOT, timeout: float = 100) -> dict | list:
-    """The JSON that a command prints."""
-    command = [sys.executable, "-m", "mortice", *args, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, cwd=cwd)
-    assert done.returncode == code, done.stdout + done.stderr
-    return json.loads(done.stdout) if done.stdout.strip() else {}
+@pytest.fixture
+def mortice(capsys, monkeypatch):
+    """Runs a command in this process, and gives the JSON that it prints: its imports are paid for once."""
+
+    def run(*args: str, code: int = 0) -> dict | list:
+        monkeypatch.setattr(sys, "argv", ["mortice", *args, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert (ended.value.code or 0) == code, printed
+        return json.loads(printed.out) if printed.out.strip() else {}
+
+    return run
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mortice", "sandbox", "doctor", "--json"],
-        capture_output=True, text=True, check=False, timeout=100,
-    )  # fmt: skip
-    if done.returncode != 0 or not json.loads(done.stdout).get("chosen"):
+@pytest.fixture
+def sandbox(mortice) -> None:
+    if not sandbox_chosen():
         pytest.skip("no sandbox works here")
 
 
-def test_data_analysis(home, sandbox):
+@cache
+def sandbox_chosen() -> bool:
+    async def ask() -> bool:
+        async with Sandboxes() as boxes:
+            return await boxes.strongest() is not None
+
+    return asyncio.run(ask())
+
+
+def test_data_analysis(home, sandbox, mortice):
     result = mortice(
         "agent", "run", "--script", str(EXAMPLES / "data_analysis.yaml"), "--out", str(home / "out")
     )
@@ -70,7 +87,7 @@ def test_crash_and_resume(home, sandbox):
     assert "journal, sandbox and audit log match" in done.stderr
 
 
-def test_refund_with_consent(home):
+def test_refund_with_consent(home, mortice):
     flow = "agent", "workflow"
     program = f"{EXAMPLES / 'refund.py'}:refund"
     given = json.dumps({"order": "A-7", "amount": 20})
@@ -83,7 +100,7 @@ def test_refund_with_consent(home):
     assert lines == ["looked up A-7"] * 2 + ["reserved 20 for A-7", "paid 20 from reservation-A-7"]
 
 
-def test_refund_that_fails_is_undone(home):
+def test_refund_that_fails_is_undone(home, mortice):
     program = f"{EXAMPLES / 'refund.py'}:refund"
     given = json.dumps({"order": "A-8", "amount": 45})
     flow = "agent", "workflow"
@@ -94,7 +111,8 @@ def test_refund_that_fails_is_undone(home):
     assert (home / "shop.log").read_text().splitlines()[-1] == "released 45 of reservation-A-8"
 
 
-def test_two_servers(home, tmp_path):
+@pytest.mark.slow  # installs packages; other tests meet servers that are real and servers that lie
+def test_two_servers(home, tmp_path, mortice):
     if not shutil.which("npm") or not shutil.which("node") or not shutil.which("git"):
         pytest.skip("needs npm, node and git")
     try:
@@ -124,7 +142,7 @@ def test_two_servers(home, tmp_path):
         "command: mcp-server-git", f"command: {Path(sys.executable).parent / 'mcp-server-git'}"
     )
     (work / "agent.yaml").write_text(document)
-    result = mortice("agent", "run", "--script", str(work / "agent.yaml"), cwd=tmp_path)
+    result = mortice("agent", "run", "--script", str(work / "agent.yaml"))
     assert result["state"] == "done"
     assert (work / "notes" / "last.txt").read_text() == "last commit: Ada"
     assert result["tainted"] is True

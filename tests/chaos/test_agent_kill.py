@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mortice.cli import main
+
 TOOLS = Path(__file__).parent.parent / "data" / "agent" / "tools.py"
 SCRIPT = {
     "task": "charge",
@@ -88,6 +90,19 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "mortice", "agent", *args]
 
 
+@pytest.fixture
+def here(capsys, monkeypatch):
+    """Runs a command in this process; its exit code, and what it said on stderr."""
+
+    def run(*args: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mortice", "agent", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
 def test_killed_anywhere(store, tmp_path):
     """Killed at events it was seen to reach, in the first life and in later ones. Its last call waits at a gate that opens
     after the last kill, so no process can end before its kill.
@@ -100,7 +115,7 @@ def test_killed_anywhere(store, tmp_path):
     log, gate = tmp_path / "effects.log", tmp_path / "gate"
     environment = os.environ | {"AGENT_TEST_LOG": str(log), "AGENT_TEST_GATE": str(gate)}
     args = command("run", "--script", str(script), "--id", "r", *store, "--json")
-    for _ in range(3):
+    for _ in range(2):
         killed_after(args, environment, chance.randint(1, EVENTS_TO_GATE), chance.random() * 0.08)
         args = command("resume", "r", *store, "--json")
     gate.touch()
@@ -125,7 +140,7 @@ def killed_after(args: list[str], environment: dict[str, str], events: int, seco
     assert all(said), said
 
 
-def test_two_processes_do_not_run_one_run(store, tmp_path):
+def test_two_processes_do_not_run_one_run(store, tmp_path, here):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"turns": [{"say": "slow", "delay_s": 3600}]}))
     process = subprocess.Popen(
@@ -133,17 +148,12 @@ def test_two_processes_do_not_run_one_run(store, tmp_path):
     )
     try:
         assert process.stderr.readline() == "run r\n"
-        second = subprocess.run(
-            command("resume", "r", *store), capture_output=True, text=True, check=False, timeout=90
-        )
-        assert second.returncode == 1
-        assert f"at work in process {process.pid}" in second.stderr
-        again = subprocess.run(
-            command("run", "--script", str(script), "--id", "r", *store),
-            capture_output=True, text=True, check=False, timeout=90,
-        )  # fmt: skip
-        assert again.returncode == 2
-        assert "there is a run 'r' already" in again.stderr
+        code, said = here("resume", "r", *store)
+        assert code == 1
+        assert f"at work in process {process.pid}" in said
+        code, said = here("run", "--script", str(script), "--id", "r", *store)
+        assert code == 2
+        assert "there is a run 'r' already" in said
     finally:
         process.kill()
         process.wait()
@@ -162,13 +172,11 @@ def test_two_processes_do_not_run_one_run(store, tmp_path):
         (["run", "x", "--db", "postgresql://127.0.0.1:1/x"], "the database cannot be used"),
     ],
 )
-def test_mistakes_are_one_line(args, text, tmp_path):
-    done = subprocess.run(
-        command(*args, "--home", str(tmp_path)), capture_output=True, text=True, check=False, timeout=90
-    )
-    assert done.returncode == 2
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_are_one_line(args, text, tmp_path, here):
+    code, said = here(*args, "--home", str(tmp_path))
+    assert code == 2
+    assert text in said
+    assert "Traceback" not in said
 
 
 def test_postgres_is_installed_by_ci():

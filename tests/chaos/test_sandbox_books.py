@@ -57,7 +57,7 @@ def publish(snapshots: Snapshots, content: bytes, epoch: int) -> str:
     for name in ("checkpoint.img", "pages.img"):
         (folder / name).write_bytes(content)
     snapshots.publish(
-        snapshot_id, box="b0", name="n", parent=None, epoch=epoch, backend="gvisor", backend_version="v",
+        snapshot_id, cached=False, box="b0", name="n", parent=None, epoch=epoch, backend="gvisor", backend_version="v",
         image_digest="i", agent_digest="a", spec=SandboxSpec(), audit_chain="b0", audit_seq=epoch, audit_head="h",
     )  # fmt: skip
     return snapshot_id

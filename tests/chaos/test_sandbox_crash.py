@@ -243,6 +243,19 @@ async def test_whatever_process_of_a_sandbox_is_killed_from_outside_its_neighbou
     assert killed >= 2
 
 
+async def test_a_home_at_the_end_of_a_long_path_works_and_leaves_no_socket(sandbox_home: Path) -> None:
+    home = sandbox_home / ("deep-" * 12) / ("down-" * 12)
+    async with Sandboxes(home) as boxes:
+        box = await boxes.create()
+        await box.run_cell("x = 3", cell_id="a")
+        clone = await boxes.restore(await box.snapshot())
+        assert (await clone.run_cell("x", cell_id="b")).value == "3"
+        ids = [box.record.id, clone.record.id]
+    left = [p for folder in ("/var/run", "/run", "/tmp") for i in ids for p in Path(folder).glob(f"*{i}*")]
+    assert not left
+    assert not list((home / "runsc").iterdir())
+
+
 async def test_unpublished_and_missing_snapshots_do_not_exist(boxes: Sandboxes) -> None:
     box = await boxes.create()
     snapshot = await box.snapshot()

@@ -21,7 +21,6 @@ EXPECTED = {
     ("client", "2025-11-25"): 18,
     ("client", "2026-07-28"): 32,
 }
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +76,29 @@ def judged(text: str, side: str, revision: str) -> None:
     assert failed == [], text[-3000:]
 
 
+@pytest.mark.parametrize(
+    ("summary", "text"),
+    [
+        ("", "== 0|assert 0 == 2"),
+        ("✓ a: 3 passed, 0 failed\n", "assert 1 == 2"),
+        ("✓ a: 3 passed, 0 failed\n✗ b/c: 1 passed, 2 failed\n", "b/c"),
+        ("✓ a: 3 passed\n✓ b: 1 passed\n✓ d: 1 passed\n", "assert 3 == 2"),
+        ("✓ a: 3 passed\n✓ b: 1 passed\n  ✓ b (extension)\n", "assert 1 == 2"),
+    ],
+)
+def test_the_judge_can_say_no(monkeypatch, summary, text):
+    monkeypatch.setitem(EXPECTED, ("server", "x"), 2)
+    with pytest.raises(AssertionError, match=text):
+        judged(summary, "server", "x")
+
+
+def test_the_judge_can_say_yes(monkeypatch):
+    monkeypatch.setitem(EXPECTED, ("server", "x"), 2)
+    judged("✓ a: 3 passed\n✓ b/c: 1 passed\n✗ e: 0 passed\n  ✗ e (pending)\n", "server", "x")
+    assert outcomes("✓ a: 3 passed\n✗ b: 0 passed\n") == {"a": True, "b": False}
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 def test_our_server(suite, server_url, revision):
@@ -85,6 +107,7 @@ def test_our_server(suite, server_url, revision):
     judged(done.stdout + done.stderr, "server", revision)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 def test_our_client(suite, revision):

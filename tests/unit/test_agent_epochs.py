@@ -8,6 +8,7 @@ import pytest
 from mortice.agent.durable_memory import Crash, MemoryDurable
 from mortice.agent.epochs import Epoch, MachineState, prove
 from mortice.agent.home import home
+from mortice.agent.logview import LogView
 from mortice.agent.model import ScriptedCall, ScriptedTurn, ScriptSpec
 from mortice.agent.policy import Policy
 from mortice.agent.service import Agents
@@ -137,11 +138,11 @@ def test_the_snapshot_and_the_sandboxs_log_are_part_of_it(tmp_path):
         seq, head = log.append("epoch", chain="agents-1", run="r").result()
     epoch = Epoch(turn=0, journal="", machine=machine, chain="agents-1", seq=seq, head=head)
 
-    def proven(machine_of, folder=tmp_path / "boxes"):
+    def proven(machine_of, boxes_log=LogView(tmp_path / "boxes")):  # noqa: B008 - of this test alone
         step = type(
             "Step", (), {"name": "think 0", "output": {"epoch": msgspec.to_builtins(epoch)}, "error": None}
         )
-        return prove("r", [step], tmp_path / "runs", machine_of=machine_of, boxes_audit=folder)
+        return prove("r", [step], LogView(tmp_path / "runs"), machine_of=machine_of, boxes_log=boxes_log)
 
     assert proven(lambda _: machine).altered == ()
     assert "snapshot s1 is gone" in proven(lambda _: None).absent

@@ -247,42 +247,38 @@ def everything() -> AgentSpec:
     )
 
 
-async def number_of_boundaries(tmp_path) -> int:
-    rig, count = Rig(tmp_path), itertools.count()
+async def number_of_boundaries(rig) -> int:
+    count = itertools.count()
     rig.durable.crash_at = lambda run, step, when: next(count)
-    async with rig.agents:
-        await rig.agents.run(everything(), "r")
+    await rig.agents.run(everything(), "first")
     return next(count)
 
 
-async def test_a_crash_at_any_step_loses_nothing_and_does_nothing_twice(tmp_path, monkeypatch):
-    log = tmp_path / "effects.log"
-    monkeypatch.setenv("AGENT_TEST_LOG", str(log))
-    boundaries = await number_of_boundaries(tmp_path / "first")
+async def test_a_crash_at_any_step_loses_nothing_and_does_nothing_twice(rig):
+    boundaries = await number_of_boundaries(rig)
     assert boundaries > 20
     for place in range(boundaries):
-        log.unlink(missing_ok=True)
-        rig, count = Rig(tmp_path / str(place)), itertools.count()
+        rig.log.unlink(missing_ok=True)
+        count, run_id = itertools.count(), f"r{place}"
 
         def crash(run, step, when, place=place, count=count):
             if next(count) == place:
                 raise Crash(f"{when} {step}")
 
         rig.durable.crash_at = crash
-        async with rig.agents:
-            with pytest.raises(Crash):
-                await rig.agents.run(everything(), "r")
-            for task in [r.task for r in rig.durable._runs.values()]:
-                with contextlib.suppress(Crash, asyncio.CancelledError):
-                    task.cancel()
-                    await task
-            await rig.agents.resume("r")
-            result = await rig.agents.result("r")
+        with pytest.raises(Crash):
+            await rig.agents.run(everything(), run_id)
+        for task in [r.task for name, r in rig.durable._runs.items() if name.startswith(run_id)]:
+            with contextlib.suppress(Crash, asyncio.CancelledError):
+                task.cancel()
+                await task
+        await rig.agents.resume(run_id)
+        result = await rig.agents.result(run_id)
         assert result.output == "the end"
         # A call in flight is sent again under its key; whoever has seen the key does not do it again.
-        keys = dict(line.split(" ") for line in log.read_text().splitlines())
+        keys = dict(line.split(" ") for line in rig.log.read_text().splitlines())
         assert sorted(keys.values()) == ["1", "2", "7"], place
-        journal = [s.name for s in await rig.durable.steps("r")]
+        journal = [s.name for s in await rig.durable.steps(run_id)]
         assert len(journal) == len(set(journal)), place
 
 

@@ -7,6 +7,7 @@ the process that ran it is dead (owners.py). SQLite runs in WAL mode with full s
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,7 @@ class DbosDurable:
 
     def _close(self) -> None:
         DBOS.destroy()
+        logging.getLogger("dbos").handlers.clear()  # one would stay behind, on the stderr of this moment
         if self._owners is not None:
             self._owners.close()
             self._owners = None
@@ -253,6 +255,14 @@ class DbosDurable:
         assert owners is not None
         if status.status in ("SUCCESS", "ERROR"):
             return
+        if (
+            status.app_version != VERSION
+        ):  # else it would wait for ever in a queue that nobody of its version reads
+            raise WrongState(
+                f"run {status.workflow_id!r} was begun by another version of its steps ({status.app_version}; here "
+                f"{VERSION}): let that version end it, or branch off one of its turns",
+                param="id",
+            )
         owner = status.executor_id
         if status.status == "PENDING" and owner is not None and owners.alive(owner):
             if owner == owners.me:
@@ -327,9 +337,9 @@ class DbosReader:
                 retry_connection_errors=False,
             )
             self._client.list_workflows(limit=1)
-        except sa.exc.ProgrammingError as error:  # a database without our tables
-            raise NotFound("nothing has been run here yet", param="db") from error
         except sa.exc.SQLAlchemyError as error:
+            if isinstance(error, sa.exc.ProgrammingError) or "no such table" in str(error):
+                raise NotFound("nothing has been run here yet", param="db") from error
             raise RequestError(f"the database cannot be used: {_first_line(error)}", param="db") from error
 
     def close(self) -> None:

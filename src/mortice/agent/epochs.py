@@ -7,16 +7,13 @@ own manifest and the sandbox's chain, with the machine. Whoever resumes a run pr
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from mortice.agent.durable import Json, StepRecord
-from mortice.obs.audit import GENESIS as LOG_GENESIS
-from mortice.obs.audit import chains_in
-from mortice.obs.audit_verify import records
+from mortice.agent.logview import LogView
 
 STEPS = ("think", "call", "ask", "approved", "compact")  # the journal has those of the store beside them
 
@@ -88,23 +85,23 @@ def step_digest(name: str, output: Json) -> str:
 def prove(
     run: str,
     steps: Sequence[StepRecord],
-    folder: Path,
+    log: LogView,
     *,
     machine_of: Callable[[str], MachineState | None],
-    boxes_audit: Path | None,
+    boxes_log: LogView | None,
 ) -> Proof:
-    """Compare the journal's steps with the epochs in it, the audit log in `folder`, the snapshots, and the sandboxes' log.
+    """Compare the journal's steps with the epochs in it, the audit log, the snapshots, and the sandboxes' log.
     `machine_of` gives a snapshot's state as it is now, None if it is gone; it may raise if it was altered.
     """
     altered, epoch, tail = _journal(steps)
     if epoch is None:
         return Proof(turn=None, altered=tuple(altered))
     absent: list[str] = []
-    if not (folder / f"{epoch.chain}.jsonl").exists():
+    if not log.has(epoch.chain):
         absent.append("the audit log is not on this machine")
     else:
-        altered += _broken(folder, epoch.chain, epoch.seq, epoch.head)
-        logged = _logged(folder, run, since=epoch)
+        altered += log.broken(epoch.chain, epoch.seq, epoch.head)
+        logged = log.steps(run, since=epoch.chain)
         for step in tail:
             known = logged.get(step.name)
             if known is None:
@@ -112,7 +109,7 @@ def prove(
             elif step.error is None and step_digest(step.name, step.output) not in known:
                 altered.append(f"the audit log has another outcome of the step {step.name!r}")
     if epoch.machine is not None:
-        _machine(epoch.machine, machine_of, boxes_audit, altered, absent)
+        _machine(epoch.machine, machine_of, boxes_log, altered, absent)
     return Proof(turn=epoch.turn, altered=tuple(altered), absent=tuple(absent))
 
 
@@ -134,47 +131,10 @@ def _journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list
     return altered, last, tail
 
 
-def _broken(folder: Path, chain: str, seq: int, head: str) -> list[str]:
-    """What is wrong with a chain up to a record known from elsewhere; what is appended after it is not read."""
-    previous = LOG_GENESIS
-    with (folder / f"{chain}.jsonl").open("rb") as file:
-        for number, line in enumerate(file):
-            line = line.removesuffix(b"\n")
-            try:
-                record = msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError:
-                return [f"audit log {chain}: line {number + 1} is no record"]
-            if record.get("prev") != previous:
-                return [f"audit log {chain}: line {number + 1} does not follow the one before it"]
-            previous = hashlib.sha256(line).hexdigest()
-            if record.get("seq") == seq:
-                return [] if previous == head else [f"audit log {chain}: record {seq} is another one"]
-    return [f"audit log {chain}: it was cut off before record {seq}"]
-
-
-def _logged(folder: Path, run: str, *, since: Epoch) -> dict[str, set[str]]:
-    """Digests by step that the log has for a run, in the epoch's chain and those written to since."""
-    begun = (folder / f"{since.chain}.jsonl").stat().st_mtime
-    found: dict[str, set[str]] = {}
-    for chain in chains_in(folder):
-        if chain == since.chain or (folder / f"{chain}.jsonl").stat().st_mtime >= begun:
-            for record in _records_of(folder, chain, run):
-                if "step" in record:
-                    found.setdefault(str(record["step"]), set()).add(str(record.get("sha256")))
-    return found
-
-
-def _records_of(folder: Path, chain: str, run: str) -> Iterator[dict[str, Any]]:
-    try:
-        yield from (r for r in records(folder, chain) if r.get("run") == run)
-    except ValueError:  # a torn last line
-        return
-
-
 def _machine(
     was: MachineState,
     machine_of: Callable[[str], MachineState | None],
-    boxes_audit: Path | None,
+    boxes_log: LogView | None,
     altered: list[str],
     absent: list[str],
 ) -> None:
@@ -187,10 +147,10 @@ def _machine(
         absent.append(f"snapshot {was.snapshot} is gone")
     elif now != was:
         altered.append(f"snapshot {was.snapshot} is another one now")
-    if boxes_audit is None or not (boxes_audit / f"{was.chain}.jsonl").exists():
+    if boxes_log is None or not boxes_log.has(was.chain):
         absent.append("the sandbox's audit log is not on this machine")
         return
-    altered += _broken(boxes_audit, was.chain, was.seq, was.head)
+    altered += boxes_log.broken(was.chain, was.seq, was.head)
 
 
 def _sha256(value: Any) -> str:

@@ -16,6 +16,7 @@ from mortice.agent.epochs import MachineState, Proof, prove, step_digest
 from mortice.agent.history import Event
 from mortice.agent.home import Home, checked_id
 from mortice.agent.ledger import Ledger, Mode
+from mortice.agent.logview import LogView
 from mortice.agent.loop import BRANCH, Environment, Result, run_agent
 from mortice.agent.machine import Boxes, SandboxTools
 from mortice.agent.model import Model, ScriptSpec
@@ -63,6 +64,9 @@ class Agents:
         self._takes_over = takes_over
         self._boxes: Boxes | None = None
         self._boxes_lock = asyncio.Lock()
+        self._log_view = LogView(home.audit)
+        self._boxes_log: LogView | None = None
+        self._proving = asyncio.Lock()
         self._machines: dict[str, SandboxTools] = {}
         self._stack = AsyncExitStack()
         self.artifacts = Artifacts(home.artifacts)
@@ -137,10 +141,12 @@ class Agents:
         """Does the run match its last epoch?"""
         steps = await self.durable.steps(run_id)
         boxes = await self.boxes() if any(_saved(step) for step in steps) else None
-        boxes_audit = boxes.home.audit if isinstance(boxes, Sandboxes) else None
-        return await asyncio.to_thread(
-            prove, run_id, steps, self._home.audit, machine_of=self._machine_of, boxes_audit=boxes_audit
-        )
+        if self._boxes_log is None and isinstance(boxes, Sandboxes):
+            self._boxes_log = LogView(boxes.home.audit)
+        async with self._proving:  # one after the other: they read the same chains
+            return await asyncio.to_thread(
+                prove, run_id, steps, self._log_view, machine_of=self._machine_of, boxes_log=self._boxes_log
+            )
 
     async def result(self, run_id: str) -> Result:
         return msgspec.convert(await self.durable.result(run_id), Result)

@@ -4,6 +4,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mortice.ops.compiled import kernels_for
+from mortice.ops.kernels.norm import rms_norm as tiled_rms_norm
+from mortice.ops.tiled import tiled_on_cpu
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -13,6 +15,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         compiled = kernels_for(x)
         if compiled is not None and x.dim() == 2 and x.stride(1) == 1:
             return compiled.add_rms_norm(x, None, weight, eps)
+        if x.dim() == 2 and tiled_on_cpu(x):
+            y: Tensor = tiled_rms_norm(x, weight, eps)
+            return y
         return F.rms_norm(x, weight.shape, weight, eps)
     return F.rms_norm(x.to(weight.dtype), weight.shape, weight, eps).to(x.dtype)
 

@@ -79,12 +79,16 @@ class Snapshots:
         """Where the machine's own files are, or are to be written by `Machine.checkpoint`."""
         return self._folder / (snapshot_id if published else f".{snapshot_id}") / MACHINE
 
-    def publish(self, snapshot_id: str, **fields: Any) -> Manifest:
-        """Hash and sync every file, write the manifest, rename: after a crash at any point it exists whole or not at all."""
+    def publish(self, snapshot_id: str, *, cached: bool, **fields: Any) -> Manifest:
+        """Hash and sync every file, write the manifest, rename: after a crash at any point it exists whole or not at all.
+
+        `cached`: it will be read again at once. Else its pages are given back to the host: they are charged to the sandbox
+        whose kernel wrote them, and sixty snapshots would fill its memory limit with them.
+        """
         folder = self._folder / f".{snapshot_id}"
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         with ThreadPoolExecutor(min(8, len(paths))) as pool:  # one file's sync waits while another is hashed
-            entries = list(pool.map(lambda path: _entry(folder, path), paths))
+            entries = list(pool.map(lambda path: _entry(folder, path, cached=cached), paths))
         for sub in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             sync_folder(sub)
         manifest = Manifest(
@@ -220,11 +224,13 @@ def machine() -> str:
     return f"{model} {flags}"
 
 
-def _entry(folder: Path, path: Path) -> FileEntry:
+def _entry(folder: Path, path: Path, *, cached: bool) -> FileEntry:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(fd)
+        if not cached:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         return FileEntry(path.relative_to(folder).as_posix(), os.fstat(fd).st_size, digest)
 
 

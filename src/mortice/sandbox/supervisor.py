@@ -393,7 +393,7 @@ class Sandboxes:
     async def _save_snapshot(self, box: Box, epoch: int | None, wait_s: float) -> str:
         self._must_snapshot(box)
         snapshot_id = self.snapshots.begin()
-        await self._save(box, snapshot_id, epoch, wait_s)
+        await self._save(box, snapshot_id, epoch, wait_s, cached=False)
         return snapshot_id
 
     def _must_snapshot(self, box: Box) -> None:
@@ -403,16 +403,20 @@ class Sandboxes:
             )
         box.check_lease()
 
-    async def _save(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
+    async def _save(
+        self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float, *, cached: bool
+    ) -> Path:
         """Save the machine under an id that was begun, and publish it. Returns the folder of the machine's own files."""
         try:
             async with box.saving:
-                return await self._save_alone(box, snapshot_id, epoch, wait_s)
+                return await self._save_alone(box, snapshot_id, epoch, wait_s, cached=cached)
         except BaseException:
             self.snapshots.abandon(snapshot_id)
             raise
 
-    async def _save_alone(self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float) -> Path:
+    async def _save_alone(
+        self, box: Box, snapshot_id: str, epoch: int | None, wait_s: float, *, cached: bool
+    ) -> Path:
         intent = self.audit.append(
             "snapshot", chain=box.record.id, box=box.record.id, gen=box.record.generation, epoch=epoch
         )
@@ -431,7 +435,7 @@ class Sandboxes:
         seq, head = await asyncio.wrap_future(intent)
         box.check_lease()
         manifest = await asyncio.to_thread(
-            self.snapshots.publish, snapshot_id, box=box.record.id, name=box.record.name,
+            self.snapshots.publish, snapshot_id, cached=cached, box=box.record.id, name=box.record.name,
             parent=box.record.last_snapshot or box.record.parent_snapshot, epoch=epoch, backend=box.backend.name,
             backend_version=box.backend.version, image_digest=box.record.image_digest, agent_digest=agent_digest(),
             spec=box.record.spec, audit_chain=box.record.id, audit_seq=seq, audit_head=head,
@@ -455,7 +459,7 @@ class Sandboxes:
             raise RequestError(f"{n} forks need {n} names, {len(names)} were given", param="names")
         self._must_snapshot(box)
         snapshot_id = self.snapshots.begin()
-        saved = asyncio.ensure_future(self._save(box, snapshot_id, None, wait_s))
+        saved = asyncio.ensure_future(self._save(box, snapshot_id, None, wait_s, cached=True))
         limit = asyncio.Semaphore(2 * (os.cpu_count() or 1))
 
         async def one(name: str | None) -> ForkOutcome:

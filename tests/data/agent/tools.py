@@ -47,6 +47,18 @@ async def slow(seconds: float) -> str:
     return f"{time.monotonic() - started:.1f}"
 
 
+@tool(effect="read", untrusted=True)
+def read_untrusted(text: str) -> str:
+    """Give what a stranger wrote."""
+    return text
+
+
+@tool(effect="read", untrusted=True)
+def fail_untrusted(text: str) -> str:
+    """Fail with what a stranger wrote."""
+    raise ValueError(text)
+
+
 @tool(effect="read", timeout_s=600)
 async def gate() -> str:
     """Wait until the test has opened a gate."""

@@ -1,5 +1,5 @@
-"""Every kernel of `ops/kernels`, interpreted and compiled, against PyTorch on ragged shapes. `mortice tile check` draws
-more."""
+"""Every kernel of `ops/kernels`, interpreted, compiled and as the lowered Hopper program in the simulator, against PyTorch
+on ragged shapes. `mortice tile check` draws more."""
 
 import os
 
@@ -10,8 +10,22 @@ from mortice.ops.kernels.cases import CASES, Draw
 SEED = int(os.environ.get("MORTICE_SEED", "0"))
 
 
-@pytest.mark.parametrize("target", ["interpreter", "c"])
-@pytest.mark.parametrize("name", list(CASES))
+QUICK = (
+    "gemm_thin_split",
+    "gemm_fp8",
+    "grouped_gemm_fp8",
+    "gemv",
+    "topk_gate",
+    "quantize",
+    "sample",
+    "permute",
+)
+RUNS = [(name, target) for target in ("interpreter", "c") for name in CASES] + [
+    pytest.param(name, "simulator", marks=() if name in QUICK else pytest.mark.slow) for name in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "target"), RUNS)
 def test_a_trial(name, target):
     print(f"seed {SEED}")
     case = CASES[name]

@@ -48,3 +48,49 @@ def test_powers(count, base2):
     assert (
         np.abs(found[finite] - expected[finite]) <= np.maximum(3e-7 * np.abs(expected[finite]), 3e-45)
     ).all()
+
+
+@tile.kernel
+def curves(X: tile.Tensor, *, bell: bool = False):
+    (N,) = X.shape
+    Y = tile.empty((N,), X.dtype)
+    for i in tile.parallel(N):
+        Y[i] = tile.tanh(X[i]) if bell else tile.sigmoid(X[i])
+    return Y
+
+
+@pytest.mark.parametrize("bell", [True, False])
+def test_sigmoid_and_tanh(bell):
+    x = np.concatenate([np.linspace(-12, 12, 999), [0.05, -0.05, 1e-6, -1e-6, 100, -100, np.inf, -np.inf]])
+    x = x.astype(np.float32)
+    wide = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = np.tanh(wide) if bell else 1 / (1 + np.exp(-wide))
+    np.testing.assert_allclose(curves(x, bell=bell), expected, rtol=2e-6, atol=1e-12)
+    assert np.isnan(curves(np.array([np.nan], np.float32), bell=bell)).all()
+
+
+@tile.kernel
+def halves(X: tile.Tensor, *, to: tile.DType = tile.f16):
+    (N,) = X.shape
+    Y = tile.empty((N,), to)
+    for i in tile.parallel(N):
+        Y[i] = X[i]
+    return Y
+
+
+def test_every_half_and_every_rounding_of_one():
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    wide = halves(every, to=tile.f32)
+    np.testing.assert_array_equal(wide, every.astype(np.float32))
+    finite = np.sort(wide[np.isfinite(wide)])
+    middles = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
+    around = np.concatenate(
+        [middles, np.nextafter(middles, np.float32(9e9)), np.nextafter(middles, np.float32(-9e9))]
+    )
+    ends = np.array(
+        [65519.9, 65520, 7e4, -7e4, np.inf, -np.inf, np.nan, 1e-9, -1e-9, 2**-25, 3 * 2**-25], np.float32
+    )
+    with np.errstate(over="ignore"):
+        for x in (around, ends):
+            np.testing.assert_array_equal(halves(x), x.astype(np.float16))

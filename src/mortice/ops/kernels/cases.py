@@ -20,7 +20,7 @@ from mortice.ops.kernels.attention_backward import (
 )
 from mortice.ops.kernels.attention_decode import combine, paged_decode
 from mortice.ops.kernels.attention_ragged import attention_paged, attention_ragged
-from mortice.ops.kernels.elementwise import rotary, softmax, swiglu
+from mortice.ops.kernels.elementwise import geglu, rotary, softmax, swiglu
 from mortice.ops.kernels.experts import permute, topk_gate, unpermute
 from mortice.ops.kernels.gemm import gemm_nn, gemm_nt, gemm_split_k, gemm_tn, linear, sum_splits
 from mortice.ops.kernels.gemm_fp8 import gemm_fp8
@@ -238,6 +238,12 @@ def trial_swiglu(draw: Draw) -> Trial:
     dtype = draw.dtype()
     x = draw.normal(draw.size(), 2 * draw.size(), dtype=dtype)
     return Trial((x,), (reference.swiglu(x),), PRECISION[dtype], {"BI": 48})
+
+
+def trial_geglu(draw: Draw) -> Trial:
+    dtype = draw.dtype()
+    x = draw.normal(draw.size(), 2 * draw.size(), dtype=dtype)
+    return Trial((x,), (reference.geglu(x),), PRECISION[dtype])
 
 
 def trial_rotary(draw: Draw) -> Trial:
@@ -476,6 +482,7 @@ CASES: dict[str, Case] = {
     "rms_norm": Case(rms_norm, trial_rms_norm, "N,D", of_rows),
     "add_rms_norm": Case(add_rms_norm, trial_add_rms_norm),
     "swiglu": Case(swiglu, trial_swiglu),
+    "geglu": Case(geglu, trial_geglu),
     "rotary": Case(rotary, trial_rotary),
     "softmax": Case(softmax, trial_softmax),
     "quantize": Case(quantize, trial_quantize),

@@ -20,6 +20,20 @@ def swiglu(GU: tile.Tensor, *, BI: int = 1024) -> Any:
 
 
 @tile.kernel
+def geglu(GU: tile.Tensor) -> Any:
+    """Y [T, I] = gelu(gate) * up of GU [T, 2 I], the gate in the first half, gelu by its tanh approximation
+    (arXiv 1606.08415)."""
+    T, W = GU.shape
+    assert W % 2 == 0, "W % 2 == 0"
+    Y = tile.empty((T, W // 2), GU.dtype)
+    for t, i in tile.parallel(T, W // 2):
+        x = GU[t, i]
+        bell = 1.0 + tile.tanh(0.7978845608 * (x + 0.044715 * x * x * x))
+        Y[t, i] = 0.5 * x * bell * GU[t, W // 2 + i]
+    return Y
+
+
+@tile.kernel
 def rotary(X: tile.Tensor, cos: tile.Tensor, sin: tile.Tensor) -> Any:
     """Y [T, H, D]: features i and i + D / 2 of X turned by the angle of row t, whose cosine and sine are cos, sin [T, D / 2]
     (arXiv 2104.09864)."""

@@ -5,21 +5,35 @@ from typing import Any
 from mortice import tile
 
 
-@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
-def gemv(X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 1024, threads: int = 128) -> Any:
-    """Y [M, N] = X [M, K] @ W [N, K]^T, for small M."""
+@tile.kernel(
+    cpu={"rows": 16, "BK": 1024, "once": False},
+    choices={"rows": (4, 8, 16, 32), "BK": (128, 256, 512, 1024, 2048)},
+)
+def gemv(
+    X: tile.Tensor, W: tile.Tensor, *, rows: int = 4, BK: int = 1024, threads: int = 128, once: bool = True
+) -> Any:
+    """Y [M, N] = X [M, K] @ W [N, K]^T, for small M. once: threads keep sums of their own, folded after the loop; a CPU
+    folds each piece as it passes, and then the pieces are never tiles."""
     M, K = X.shape
     N, K = W.shape
     Y = tile.empty((M, N), X.dtype)
     for n, m in tile.grid(tile.ceildiv(N, rows), M, threads=threads):
-        w, x = tile.fragment((rows, BK), W.dtype), tile.fragment((BK,), X.dtype)
-        product, y = tile.fragment((rows, BK), tile.f32, fill=0), tile.fragment((rows,), tile.f32)
-        for k in range(tile.ceildiv(K, BK)):
-            tile.copy(W[n * rows :, k * BK :], w)
-            tile.copy(X[m, k * BK :], x)
-            for i, j in tile.parallel(rows, BK):
-                product[i, j] = product[i, j] + w[i, j] * x[j]
-        tile.reduce_sum(product, y, axis=1)
+        y = tile.fragment((rows,), tile.f32, fill=0)
+        if once:
+            w, x = tile.fragment((rows, BK), W.dtype), tile.fragment((BK,), X.dtype)
+            product = tile.fragment((rows, BK), tile.f32, fill=0)
+            for k in range(tile.ceildiv(K, BK)):
+                tile.copy(W[n * rows :, k * BK :], w)
+                tile.copy(X[m, k * BK :], x)
+                for i, j in tile.parallel(rows, BK):
+                    product[i, j] = product[i, j] + w[i, j] * x[j]
+            tile.reduce_sum(product, y, axis=1)
+        else:
+            piece = tile.fragment((rows, BK), tile.f32)
+            for k in range(tile.ceildiv(K, BK)):
+                for i, j in tile.parallel(rows, BK):
+                    piece[i, j] = W[n * rows + i, k * BK + j] * X[m, k * BK + j]
+                tile.reduce_sum(piece, y, axis=1, clear=False)
         tile.copy(y, Y[m, n * rows :])
     return Y
 

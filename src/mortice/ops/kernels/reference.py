@@ -41,6 +41,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def geglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.double().chunk(2, -1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     a, b = x.double().chunk(2, -1)
     c, s = cos.double()[:, None], sin.double()[:, None]

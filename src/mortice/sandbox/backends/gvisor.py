@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mortice.sandbox import cgroups
-from mortice.sandbox.backends.sentry import Sentry
+from mortice.sandbox.backends.sentry import Sentry, socket_paths
 from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
@@ -122,7 +122,7 @@ class GVisor:
 
     def state_files(self, box_id: str) -> list[Path]:
         """What runsc itself remembers of a sandbox."""
-        return [*self._home.runsc.glob(f"{box_id}*"), *self._home.runsc.glob(f"runsc-{box_id}*")]
+        return [*self._home.runsc.glob(f"{box_id}*"), *socket_paths(box_id, self._home.runsc)]
 
     async def _launch(
         self, place: Path, arguments: list[str], trace: dict[str, Any] | None, first: bytes = b""

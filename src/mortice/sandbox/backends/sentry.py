@@ -94,11 +94,16 @@ class Sentry:
 
     def _socket_path(self) -> Path:
         """Where runsc put it: the first folder in which a path was short enough for it."""
-        name = f"runsc-{self._id}.sock"
-        for folder in (self._root, Path("/var/run"), Path("/run"), Path("/tmp")):
-            if (folder / name).is_socket():
-                return folder / name
-        raise OSError(f"it has no control socket {name}")
+        for path in socket_paths(self._id, self._root):
+            if path.is_socket():
+                return path
+        raise OSError(f"it has no control socket runsc-{self._id}.sock")
+
+
+def socket_paths(box_id: str, runsc_root: Path) -> list[Path]:
+    """Everywhere runsc may put a kernel's control socket, in its order."""
+    folders = (runsc_root, Path("/var/run"), Path("/run"), Path("/tmp"))
+    return [folder / f"runsc-{box_id}.sock" for folder in folders]
 
 
 @contextlib.contextmanager

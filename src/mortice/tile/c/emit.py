@@ -7,6 +7,7 @@ before the loop finds out) and once with a check an access.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from mortice.tile.c import regions
 from mortice.tile.c.checks import Checks
@@ -23,6 +24,18 @@ from mortice.tile.passes.ranges import affine, dimensions
 
 ALIGNMENT = 64
 SMALL = 4096  # bytes of a private array that may lie on a thread's stack
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """conditions: tests without the innermost variable. limits: what it must stay below. proven: accesses, by buffer, axis
+    and index, that are in bounds then. ends: one of these the innermost variable must stay below for anything to be
+    stored; empty if that is not known."""
+
+    conditions: list[str]
+    limits: list[str]
+    ends: list[str]
+    proven: set[tuple[str, int, e.Expr]]
 
 
 class Emitter:
@@ -282,66 +295,83 @@ class Emitter:
         """A loop that the compiler may take in any order, but for folds; like a parallel one it is written twice where
         bounds are not proven."""
         var, last = name(x.var.name), build.binary("sub", x.stop, e.const(1))
-        conditions, proven = self.inside(x.body, {x.var.name: (x.start, last)})
+        known = self.inside(x.body, {x.var.name: (x.start, last)}, x.var.name)
 
-        def written() -> None:
-            self.out.line(f"{{ const int64_t end_{var} = {self.c(x.stop)};")
+        def written(low: str, high: str) -> None:
+            self.out.line(f"{{ const int64_t end_{var} = {high};")
             self.out.line(f"#pragma omp simd{_reductions(x)}")
-            self.out.line(
-                f"for (int64_t {var} = {self.c(x.start)}; {var} < end_{var}; {var}++) {{", open=True
-            )
+            self.out.line(f"for (int64_t {var} = {low}; {var} < end_{var}; {var}++) {{", open=True)
             self.block(x.body)
             self.out.close()
             self.out.line("}")
 
         with self.ranges.loop((x.var,), (x.stop,), x.start):
-            self.twice(conditions, proven, written)
+            self.twice(known, self.c(x.start), self.c(x.stop), written)
 
     def parallel(self, x: s.Parallel) -> None:
         reach: dict[str, tuple[e.Expr, e.Expr]] = {
             var.name: (e.const(0), build.binary("sub", extent, e.const(1)))
             for var, extent in zip(x.vars, x.extents, strict=True)
         }
-        conditions, proven = self.inside(x.body, reach)
+        known = self.inside(x.body, reach, x.vars[-1].name)
         with self.ranges.loop(x.vars, x.extents):
-            self.twice(conditions, proven, lambda: self.nest(x))
+            self.twice(known, "0", self.c(x.extents[-1]), lambda low, high: self.nest(x, low, high))
 
-    def twice(
-        self, conditions: list[str], proven: set[tuple[str, int, e.Expr]], written: Callable[[], None]
-    ) -> None:
-        """Once trusting what is proven where the conditions hold, once with a check an access."""
-        if not conditions:
-            written()
+    def twice(self, known: "_Inside", low: str, high: str, written: Callable[[str, str], None]) -> None:
+        """Where the conditions hold, trusting what they prove as far as the limits reach; the rest with a check an
+        access."""
+        if not known.proven:
+            written(low, high)
             return
-        self.out.line(f"if ({' && '.join(conditions)}) {{", open=True)
-        with self.trusting(proven):
-            written()
+        safe = self.out.fresh("safe") if known.limits else high
+        if known.limits:
+            self.out.line(f"int64_t {safe} = {high};")
+            for limit in known.limits:
+                self.out.line(f"{safe} = MIN({safe}, (int64_t)({limit}));")
+            tests = " && ".join(known.conditions)
+            if tests:
+                self.out.line(f"if (!({tests})) {safe} = {low};")
+            self.out.line(f"if ({safe} > ({low})) {{", open=True)
+        else:
+            self.out.line(f"if ({' && '.join(known.conditions)}) {{", open=True)
+        with self.trusting(known.proven):
+            written(low, safe)
         self.out.close()
-        self.out.line("else {", open=True)
-        written()
+        if known.limits:
+            self.out.line(f"else {safe} = {low};")
+            if len(known.ends) == 1:
+                high = f"MIN((int64_t)({high}), (int64_t)({known.ends[0]}))"
+            self.out.line(f"if ({safe} < {high}) {{", open=True)
+            written(safe, high)
+        else:
+            self.out.line("else {", open=True)
+            written(low, high)
         self.out.close()
 
-    def nest(self, x: s.Parallel) -> None:
+    def nest(self, x: s.Parallel, low: str, high: str) -> None:
+        """low, high: of the last variable."""
         vector = vectorises(x)
         for i, (var, extent) in enumerate(zip(x.vars, x.extents, strict=True)):
-            if i == len(x.vars) - 1 and vector:
+            last = i == len(x.vars) - 1
+            if last and vector:
                 self.out.line("#pragma omp simd")
-            v = name(var.name)
-            self.out.line(f"for (int64_t {v} = 0; {v} < {self.c(extent)}; {v}++) {{", open=True)
+            v, start, stop = name(var.name), low if last else "0", high if last else self.c(extent)
+            self.out.line(f"for (int64_t {v} = {start}; {v} < {stop}; {v}++) {{", open=True)
         self.in_parallel = True
         self.block(x.body)
         self.in_parallel = False
         for _ in x.vars:
             self.out.close()
 
-    def inside(
-        self, body: s.Block, reach: dict[str, tuple[e.Expr, e.Expr]]
-    ) -> tuple[list[str], set[tuple[str, int, e.Expr]]]:
-        """Tests, before a loop, that accesses with an affine index are in bounds for all its iterations. reach: the first
-        and the last value of each of its variables."""
+    def inside(self, body: s.Block, reach: dict[str, tuple[e.Expr, e.Expr]], last: str) -> "_Inside":
+        """What is to be tested, before a loop, for accesses with an affine index to be in bounds. reach: the first and the
+        last value of each of its variables. last: the innermost, which limits may stop earlier."""
         inner = {node.var.name for node in walk(body) if isinstance(node, s.Let | s.For)}
         conditions: dict[str, None] = {}
+        limits: dict[str, None] = {}
         proven: set[tuple[str, int, e.Expr]] = set()
+        ends: dict[str, None] = {}
+        effects = sum(isinstance(node, s.Store | s.Assign | s.Atomic) for node in walk(body))
         for node in walk(body):
             if not isinstance(node, e.Load | s.Store) or node.guards is None:
                 continue
@@ -352,17 +382,27 @@ class Emitter:
                     for part in walk(at)
                 ):
                     continue
+                limited = form[0].get(last) == 1
                 low = high = form[1]
                 for var, factor in form[0].items():
-                    first, last = (build.binary("mul", end, e.const(factor)) for end in reach[var])
-                    first, last = (last, first) if factor < 0 else (first, last)
-                    low, high = build.binary("add", low, first), build.binary("add", high, last)
+                    first, end = (build.binary("mul", edge, e.const(factor)) for edge in reach[var])
+                    first, end = (end, first) if factor < 0 else (first, end)
+                    low = build.binary("add", low, first)
+                    if not (limited and var == last):
+                        high = build.binary("add", high, end)
                 lower = self.ranges.of(low)[0]
                 if lower is None or lower < 0:
                     conditions[f"({self.c(low)}) >= 0"] = None
-                conditions[f"({self.c(high)}) < {self.c(node.buffer.shape[axis])}"] = None
+                extent = node.buffer.shape[axis]
+                if limited:
+                    limit = self.c(build.binary("sub", extent, high))
+                    limits[limit] = None
+                    if isinstance(node, s.Store) and effects == 1:
+                        ends[limit] = None
+                else:
+                    conditions[f"({self.c(high)}) < {self.c(extent)}"] = None
                 proven.add((node.buffer.name, axis, at))
-        return list(conditions), proven
+        return _Inside(list(conditions), list(limits), list(ends), proven)
 
     @contextmanager
     def trusting(self, proven: set[tuple[str, int, e.Expr]]) -> Iterator[None]:

@@ -13,19 +13,7 @@
 typedef uint16_t bf16; /* the bits */
 typedef uint8_t e4m3;
 typedef uint8_t e5m2;
-#ifdef __AVX512FP16__
-typedef _Float16 f16;
-INLINE float from_f16(f16 x) { return (float)x; }
-INLINE f16 to_f16(float x) { return (f16)x; }
-#elif defined(__F16C__)
-typedef uint16_t f16;
-INLINE float from_f16(f16 x) { return _cvtsh_ss(x); }
-INLINE f16 to_f16(float x) { return _cvtss_sh(x, 0); }
-#else
-typedef _Float16 f16;
-INLINE float from_f16(f16 x) { return (float)x; }
-INLINE f16 to_f16(float x) { return (f16)x; }
-#endif
+typedef uint16_t f16; /* the bits: conversions are arithmetic that loops vectorise, as those of one instruction are not */
 
 INLINE float as_float(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 INLINE uint32_t as_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
@@ -33,6 +21,18 @@ INLINE float from_bf16(bf16 x) { return as_float((uint32_t)x << 16); }
 INLINE bf16 to_bf16(float x) { /* to nearest even; NaN stays NaN */
     const uint32_t bits = as_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+}
+INLINE float from_f16(f16 x) { /* small numbers too: the product by 2^112 is exact */
+    const uint32_t sign = (uint32_t)(x & 0x8000) << 16, rest = x & 0x7fff;
+    const uint32_t finite = as_bits(as_float(rest << 13) * 0x1p112f), other = 0x7f800000 | (rest & 0x3ff) << 13;
+    return as_float(sign | (rest >= 0x7c00 ? other : finite));
+}
+INLINE f16 to_f16(float x) { /* to nearest even; what is below 2^-14 is rounded by adding 1/2 */
+    const uint32_t bits = as_bits(x), size = bits & 0x7fffffff;
+    const uint32_t plain = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+    const uint32_t small = as_bits(as_float(size) + 0.5f) - 0x3f000000;
+    const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+    return (f16)(bits >> 16 & 0x8000) | (size >= 0x47800000 ? large : size < 0x38800000 ? small : plain);
 }
 #ifdef __AVX512BW__
 INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16; the processor's own instruction loses small numbers */
@@ -133,8 +133,25 @@ INLINE __m512 exp_lanes(__m512 x) { /* ln 2 taken off in two parts so that large
     HIDDEN __m128 name##_4(__m128 x) { return _mm512_castps512_ps128(name##_lanes(_mm512_castps128_ps512(x))); }       \
     HIDDEN float name##_1(float x) __asm__(#name "_f32");                                                              \
     HIDDEN float name##_1(float x) { return _mm512_cvtss_f32(name##_lanes(_mm512_set1_ps(x))); }
+__attribute__((simd("notinbranch"), const, nothrow)) float sigmoid_f32(float x);
+__attribute__((simd("notinbranch"), const, nothrow)) float tanh_f32(float x);
+INLINE __m512 sigmoid_lanes(__m512 x) {
+    const __m512 one = _mm512_set1_ps(1);
+    return _mm512_div_ps(one, _mm512_add_ps(one, exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+INLINE __m512 tanh_lanes(__m512 x) { /* by a series where e^2x - 1 would lose places */
+    const __m512 one = _mm512_set1_ps(1), square = _mm512_mul_ps(x, x);
+    const __m512 bounded = _mm512_min_ps(_mm512_set1_ps(10), _mm512_max_ps(_mm512_set1_ps(-10), x)); /* NaN stays */
+    const __m512 e = exp_lanes(_mm512_add_ps(bounded, bounded));
+    const __m512 large = _mm512_div_ps(_mm512_sub_ps(e, one), _mm512_add_ps(e, one));
+    __m512 p = _mm512_fnmadd_ps(square, _mm512_set1_ps(0.13333333f), _mm512_set1_ps(0.33333333f));
+    p = _mm512_mul_ps(x, _mm512_fnmadd_ps(square, p, one));
+    return _mm512_mask_mov_ps(large, _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(0.05f), _CMP_LT_OQ), p);
+}
 FORMS(exp2)
 FORMS(exp)
+FORMS(sigmoid)
+FORMS(tanh)
 #else
 /* 2^x within 2 units of the last place: 2^n p(f), x = n + f, |f| <= 1/2. No branches, so that loops of it vectorise. */
 INLINE float exp2_f32(float x) {
@@ -168,7 +185,6 @@ INLINE float exp_f32(float x) {
     const float y = p * as_float((uint32_t)(half + 127) << 23) * as_float((uint32_t)(rest + 127) << 23);
     return y;
 }
-#endif
 INLINE float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
 INLINE float tanh_f32(float x) {
     const float bounded = x < -10.0f ? -10.0f : x > 10.0f ? 10.0f : x, square = x * x;
@@ -176,6 +192,7 @@ INLINE float tanh_f32(float x) {
     const float small = x * (1.0f - square * (0.33333333f - square * 0.13333333f));
     return fabsf(x) < 0.05f ? small : large;
 }
+#endif
 INLINE float rsqrt_f32(float x) { return 1.0f / sqrtf(x); }
 
 /* Memory of one thread, kept from call to call. NULL if there is none left. */

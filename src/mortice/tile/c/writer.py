@@ -8,6 +8,12 @@ class Writer:
         self.lines: list[str] = []
         self.depth = 0
         self.marked: Span = NOWHERE
+        self.count = 0
+
+    def fresh(self, name: str) -> str:
+        """An identifier that neither kernels nor the prelude have."""
+        self.count += 1
+        return f"{name}{self.count}__"
 
     def line(self, text: str, open: bool = False) -> None:
         indent = "" if text.startswith("#") else "    " * self.depth

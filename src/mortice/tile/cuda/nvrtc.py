@@ -37,8 +37,11 @@ def key(source: str, architecture: str) -> str:
 
 
 def compile_text(source: str, architecture: str) -> tuple[bytes, str]:
-    """Machine code, and what the compiler said (registers, spills, advisories)."""
+    """Machine code, and what the compiler said (registers, spills, advisories). For a virtual architecture such as
+    "compute_90a" the code is PTX."""
     lib = library()
+    kind = "PTX" if architecture.startswith("compute_") else "CUBIN"
+    size, code = getattr(lib, f"nvrtcGet{kind}Size"), getattr(lib, f"nvrtcGet{kind}")
     program = ctypes.c_void_p()
     _check(lib.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))
     try:
@@ -53,7 +56,7 @@ def compile_text(source: str, architecture: str) -> tuple[bytes, str]:
         if status:
             errors = [line for line in log.splitlines() if "error" in line]
             raise RuntimeError(f"the generated CUDA does not compile: {errors[0] if errors else log[:300]}")
-        return _read(lib.nvrtcGetCUBINSize, lib.nvrtcGetCUBIN, program), log
+        return _read(size, code, program), log
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))
 

@@ -12,6 +12,7 @@ from mortice.tile.dtypes import boolean, widened
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
+from mortice.tile.simulator.instructions import write
 
 INFIX = {
     "add": "+", "sub": "-", "mul": "*", "xor": "^", "shl": "<<", "shr": ">>", "lt": "<", "le": "<=", "gt": ">",
@@ -169,7 +170,8 @@ class Code:
                 with self.indent():
                     self.block(x.body)
             case s.Op():
-                self._op(x)
+                for line in write(self, x):
+                    self.line(line)
             case _:
                 raise UnsupportedError(
                     x.span, type(x).__name__.lower(), "the simulator has no form of it", "lower it"
@@ -194,109 +196,6 @@ class Code:
                 self.block(x.body)
             self.line(f"if not {again}: break")
             self.line(f"{var} = {var} + {step}")
-
-    def _op(self, x: s.Op) -> None:  # noqa: C901 - a table of all instructions
-        at, span, m = dict(x.attributes), self.span(x.span), self.mask
-        vectors = x.name in ("load_global", "store_global")
-        o = [] if vectors else [self.operand(operand) for operand in x.operands]
-        match x.name:
-            case "barrier_init":
-                region = x.operands[0]
-                assert isinstance(region, e.Region)
-                count = self.allocs[region.buffer.name].count
-                self.line(f"B.barriers[scalar({o[0]}, {m}, {span}, 'barrier')] = Barrier({count}, {count})")
-            case (
-                "barrier_init_fence"
-                | "tma_prefetch"
-                | "sync_warp"
-                | "launch_dependents"
-                | "wait_dependencies"
-            ):
-                pass
-            case "barrier_expect":
-                self.line(f"arrive(B, W, {o[0]}, {m}, {span}, scalar({o[1]}, {m}, {span}, 'bytes'))")
-            case "barrier_arrive":
-                self.line(f"arrive(B, W, {o[0]}, {m}, {span})")
-            case "barrier_wait":
-                at_, parity = (
-                    f"scalar({o[0]}, {m}, {span}, 'barrier')",
-                    f"scalar({o[1]}, {m}, {span}, 'parity')",
-                )
-                self.line(f"yield from B.wait(W, {at_}, {parity}, {span})")
-            case "tma_load":
-                corner = ", ".join(f"scalar({c}, {m}, {span}, 'coordinate')" for c in o[3:])
-                self.line(f"R.alone({m}, {span}, 'tma_load')")
-                self.line(
-                    f"tma_load(B, W, scalar({o[0]}, {m}, {span}, 'address'), {o[1]}, "
-                    f"scalar({o[2]}, {m}, {span}, 'barrier'), "
-                    f"[{corner}], {span})"
-                )
-            case "tma_store" | "tma_reduce_add":
-                corner = ", ".join(f"scalar({c}, {m}, {span}, 'coordinate')" for c in o[2:])
-                self.line(f"R.alone({m}, {span}, {x.name!r})")
-                self.line(
-                    f"tma_store(B, W, {o[0]}, scalar({o[1]}, {m}, {span}, 'address'), [{corner}], {span}, "
-                    f"{x.name == 'tma_reduce_add'})"
-                )
-            case "bulk_commit":
-                self.line("B.commit(W, 'bulk')")
-            case "bulk_wait":
-                self.line(f"B.complete(W, 'bulk', {at['pending']})")
-            case "wgmma" | "wgmma_registers":
-                d, a, b = x.operands[0], x.operands[1], o[2]
-                assert isinstance(d, e.Region)
-                assert isinstance(a, e.Region)
-                left = (
-                    f"scalar({o[1]}, {m}, {span}, 'address')"
-                    if x.name == "wgmma"
-                    else f"({ident(a.buffer.name)}, {self(a.offsets[0])})"
-                )
-                self.line(
-                    f"wgmma(B, W, {ident(d.buffer.name)}, {self(d.offsets[0])}, {left}, "
-                    f"scalar({b}, {m}, {span}, 'address'), scalar({o[3]}, {m}, {span}, 'keep'), {at}, {span})"
-                )
-            case "wgmma_fence":
-                self.line("W.dirty.clear()")
-            case "wgmma_commit":
-                self.line("B.commit(W, 'wgmma')")
-                self.line("yield")
-            case "wgmma_wait":
-                self.line(f"B.complete(W, 'wgmma', {at['pending']})")
-            case "stmatrix":
-                r = x.operands[1]
-                assert isinstance(r, e.Region)
-                self.line(
-                    f"stmatrix(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {span})"
-                )
-            case "load_shared":
-                r = x.operands[0]
-                assert isinstance(r, e.Region)
-                self.line(
-                    f"load_shared(B, W, {ident(r.buffer.name)}, {self(r.offsets[0])}, {o[1]}, {at}, {m}, {span})"
-                )
-            case "store_shared":
-                r = x.operands[1]
-                assert isinstance(r, e.Region)
-                self.line(
-                    f"store_shared(B, W, {o[0]}, {ident(r.buffer.name)}, {self(r.offsets[0])}, {at}, {m}, {span})"
-                )
-            case "load_global" | "store_global":
-                tensor, r = x.operands[:: -1 if x.name == "load_global" else 1]
-                assert isinstance(tensor, e.Load)
-                assert isinstance(r, e.Region)
-                self.line(
-                    f"R.{x.name}({tensor.buffer.name!r}, ({self.list(tensor.indices)}), {ident(r.buffer.name)}, "
-                    f"{self(r.offsets[0])}, {at['bytes']}, {m}, {span})"
-                )
-            case "fence_async":
-                self.line("B.clocks.fence(W.number)")
-            case "sync" | "arrive":
-                number, threads = (f"scalar({v}, {m}, {span}, 'sync')" for v in o)
-                self.line(f"yield from B.sync(W, {number}, {threads}, {span}, {x.name == 'sync'})")
-            case _:
-                raise UnsupportedError(
-                    x.span, x.name, "the simulator does not know this instruction", "run it on a GPU"
-                )
 
     def operand(self, x: e.Expr | e.Region) -> str:
         if not isinstance(x, e.Region):

@@ -192,7 +192,7 @@ def uniform_condition(cx: Context, loop: s.Parallel, layout: Layout) -> e.Expr |
     conditions = _conditions(loop)
     if not conditions:
         return None
-    tests = [_always(cx, x, loop, layout) for x in conditions.values()]
+    tests = [_always(cx, x, loop, layout) for x in dict.fromkeys(conditions.values())]
     known = [x for x in tests if x is not None]
     return a.every(*known) if len(known) == len(tests) else None
 
@@ -327,9 +327,15 @@ def reduce(cx: Context, x: s.Reduce) -> None:
     dtype = there.dtype
     whole = not dtype.is_float
     neutral = {"sum": 0, "max": -(2**31), "min": 2**31 - 1, "absmax": 0}[x.op] if whole else IDENTITY[x.op]
-    part = cx.array("part", dtype, out.slots)
+    near = [distance for distance in layout.lanes(x.axis) if distance < 32]
+    later = target.name in cx.deferred
+    far = len(near) < len(layout.lanes(x.axis)) and not later
+    part = cx.array("part", dtype, out.slots) if far else there
     with cx.unroll(out.slots) as o:
-        total = cx.let("total", e.Const(dtype, neutral), mutable=True)
+        old = build.load(there, (o,))
+        joins_first = not x.clear and x.op != "sum" and not far
+        start = old if joins_first else e.Const(dtype, neutral)
+        total = cx.let("total", start, mutable=True)
         count = layout.slots // out.slots
         step = 2 if count % 2 == 0 else 1
         with cx.unroll(count, "r", step) as r:
@@ -345,31 +351,38 @@ def reduce(cx: Context, x: s.Reduce) -> None:
                 values.append(value)
             pair = values[0] if step == 1 else build.binary(FOLD[x.op], values[0], values[1])
             cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, pair)))
-        cx.emit(s.Store(part, (o,), total))
-    if target.name not in cx.deferred:
-        _exchange(cx, x.op, part, layout.lanes(x.axis))
+        for distance in () if later else near:
+            other = a.call("shuffle_xor", total, a.const(distance))
+            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, other)))
+        if not x.clear and not joins_first and not far:
+            cx.emit(s.Assign(total, build.binary(FOLD[x.op], total, old)))
+        cx.emit(s.Store(part, (o,), total if far else cx.rounded(total, target.dtype), span=x.span))
+    if not far:
+        return
+    _across_warps(cx, x.op, part, layout.lanes(x.axis))
     with cx.unroll(out.slots) as o:
         result: e.Expr = build.load(part, (o,))
         if not x.clear:
-            result = build.binary(FOLD[x.op], build.load(there, (o,)), result)
+            result = build.binary(FOLD[x.op], result, build.load(there, (o,)))
         cx.emit(s.Store(there, (o,), cx.rounded(result, target.dtype), span=x.span))
 
 
 def finish_sum(cx: Context, x: s.Reduce) -> None:
     """What each thread has summed for itself through a loop, brought together after it."""
-    lanes = cx.layouts[x.source.buffer.name].lanes(x.axis)
-    _exchange(cx, "sum", cx.registers[x.target.buffer.name], lanes)
+    registers, lanes = cx.registers[x.target.buffer.name], cx.layouts[x.source.buffer.name].lanes(x.axis)
+    with cx.unroll(registers.extents[0]) as o:
+        for distance in lanes:
+            if distance < 32:
+                mine: e.Expr = build.load(registers, (o,))
+                other = a.call("shuffle_xor", mine, a.const(distance))
+                cx.emit(s.Store(registers, (o,), build.binary("add", mine, other)))
+    _across_warps(cx, "sum", registers, lanes)
 
 
-def _exchange(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> None:
-    """Each register of `part` becomes the fold over the threads at these distances."""
+def _across_warps(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> None:
+    """Each register of `part` becomes the fold over the warps at these distances in threads."""
     slots = part.extents[0]
-    near, far = [d for d in lanes if d < 32], [d for d in lanes if d >= 32]
-    with cx.unroll(slots) as o:
-        for distance in near:
-            mine = build.load(part, (o,))
-            other = a.call("shuffle_xor", mine, a.const(distance))
-            cx.emit(s.Store(part, (o,), build.binary(FOLD[op], mine, other)))
+    far = [distance for distance in lanes if distance >= 32]
     if not far:
         return
     word = cx.array("word", u32, 1)

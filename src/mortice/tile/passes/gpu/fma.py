@@ -46,8 +46,8 @@ def multiply(cx: Context, x: s.Gemm) -> None:
             at = a.add(layout.register(0, rows, 0, r), layout.register(1, columns, 0, c))
             total: e.Expr = build.load(registers, (at,))
             for one in range(step):
-                pair = [build.load(y, (a.add(a.mul(i, step), one),)) for y, i in ((left, r), (right, c))]
-                total = build.binary("add", total, build.binary("mul", *pair))
+                x_, y_ = (build.load(b, (a.add(a.mul(i, step), one),)) for b, i in ((left, r), (right, c)))
+                total = build.binary("add", total, build.binary("mul", x_, y_))
             cx.emit(s.Store(registers, (at,), total))
     cx.emit(s.For(k, a.const(0), a.const(inner), a.const(step), tuple(body), "serial", span=x.span))
     cx.sync()

@@ -26,7 +26,9 @@ def infer(launch: s.Launch, threads: int, groups: int, side_by_side: bool) -> di
                 rows, columns = node.a.buffer.extents
                 layouts[node.a.buffer.name] = accumulator(rows, columns, groups)
         elif isinstance(node, s.Gemm):
-            layouts[node.c.buffer.name] = by_warps(*node.c.buffer.extents, threads)
+            layouts[node.c.buffer.name] = by_warps(
+                node.c.buffer.extents[0], node.c.buffer.extents[1], threads
+            )
     while True:
         _agree(launch, layouts)
         open_ones = [buffer for name, buffer in fragments.items() if name not in layouts]

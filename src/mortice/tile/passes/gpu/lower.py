@@ -89,7 +89,7 @@ class _Lowering:
         self.cx.names = _names(function)
         for gemm, reason in refused:
             self.cx.note(gemm.span, "gemm", "multiplied by threads, not by the matrix unit", reason)
-        self.cx.deferred = deferred_sums(launch.body)
+        self.cx.deferred = deferred_sums(launch.body) if self.side else frozenset()
         self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
         self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
