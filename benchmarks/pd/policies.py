@@ -2,7 +2,7 @@
 one that the first tenth of the trace would have chosen, undivided workers with chunked prefill, thresholds, DOPD's formula,
 and ours; static and DOPD also with ours' convertible decode workers.
 
-    make compiled && PYTHONPATH=build/compiled .venv/bin/python benchmarks/pd/policies.py --gpus 8 [--seeds 0 1 2] [mix ...]
+    make compiled && PYTHONPATH=build/compiled .venv/bin/python benchmarks/pd/policies.py [mix ...] --gpus 8 [--seeds 0 1 2]
 
 An instance is Llama-3.1-70B in FP8 on two H100 (cost model). All ways meet the same arrivals; goodput is the largest mean
 rate at which 90 % of all requests meet both limits, by bisection to 4 %. What changes its division starts half and half

@@ -1,6 +1,6 @@
 """Accelerator hours on a day of real rates: a fixed fleet sized for the peak against ours, which starts and stops workers.
 
-    .venv/bin/python benchmarks/pd/scaling.py [--mean 4] [--hours 24] [--out build/pd-scaling.json]
+    .venv/bin/python benchmarks/pd/scaling.py [--mean 8] [--hours 24] [--out build/pd-scaling.json]
 
 Rates are the 10-minute windows of ServeGen's language/m-small, scaled to a mean; Poisson within a window; lengths are Azure
 conv's. A start takes 45 s and counts from its order; a stopped worker counts until its last request is over. The fixed fleet
@@ -74,17 +74,19 @@ def measure(plan: Plan, mean: float, hours: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mean", type=float, default=4.0)
+    parser.add_argument("--mean", type=float, default=8.0)
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--out", type=Path, default=Path("build/pd-scaling.json"))
     options = parser.parse_args()
-    workers, found = 2, {}
-    while True:
-        found = measure(fixed(workers), options.mean, options.hours)
-        print(workers, found, flush=True)
-        if found["attainment"] >= USUAL.target:
-            break
-        workers += 1
+    too_few, workers, found = 0, 0, {}
+    while workers - too_few != 1:  # doubled until it holds, then bisected
+        middle = (too_few + workers) // 2 if workers else max(1, 2 * too_few)
+        tried = measure(fixed(middle), options.mean, options.hours)
+        print(middle, tried, flush=True)
+        if tried["attainment"] >= USUAL.target:
+            workers, found = middle, tried
+        else:
+            too_few = middle
     scaled = measure(ours(2 * workers), options.mean, options.hours)
     saved = 1 - scaled["gpu_hours"] / found["gpu_hours"]
     result = {"workers": workers, "fixed": found, "ours": scaled, "saved": saved}
