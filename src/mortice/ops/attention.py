@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from mortice.ops.compiled import MAX_HEAD_DIM, load
 
+ROWS = 32  # queries of a prompt come in multiples of so many, see `_spare_rows`
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -176,6 +178,13 @@ def attend_in_place(q: Tensor, k_plane: Tensor, v_plane: Tensor, group: DecodeGr
     return compiled.paged_attention(q, k_plane, v_plane, group.tables, group.context, group.window, scale)
 
 
+def _spare_rows(count: int, q: Tensor) -> int:
+    """Rows that fill `count` up to a multiple of 32. torch's kernel for 16-bit numbers on a CPU keeps code for every size of
+    a last block that it has met, 0.3 MB each and for ever; causality and the mask hide what is added."""
+    is_kept = q.device.type == "cpu" and q.dtype is not torch.float32 and count > ROWS
+    return -count % ROWS if is_kept else 0
+
+
 def attend_group(
     q: Tensor, k: Tensor, v: Tensor, k_plane: Tensor, v_plane: Tensor, group: Group, scale: float
 ) -> Tensor:
@@ -183,14 +192,17 @@ def attend_group(
     n, new, (heads, dim) = group.num_seqs, group.num_queries, q.shape[1:]
     kv_heads = k_plane.shape[2]
     share = heads // kv_heads
+    spare = _spare_rows(new, q)
     if group.blocks is None:
+        if spare:
+            q, k, v = (F.pad(x, (0, 0, 0, 0, 0, spare)) for x in (q, k, v))
         # KV heads go to the batch dimension and are spread over their query heads by a stride of 0, not by a
         # copy.
         q5 = q.unflatten(1, (kv_heads, share)).permute(1, 2, 0, 3)
         k5 = k.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
         v5 = v.transpose(0, 1)[:, None].expand(-1, share, -1, -1)
         out = F.scaled_dot_product_attention(q5, k5, v5, is_causal=True, scale=scale)
-        return out.permute(2, 0, 1, 3)
+        return out.permute(2, 0, 1, 3)[:new]
     keys = k_plane.index_select(0, group.blocks).view(n, -1, kv_heads, dim).transpose(1, 2)
     values = v_plane.index_select(0, group.blocks).view(n, -1, kv_heads, dim).transpose(1, 2)
     assert group.mask is not None
@@ -208,5 +220,7 @@ def attend_group(
     k5 = keys.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
     v5 = values.reshape(n * kv_heads, 1, length, dim).expand(-1, share, -1, -1)
     mask = group.mask.expand(-1, kv_heads, -1, -1).reshape(n * kv_heads, 1, new, length)
-    out = F.scaled_dot_product_attention(q5, k5, v5, attn_mask=mask, scale=scale)
+    if spare:
+        q5, mask = (F.pad(x, (0, 0, 0, spare)) for x in (q5, mask))
+    out = F.scaled_dot_product_attention(q5, k5, v5, attn_mask=mask, scale=scale)[:, :, :new]
     return out.reshape(n, kv_heads, share, new, dim).permute(0, 3, 1, 2, 4).reshape(n, new, heads, dim)
