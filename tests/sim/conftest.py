@@ -313,6 +313,11 @@ class World:
             if worker.is_alive:
                 check_worker(worker)
 
+    def beat(self) -> None:
+        self.clock.advance(self.deployment.transfer.heartbeat_s)
+        for place in self.workers:
+            self.heartbeat(place)
+
     def drain(self) -> None:
         """Every crash is noticed and mended, every message comes, and time passes: nothing may be left anywhere."""
         for place, worker in self.workers.items():
@@ -322,9 +327,7 @@ class World:
                 self.start(place)
         for turn in range(600):
             if turn % 10 == 9:  # a lease whose release was lost holds its blocks until it is over
-                self.clock.advance(self.deployment.transfer.heartbeat_s)
-                for place in self.workers:
-                    self.heartbeat(place)
+                self.beat()
             for place, worker in self.workers.items():
                 while worker.inbox:
                     self.deliver(place, inward=True)
