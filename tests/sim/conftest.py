@@ -318,13 +318,16 @@ class World:
         for place in self.workers:
             self.heartbeat(place)
 
-    def drain(self) -> None:
-        """Every crash is noticed and mended, every message comes, and time passes: nothing may be left anywhere."""
+    def mend(self) -> None:
         for place, worker in self.workers.items():
             if not worker.is_alive:
                 if not worker.is_buried:
                     self.notice(place)
                 self.start(place)
+
+    def drain(self) -> None:
+        """Every crash is noticed and mended, every message comes, and time passes: nothing may be left anywhere."""
+        self.mend()
         for turn in range(600):
             if turn % 10 == 9:  # a lease whose release was lost holds its blocks until it is over
                 self.beat()
