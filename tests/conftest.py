@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.core import Engine
@@ -17,6 +18,9 @@ from mortice.specs.request import Delta, Request
 from mortice.specs.sampling import SamplingParams
 from mortice.transport.pool import PrivatePool, SharedPool
 from mortice.transport.shm import ShmTransport
+
+settings.register_profile("mortice", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("mortice")
 
 
 @dataclass

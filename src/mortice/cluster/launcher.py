@@ -70,6 +70,9 @@ class LocalBody:
             self._ended.set_result(code)
 
 
+CLOSE_S = 10.0  # for workers that were killed to be gone, and for those that are being forked
+
+
 class LocalLauncher:
     """Workers are forked from this process's nursery (engine/nursery.py), and end when this process or the launcher ends."""
 
@@ -95,9 +98,19 @@ class LocalLauncher:
         self._starting[config.worker_id] = began
         with contextlib.suppress(OSError):  # the nursery is gone: `_hear` finds that too
             socket.send_fds(self._line, [order], [1, 2])
-        return await began
+        return await asyncio.shield(began)  # whoever waits may be cancelled; the worker comes all the same
 
     async def close(self) -> None:
+        """End what still runs, what is just starting too."""
+        if self._line is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*self._starting.values())
+                bodies = list(self._bodies.values())
+                for body in bodies:
+                    body.kill()
+                await asyncio.gather(*(body.wait() for body in bodies))
         if self._line is not None:
             asyncio.get_running_loop().remove_reader(self._line)
             self._line.close()

@@ -57,6 +57,7 @@ from mortice.specs.messages import (
 )
 from mortice.specs.request import Delta, Request
 from mortice.specs.worker_times import WorkerTimes
+from mortice.transport.segment import sweep
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,7 @@ class LiveCluster:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._launcher.close()
+        sweep(self._shm_prefix, ())
         await self._switchboard.close()
         self.decisions.close()
 

@@ -1,5 +1,6 @@
 """This process's nursery: started with the first worker, shared by all launchers, gone with this process."""
 
+import atexit
 import os
 import socket
 import subprocess
@@ -26,6 +27,19 @@ def new_line() -> socket.socket:
         _nursery = _start()
         socket.send_fds(_nursery[1], [b"+"], [theirs.fileno()])
     return ours
+
+
+@atexit.register
+def _end() -> None:
+    """With this process its nursery goes, and with that every worker that is left."""
+    if _nursery is not None:
+        process, control = _nursery
+        control.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _start() -> tuple["subprocess.Popen[bytes]", socket.socket]:
