@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from mortice.cluster.launcher import LocalLauncher
 from mortice.engine.config import WorkerConfig
 from mortice.specs.deployment import Deployment
 from mortice.specs.errors import RequestError
+from mortice.transport.segment import sweep
+
+PREFIX = f"mortice-test-{os.getpid()}"
+
+
+@pytest.fixture(autouse=True)
+def memory_is_swept() -> Iterator[None]:
+    yield
+    sweep(PREFIX, ())
 
 
 def config(name: str, model: str = "fake:") -> WorkerConfig:
@@ -23,7 +33,7 @@ def config(name: str, model: str = "fake:") -> WorkerConfig:
         model_path=model,
         deployment=Deployment(model=model, prefill=0),
         threads=1,
-        shm_prefix=f"mortice-test-{os.getpid()}",
+        shm_prefix=PREFIX,
     )
 
 
