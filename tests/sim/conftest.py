@@ -235,6 +235,7 @@ class World:
         for other in self.workers.values():
             self.send(other.worker_id, PeerGone(worker.pool.address.pool_id))
         self.traffic.worker_left(worker.worker_id)
+        self.hang_up()  # of those that were given up
 
     def _act(self, worker: Worker, words: Callable[[], list[FromWorker]]) -> None:
         self.fabric.acting = worker
