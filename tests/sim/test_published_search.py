@@ -142,8 +142,22 @@ ONE_LENGTH = pytest.mark.xfail(
         pytest.param(DIVIDED_66B, TOGETHER_66B, CHAT, (400, 100), id="chatbot 66B, limits of v1"),
         pytest.param(DIVIDED_66B, TOGETHER_66B, CODE, (125, 200), id="code 66B"),
         pytest.param(DIVIDED_66B, TOGETHER_66B, SUMMARY, (15_000, 150), id="summarisation 66B"),
-        pytest.param(DIVIDED_66B, TOGETHER_66B, CHAT, (2500, 150), id="chatbot 66B", marks=ONE_LENGTH),
-        pytest.param(DIVIDED_13B, TOGETHER_13B, CHAT, (250, 100), id="chatbot 13B", marks=ONE_LENGTH),
+        pytest.param(
+            DIVIDED_66B,
+            TOGETHER_66B,
+            CHAT,
+            (2500, 150),
+            id="chatbot 66B",
+            marks=[ONE_LENGTH, pytest.mark.slow],
+        ),
+        pytest.param(
+            DIVIDED_13B,
+            TOGETHER_13B,
+            CHAT,
+            (250, 100),
+            id="chatbot 13B",
+            marks=[ONE_LENGTH, pytest.mark.slow],
+        ),
     ],
 )
 def test_the_division_carries_more_than_1_5_times_the_requests(

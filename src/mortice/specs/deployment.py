@@ -49,6 +49,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease_s: float = 30.0  # a lease that nobody renews ends after this long
     heartbeat_s: float = 5.0
     listen: str = "127.0.0.1"  # address of the block server of the tcp transport
+    encrypt: Literal["auto", "on", "off"] = "auto"  # the tcp transport; auto: where it leads beyond the host
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +161,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise RequestError("speculation by draft needs draft_model", param="speculation.draft_model")
         if self.transfer.heartbeat_s * 2 > self.transfer.lease_s:
             raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
+        if self.transfer.encrypt == "on" and self.transfer.transport in ("shm", "nixl"):
+            raise RequestError(
+                f"transfer.encrypt: the {self.transfer.transport} transport cannot encrypt; use tcp or auto",
+                param="transfer.encrypt",
+            )
 
     def _check_admission(self) -> None:
         for name, value in msgspec.structs.asdict(self.admission).items():
