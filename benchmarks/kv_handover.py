@@ -1,5 +1,5 @@
-"""KV from one process to another: shared memory, TCP (plain and encrypted) and NIXL against memcpy; and what that costs a compute
-loop.
+"""KV from one process to another: shared memory, TCP (plain, encrypted) and NIXL against memcpy; and what that costs
+a compute loop.
 
     PYTHONPATH=src python benchmarks/kv_handover.py [--rounds 9] [--max-mib 256] [--out FILE]
 
