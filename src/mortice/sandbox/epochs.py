@@ -7,13 +7,12 @@ written aside, synced and renamed, that names a published snapshot: it exists wh
 import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from mortice.sandbox.box import Box
 from mortice.sandbox.contract import LeaseLost, SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
-from mortice.sandbox.effects import EffectLedger
 from mortice.sandbox.home import NewerVersion, check_version, digest_of, write_once
 from mortice.sandbox.supervisor import Sandboxes
 from mortice.specs.errors import RequestError
@@ -49,10 +48,21 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     how: Literal["attached", "restored"]
 
 
-class Epochs:
-    """The epochs of one run, and its effect ledger."""
+class Effects(Protocol):
+    """The caller's ledger of what a run did to the outside world (`mortice.agent.ledger.RunEffects` is one)."""
 
-    def __init__(self, boxes: Sandboxes, run: str, *, branch: str = "main") -> None:
+    @property
+    def num_entries(self) -> int: ...
+
+    def rewind(self, epoch: int) -> None:
+        """The run goes on from this epoch: what is newer has happened all the same, and the ledger has to say so."""
+        ...
+
+
+class Epochs:
+    """The epochs of one run. `effects`: its ledger; without one the run is taken to have no effects outside its sandbox."""
+
+    def __init__(self, boxes: Sandboxes, run: str, *, effects: Effects | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
             raise RequestError(
                 "a run's name has letters, digits, dots, dashes and underscores, at most 100", param="run"
@@ -61,7 +71,7 @@ class Epochs:
         self._boxes = boxes
         self._folder = boxes.home.runs / run
         (self._folder / "epochs").mkdir(parents=True, exist_ok=True)
-        self.effects = EffectLedger(self._folder / "effects.jsonl", run=run, branch=branch)
+        self._effects = effects
 
     async def commit(self, box: Box, journal: dict[str, Any], *, pinned: bool = False) -> Epoch:
         """Publish the state after a turn. A sandbox in which nothing ran since its last snapshot is not saved again."""
@@ -77,7 +87,8 @@ class Epochs:
         epoch = Epoch(
             run=self.run, number=number, journal=journal, box=box.record.id, snapshot=snapshot,
             audit_chain=manifest.audit_chain, audit_seq=manifest.audit_seq, audit_head=manifest.audit_head,
-            num_effects=self.effects.num_entries, created_at=time.time(), pinned=pinned, version=VERSION,
+            num_effects=self._effects.num_entries if self._effects else 0, created_at=time.time(), pinned=pinned,
+            version=VERSION,
         )  # fmt: skip
         epoch = msgspec.structs.replace(epoch, digest=digest_of(epoch))
         try:
@@ -107,8 +118,8 @@ class Epochs:
     async def resume(self, *, rewind: bool = False, keep: bool = False) -> Resumed:
         """Go on after a crash: take over the living sandbox, or restore the last epoch whose snapshot is sound.
 
-        `rewind` leaves a living sandbox alone and goes back to the epoch as it was. Effects recorded after that epoch have
-        happened; the ledger knows them, and `effects.since(epoch)` words them as facts.
+        `rewind` leaves a living sandbox alone and goes back to the epoch as it was. Effects after that epoch have happened;
+        the ledger is told where the run goes on, and replays them.
         """
         last = self.last()
         if last is None:
@@ -127,7 +138,8 @@ class Epochs:
             except (SnapshotRefused, SandboxNotFound) as error:
                 problems.append(error.message)
                 continue
-            self.effects.rewind(epoch.number)
+            if self._effects is not None:
+                self._effects.rewind(epoch.number)
             return Resumed(box=box, epoch=epoch, how="restored")
         raise SnapshotRefused(f"no epoch of run {self.run!r} can be restored: {'; '.join(problems)}")
 

@@ -14,6 +14,7 @@ import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.backends.microsandbox import Microsandbox
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
 from mortice.sandbox.backends.wasm import Wasm, WasmBox
@@ -68,6 +69,7 @@ class Sandboxes:
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.wasm = Wasm()
+        self.microsandbox = Microsandbox()
         self._mine: dict[str, Box] = {}
 
     async def __aenter__(self) -> "Sandboxes":
@@ -145,8 +147,12 @@ class Sandboxes:
         refusals = []
         for name in names:
             backend = self.backends.get(name)
+            if backend is None and name == self.microsandbox.name:
+                probe = await self.microsandbox.probe()
+                refusals.append(f"{name}: {probe.why_not} ({probe.remedy})")
+                continue
             if backend is None:
-                refusals.append(f"{name}: not built for this machine")
+                refusals.append(f"{name}: there is no such back end")
                 continue
             if spec.backend == "auto" and backend.strength is Strength.EMULATED:
                 refusals.append(f"{name}: emulated here, which is no wall; it is had by name only")
@@ -321,6 +327,7 @@ class Sandboxes:
         """Every back end, strongest first."""
         order: Sequence[Probed] = [
             self.backends["microvm"],
+            self.microsandbox,
             self.backends["gvisor"],
             self.wasm,
             self.backends["process"],
