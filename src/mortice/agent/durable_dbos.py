@@ -251,7 +251,7 @@ class DbosDurable:
                 return
             await asyncio.sleep(_POLL_S)
 
-    async def _put_aside(self, run_id: str, reason: str) -> Exception:
+    async def _put_aside(self, run_id: str, reason: str) -> BaseException:
         """Gives what ends the step under way without writing it down."""
         self._suspended[run_id] = reason
         outside = self._outside()
