@@ -385,7 +385,7 @@ class DbosReader:
     def register_queue(self, name: str) -> None:
         self._client.register_queue(name, polling_interval_sec=_POLL_S, application_name=APPLICATION)
 
-    def runs(self, *, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
+    def runs(self, *, kind: str | None = None, limit: int | None = 100) -> list[RunRecord]:
         found = self._client.list_workflows(name="mortice.run", limit=limit, sort_desc=True)
         return [r for r in map(run_record, found) if kind in (None, r.kind)]
 

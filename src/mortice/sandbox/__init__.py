@@ -28,7 +28,8 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
-from mortice.sandbox.epochs import Effects, Epoch, Epochs, Resumed
+from mortice.sandbox.epoch_files import Epoch
+from mortice.sandbox.epochs import Effects, Epochs, Resumed
 from mortice.sandbox.home import Home
 from mortice.sandbox.pool import WarmPool
 from mortice.sandbox.supervisor import Sandboxes

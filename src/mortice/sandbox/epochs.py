@@ -13,30 +13,12 @@ import msgspec
 
 from mortice.sandbox.box import Box
 from mortice.sandbox.contract import LeaseLost, SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
-from mortice.sandbox.home import NewerVersion, check_version, digest_of, write_once
+from mortice.sandbox.epoch_files import VERSION, Epoch, read_epoch, read_epochs
+from mortice.sandbox.home import digest_of, write_once
 from mortice.sandbox.supervisor import Sandboxes
 from mortice.specs.errors import RequestError
 
 KEEP_LAST = 3
-VERSION = 1  # of epochs that are written; older ones are read
-
-
-class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state of a run after one of its turns. `journal` is the caller's: a step number, a database row, what it needs."""
-
-    run: str
-    number: int
-    journal: dict[str, Any]
-    box: str
-    snapshot: str
-    audit_chain: str
-    audit_seq: int
-    audit_head: str
-    num_effects: int
-    created_at: float
-    pinned: bool = False
-    version: int = 0
-    digest: str = ""
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,15 +87,14 @@ class Epochs:
     def last(self) -> Epoch | None:
         """The newest epoch that can be read and was not altered."""
         for path in sorted((self._folder / "epochs").glob("*.json"), reverse=True):
-            epoch = self._read(path)
+            epoch = read_epoch(path, self.run)
             if epoch is not None:
                 return epoch
         return None
 
     def all(self) -> list[Epoch]:
         """Every sound epoch, oldest first."""
-        found = (self._read(p) for p in sorted((self._folder / "epochs").glob("*.json")))
-        return [epoch for epoch in found if epoch is not None]
+        return read_epochs(self._boxes.home, self.run)
 
     async def resume(self, *, rewind: bool = False, keep: bool = False) -> Resumed:
         """Go on after a crash: take over the living sandbox, or restore the last epoch whose snapshot is sound.
@@ -158,15 +139,3 @@ class Epochs:
 
     def _path(self, number: int) -> Path:
         return self._folder / "epochs" / f"{number:08d}.json"
-
-    def _read(self, path: Path) -> Epoch | None:
-        """None for a damaged one. Raises SnapshotRefused for a later version's: passing it over would repeat its turn."""
-        try:
-            data = path.read_bytes()
-            check_version(data, VERSION)
-            epoch = msgspec.json.decode(data, type=Epoch)
-        except NewerVersion as error:
-            raise SnapshotRefused(f"epoch {path.stem} of run {self.run!r}: {error}") from None
-        except (OSError, msgspec.DecodeError):
-            return None
-        return epoch if epoch.digest == digest_of(epoch) else None
