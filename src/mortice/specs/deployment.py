@@ -144,6 +144,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 )
         elif self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
+        self._check_admission()
         limits = self.limits
         if not (1 <= limits.block_size <= 512 and limits.block_size & (limits.block_size - 1) == 0):
             raise RequestError("block_size must be a power of two up to 512", param="limits.block_size")
@@ -159,6 +160,14 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise RequestError("speculation by draft needs draft_model", param="speculation.draft_model")
         if self.transfer.heartbeat_s * 2 > self.transfer.lease_s:
             raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
+
+    def _check_admission(self) -> None:
+        for name, value in msgspec.structs.asdict(self.admission).items():
+            if not (value > 0 or (name == "drain_s" and value == 0)):
+                raise RequestError(
+                    f"admission.{name} must be more than 0, not {value}: nothing could be served",
+                    param=f"admission.{name}",
+                )
 
 
 def load_deployment(path: str | Path) -> Deployment:
