@@ -14,6 +14,7 @@ from thin import thin
 
 from mortice import tile
 from mortice.ops.kernels.attention import attention
+from mortice.ops.kernels.attention_backward import attention_backward as attention_backward_at_once
 from mortice.ops.kernels.attention_backward import (
     attention_backward_keys,
     attention_backward_queries,
@@ -29,6 +30,7 @@ from mortice.ops.kernels.norm import rms_norm
 from mortice.tile.cuda import driver
 from mortice.tile.cuda.compile import compile_function
 from mortice.tile.cuda.nvrtc import compile_text, version
+from mortice.tile.passes.gpu.cards import SM_80
 from mortice.tile.passes.gpu.lower import Choices
 
 LLAMA = [(4096, 1024, 8192), (4096, 8192, 8192), (4096, 28672, 8192), (4096, 8192, 28672), (8192, 1024, 8192),
@@ -150,6 +152,42 @@ def fp8(quick: bool) -> list[Row]:
         wrong = error(c, a.float() @ b.float().T * 0.5)
         times = timed(call, other) if m >= 4096 else None
         rows.append(row("gemm_fp8 / cuBLASLt", (m, n, k), wrong, 1e-2, times, 2 * m * n * k))
+    return rows
+
+
+def older(quick: bool) -> list[Row]:
+    """The program for cards before Hopper (mma, ldmatrix, cp.async), on this card; theirs are cuBLAS and torch's own
+    flash attention, which is written for those cards too."""
+    rows = []
+    choices = Choices(card=SM_80)
+    shapes = [(100, 72, 40), (1000, 1000, 1000), (63, 65, 127), (7, 9, 4103), (4096,) * 3]
+    for m, n, k in shapes if quick else [*shapes, (8192,) * 3]:
+        a, b = (torch.randn(x, k, device="cuda", dtype=torch.bfloat16) for x in (m, n))
+        c = torch.full((m, n), math.nan, device="cuda", dtype=torch.bfloat16)
+        call = prepared(gemm_nt, a, b, out=c, choices=choices)
+        call()
+        torch.cuda.synchronize()
+        wrong = error(c, (a.double() @ b.double().T) if m < 4000 else a.float() @ b.float().T)
+        times = timed(call, partial(torch.matmul, a, b.T)) if m >= 1000 else None
+        rows.append(row("gemm_nt bf16 as for sm_80 / cuBLAS", (m, n, k), wrong, 5e-3, times, 2 * m * n * k))
+    for b, s, t, h, g, causal in [(2, 200, 333, 4, 2, False), (1, 300, 100, 2, 2, True), (2, 4096, 4096, 16, 16, False),
+                                  (2, 4096, 4096, 16, 16, True)]:  # fmt: skip
+        q = torch.randn(b, s, h, 128, device="cuda", dtype=torch.bfloat16)
+        k, v = (torch.randn(b, t, g, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
+        o, lse = torch.full_like(q, math.nan), torch.empty(b, h, s, device="cuda")
+        call = prepared(attention, q, k, v, 128**-0.5, out=(o, lse), choices=choices, causal=causal)
+        call()
+        times = None
+        if s < 1000:
+            want = reference_attention(q, k, v, 128**-0.5, causal)[0]
+        else:
+            turned = [x.transpose(1, 2) for x in (q, k, v)]
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+                other = partial(torch.nn.functional.scaled_dot_product_attention, *turned, is_causal=causal)
+                want, times = other().transpose(1, 2), timed(call, other)
+        flops = 4 * b * h * s * t * 128 * (0.5 if causal else 1)
+        name = f"attention causal={causal} as for sm_80 / flash"
+        rows.append(row(name, (b, s, t, h, g), error(o, want), 8e-3, times, flops))
     return rows
 
 
@@ -293,14 +331,22 @@ def attention_backward(quick: bool) -> list[Row]:
             want = other()
         found = [x.transpose(1, 2) for x in (dq, dk, dv)]
         wrong = max(error(x, y) for x, y in zip(found, want, strict=True))
-        times = None
-        if other is not None:
-            times = timed(partial(each, parts), other, *parts)
-            print("    delta, keys, queries:", *(f"{x:.1f}" for x in times[2:]))
-        flops = 10 * b * h * s * s * 128 * (0.5 if causal else 1)
-        rows.append(
-            row(f"attention backward causal={causal} / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops)
+        work = torch.full((b, s, h, 128), math.nan, device="cuda")
+        at_once = tuple(torch.full_like(q, math.nan) for _ in "qkv")
+        one = prepared(
+            attention_backward_at_once, q, k, v, y, dy, lse, scale, out=(*at_once, work, delta), causal=causal
         )
+        one()
+        apart = max(error(x.transpose(1, 2), y) for x, y in zip(at_once, want, strict=True))
+        times = one_times = None
+        if other is not None:
+            one_us, two_us, other_us, *each_us = timed(one, partial(each, parts), other, *parts)
+            one_times, times = [one_us, other_us], [two_us, other_us]
+            print("    delta, keys, queries:", *(f"{x:.1f}" for x in each_us))
+        flops = 10 * b * h * s * s * 128 * (0.5 if causal else 1)
+        name = f"attention backward causal={causal}"
+        rows.append(row(f"{name}, two passes / cuDNN", (b, s, h), wrong, 1.5e-2, times, flops))
+        rows.append(row(f"{name}, one pass / cuDNN", (b, s, h), apart, 1.5e-2, one_times, flops))
     return rows
 
 
@@ -465,6 +511,6 @@ def compiling(quick: bool) -> list[Row]:
 
 PARTS: dict[str, Callable[[bool], list[Row]]] = {
     "gemm": gemm, "fp8": fp8, "blocks": block_scales, "thin": thin, "attention": attention_forward,
-    "backward": attention_backward, "mla": mla, "decode": decode, "norm": norm, "cases": every_case,
-    "launch": launch, "compile": compiling,
+    "backward": attention_backward, "mla": mla, "decode": decode, "norm": norm, "older": older,
+    "cases": every_case, "launch": launch, "compile": compiling,
 }  # fmt: skip

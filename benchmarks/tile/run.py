@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 PARTS = (
-    "gemm", "fp8", "blocks", "thin", "attention", "backward", "mla", "decode", "norm", "cases", "launch", "compile",
+    "gemm", "fp8", "blocks", "thin", "attention", "backward", "mla", "decode", "norm", "older", "cases", "launch",
+    "compile",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Gradients of attention: probabilities come again from the scores and the log-sum-exps (FlashAttention-2, arXiv 2307.08691,
-algorithm 2), once by keys and once by queries, so that no two blocks add to one place."""
+algorithm 2): once by keys and once by queries, so that no two blocks add to one place, or in one pass by keys that adds to
+dQ as it goes."""
 
 from typing import Any
 
@@ -134,3 +135,85 @@ def attention_backward_queries(
             dq[x, d] = dq[x, d] * scale
         tile.copy(dq, dQ[b, bm * BM :, h, :])
     return dQ
+
+
+@tile.kernel
+def attention_backward(  # noqa: C901 - three grids
+    Q: tile.Tensor,
+    K: tile.Tensor,
+    V: tile.Tensor,
+    Y: tile.Tensor,
+    dY: tile.Tensor,
+    L: tile.Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    BM: int = 64,
+    BN: int = 128,
+    BD: int = 512,
+    stages: int = 2,
+) -> Any:
+    """dQ, dK, dV in one pass over the scores, and its two workspaces: A [B, S, H, D] f32, to which the blocks of keys add
+    their parts of dQ (in no order: sums differ in the last bits from call to call), and delta [B, H, S] f32."""
+    B, S, H, D = Q.shape
+    B, T, G, D = K.shape
+    B, T, G, D = V.shape
+    B, S, H, D = Y.shape
+    B, S, H, D = dY.shape
+    B, H, S = L.shape
+    assert H % G == 0, "H % G == 0"
+    dQ = tile.empty((B, S, H, D), Q.dtype)
+    dK, dV = tile.empty((B, T, G, D), K.dtype), tile.empty((B, T, G, D), V.dtype)
+    A, delta = tile.empty((B, S, H, D), tile.f32), tile.empty((B, H, S), tile.f32)
+    for s, b in tile.grid(S, B):
+        product, total = tile.fragment((H, D), tile.f32), tile.fragment((H,), tile.f32)
+        for h, d in tile.parallel(H, D):
+            product[h, d] = Y[b, s, h, d] * dY[b, s, h, d]
+            A[b, s, h, d] = 0.0
+        tile.reduce_sum(product, total, axis=1)
+        for h in tile.parallel(H):
+            delta[b, h, s] = total[h]
+    for bn, g, b in tile.grid(tile.ceildiv(T, BN), G, B):
+        k, v = tile.shared((BN, D), K.dtype), tile.shared((BN, D), V.dtype)
+        q, dy = tile.shared((BM, D), Q.dtype), tile.shared((BM, D), dY.dtype)
+        sums, deltas = tile.shared((BM,), tile.f32), tile.shared((BM,), tile.f32)
+        s, dp = tile.fragment((BN, BM), tile.f32), tile.fragment((BN, BM), tile.f32)
+        p, ds = tile.fragment((BN, BM), Q.dtype), tile.fragment((BN, BM), Q.dtype)
+        across = tile.shared((BN, BM), Q.dtype)
+        dk, dv = tile.fragment((BN, D), tile.f32, fill=0), tile.fragment((BN, D), tile.f32, fill=0)
+        dq = tile.fragment((BM, D), tile.f32)
+        tile.copy(K[b, bn * BN :, g, :], k)
+        tile.copy(V[b, bn * BN :, g, :], v)
+        start = max(bn * BN - (T - S), 0) // BM if causal else 0
+        for r in range(H // G):
+            h = g * (H // G) + r
+            for j in tile.pipelined(start, tile.ceildiv(S, BM), stages=stages):
+                tile.copy(Q[b, j * BM :, h, :], q)
+                tile.copy(dY[b, j * BM :, h, :], dy)
+                tile.copy(L[b, h, j * BM :], sums)
+                tile.copy(delta[b, h, j * BM :], deltas)
+                tile.gemm(k, q.T, s, clear=True)
+                tile.gemm(v, dy.T, dp, clear=True)
+                for y, x in tile.parallel(BN, BM):
+                    inside = j * BM + x < S and bn * BN + y < T
+                    seen = inside and (not causal or bn * BN + y <= j * BM + x + T - S)
+                    s[y, x] = tile.exp2(s[y, x] * (scale * LOG2E) - sums[x] * LOG2E) if seen else 0.0
+                tile.copy(s, p)
+                tile.gemm(p, dy, dv)
+                for y, x in tile.parallel(BN, BM):
+                    dp[y, x] = s[y, x] * (dp[y, x] - deltas[x])
+                tile.copy(dp, ds)
+                tile.copy(dp, across)
+                tile.gemm(across.T, k, dq, clear=True)
+                tile.gemm(ds, q, dk)
+                tile.atomic_add(A[b, j * BM :, h, :], dq)
+        for y, d in tile.parallel(BN, D):
+            dk[y, d] = dk[y, d] * scale
+        tile.copy(dk, dK[b, bn * BN :, g, :])
+        tile.copy(dv, dV[b, bn * BN :, g, :])
+    for n, s, b in tile.grid(tile.ceildiv(H * D, BD), S, B):
+        for i in tile.parallel(BD):
+            at = n * BD + i
+            if at < H * D:
+                dQ[b, s, at // D, at % D] = A[b, s, at // D, at % D] * scale
+    return dQ, dK, dV, A, delta

@@ -14,6 +14,7 @@ from mortice import tile
 from mortice.ops.kernels import reference
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.attention_backward import (
+    attention_backward,
     attention_backward_keys,
     attention_backward_queries,
     attention_delta,
@@ -443,6 +444,17 @@ def trial_backward_queries(draw: Draw) -> Trial:
     return Trial(arguments, (dq,), 1e-4 if dtype == torch.float32 else 1.5e-2, constants)
 
 
+def trial_backward(draw: Draw) -> Trial:
+    (q, k, v, dy, sums, _, scale), (dq, dk, dv), causal, dtype = backward(draw)
+    y, _ = reference.attention(q, k, v, scale, causal)
+    one = k.shape[1] == 1
+    expected = (dv,) if one else (dq, dk, dv)
+    return Trial(
+        (q, k, v, y.to(dtype), dy, sums, scale), expected, 1e-4 if dtype == torch.float32 else 1.5e-2,
+        {"causal": causal, "BM": 32, "BN": 32}, lambda r: (r[2],) if one else r[:3],
+    )  # fmt: skip
+
+
 def trial_delta(draw: Draw) -> Trial:
     y, dy = draw.normal(2, draw.size(), 3, 32), draw.normal(2, 1, 3, 32)
     dy = dy.expand_as(y).contiguous()
@@ -498,6 +510,7 @@ CASES: dict[str, Case] = {
     "mla_decode": Case(mla_decode, trial_mla_decode),
     "combine": Case(combine, trial_combine),
     "attention_delta": Case(attention_delta, trial_delta),
+    "attention_backward": Case(attention_backward, trial_backward),
     "attention_backward_keys": Case(attention_backward_keys, trial_backward_keys),
     "attention_backward_queries": Case(attention_backward_queries, trial_backward_queries),
 }  # fmt: skip

@@ -62,6 +62,7 @@ class Context:
     memory: e.Buffer = field(default_factory=lambda: e.Buffer("memory", index, (), "shared"))
     scratch: int = 0  # byte offset of a word for each thread
     staging: int = 0  # byte offset of the boxes through which results leave
+    adds: bool = False  # the copy engine adds boxes to a tensor
     aligned: frozenset[str] = frozenset()  # results that keep TMA's rules
     thread: e.Expr = field(default_factory=lambda: a.const(0))
     blocks: list[list[s.Stmt]] = field(default_factory=lambda: [[]])

@@ -23,7 +23,7 @@ def infer(
     for node in walk(launch):
         if isinstance(node, s.Gemm) and groups:
             shape = node.c.buffer.extents
-            make = beside if side_by_side else accumulator
+            make = beside if side_by_side or shape[0] < 64 * groups else accumulator
             layouts[node.c.buffer.name] = make(shape[0], shape[1], groups)
             if node.a.buffer.scope == "fragment":
                 rows, columns = node.a.buffer.extents

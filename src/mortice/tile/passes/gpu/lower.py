@@ -202,6 +202,9 @@ class _Lowering:
             and epilogue.why_no_store(cx, x) is None
             for x in walk(cx.launch)
         )
+        leaving |= any(
+            isinstance(x, s.Parallel) and epilogue.added_tile(cx, x) is not None for x in walk(cx.launch)
+        )
         if leaving:
             cx.staging = at
             at += self.groups * epilogue.BOXES * epilogue.BOX_BYTES
@@ -235,8 +238,8 @@ class _Lowering:
             reason = why_no_tma(cx, copy, tile)
             if reason is None:
                 ring.by_engine = True
-                rows, columns = (int(copy.target.extents[i].value) for i in (0, -1))  # type: ignore[attr-defined]
-                ring.bytes += rows * columns * tile.dtype.bytes
+                kept = (copy.target.extents[i] for i in copy.target.kept)
+                ring.bytes += _product(tuple(int(x.value) for x in kept)) * tile.dtype.bytes  # type: ignore[attr-defined]
             elif copy.prefer == "tma":
                 cx.refuse(copy, "copy", reason, "drop prefer, or mend that")
             else:
@@ -414,7 +417,13 @@ def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
         return 0, False
     heights = {x.c.buffer.extents[0] for x in gemms}
     columns = max(x.c.buffer.extents[1] for x in gemms)
-    if all(rows % 128 == 0 for rows in heights):
+    # Results of 64 rows beside ones of 128 are shared out by columns.
+    low = {x.c.buffer.extents[1] for x in gemms if x.c.buffer.extents[0] == 64}
+    if (
+        all(rows % 128 == 0 or rows == 64 for rows in heights)
+        and max(heights) > 64
+        and all(n % 16 == 0 for n in low)
+    ):
         return 2, False
     if heights == {192}:
         return 3, False

@@ -7,6 +7,7 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.thread import OPS
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context
+from mortice.tile.passes.gpu.tensors import multiple
 from mortice.tile.passes.gpu.tiles import SharedTile
 
 PAIRS = {(dtypes.bf16, dtypes.bf16), (dtypes.f16, dtypes.f16)} | {
@@ -44,12 +45,21 @@ def issue(
     layout = cx.layouts[x.c.buffer.name]
     rows, columns = layout.shape
     groups = cx.groups
+    side_by_side = side_by_side or rows < 64 * groups
     each = columns // groups if side_by_side else columns
     blocks = rows // 64 if side_by_side else rows // 64 // groups
     narrow = x.a.buffer.dtype.bytes == 1
     step = 32 if narrow else 16
     inner = int(x.a.shape[0 if x.transpose_a else 1].value)  # type: ignore[attr-defined]
-    width = next(n for n in range(min(each, WIDEST), 0, -8) if each % n == 0)
+    panel = tiles[x.b.buffer.name].panel_columns
+    beside = groups if side_by_side else 1
+
+    def whole(n: int) -> bool:
+        """Where columns run along memory: does no product begin within one panel and end in another?"""
+        starts = range(0, beside * each, n)
+        return x.transpose_b or all(at % panel == 0 or at % panel + n <= panel for at in starts)
+
+    width = next(n for n in range(min(each, WIDEST), 0, -8) if each % n == 0 and whole(n))
     d = cx.registers[x.c.buffer.name]
     group = a.call("warpgroup")
     first_row = a.const(0) if side_by_side else a.mul(group, rows // groups)
@@ -141,6 +151,7 @@ def _operand(
             a.mul(a.add(top, a.mul(k, step)), tile.width),
             a.mul(panel, tile.panel_bytes),
             panel0 * tile.panel_bytes,
+            0 if multiple(first, per_panel) else a.mul(a.digit(first, 1, per_panel), tile.dtype.bytes),
         )
         fields = {"major": "mn", "swizzle": tile.width, "leading": tile.panel_bytes, "stride": 8 * tile.width}
     return cx.address(offset), {f"{side}_{key}": value for key, value in fields.items()}

@@ -89,13 +89,13 @@ def with_stages(ring: Ring, stages: int) -> Ring:
 # How a copy may go
 
 
-def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:
+def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:  # noqa: C901 - a list of rules
     """The first rule of the copy engine that this copy breaks."""
     region, tensor = copy.source, copy.source.buffer
     last = len(tensor.shape) - 1
     if copy.prefer in ("cp_async", "plain"):
         return f"prefer={copy.prefer!r} asks for that"
-    if tensor.align != 16:
+    if tensor.align != 16 and tensor.name not in cx.aligned:
         return f"the base or a stride of {tensor.name} is no multiple of 16 bytes"
     if tensor.strides is not None and tensor.strides[-1] != a.const(1):
         return f"the last stride of {tensor.name} is not 1"
@@ -103,6 +103,8 @@ def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:
         return f"{tensor.name} is {tensor.dtype}, the tile {tile.dtype}"
     if len(tensor.shape) > 5:
         return f"{tensor.name} has more than 5 dimensions"
+    if _one_row(copy):
+        return _why_no_row(copy, tile)
     if len(region.kept) != 2 or region.kept[-1] != last:
         return f"the box of {tensor.name} has not two dimensions that end in the last"
     if not tile.width:
@@ -123,9 +125,31 @@ def why_no_tma(cx: Context, copy: s.Copy, tile: SharedTile) -> str | None:
     return None
 
 
+def _why_no_row(copy: s.Copy, tile: SharedTile) -> str | None:
+    whole = copy.target.extents[0] == a.const(tile.columns) and copy.target.offsets[0] == a.const(0)
+    if not whole or tile.columns > BOX or tile.columns * tile.dtype.bytes % 16:
+        return f"the box is not the whole tile {tile.name}, of at most {BOX} elements by 16 bytes"
+    if copy.pad != e.Const(copy.pad.dtype, 0.0):
+        return "it pads with something else than 0"
+    return None
+
+
+def _one_row(copy: s.Copy) -> bool:
+    """Is it a row to a tile of one dimension?"""
+    last = len(copy.source.buffer.shape) - 1
+    return copy.source.kept == (last,) and len(copy.target.buffer.shape) == 1
+
+
 def engine_loads(cx: Context, copy: s.Copy, tile: SharedTile, full: e.Region) -> None:
     """One bulk tensor copy for each panel and each 256 rows."""
     tensor, region, target = copy.source.buffer, copy.source, copy.target
+    if _one_row(copy):
+        tensor_map = tensor_map_of(cx, tensor, region.kept, 1, tile.columns, 0)
+        cx.op(
+            "tma_load", cx.address(tile.origin), a.box(tensor_map.buffer, 0), full, *reversed(region.offsets),
+            span=copy.span, multicast=0, hint="",
+        )  # fmt: skip
+        return
     rows = int(target.extents[0].value)  # type: ignore[attr-defined]
     columns = int(target.extents[-1].value)  # type: ignore[attr-defined]
     high = min(rows, BOX)
@@ -160,7 +184,8 @@ def tensor_map_of(
 ) -> s.TensorMap:
     rank = len(tensor.shape)
     box = [1] * rank
-    box[kept[0]], box[kept[1]] = rows, columns
+    box[kept[0]] = rows
+    box[kept[-1]] = columns
     dims = tuple(reversed(range(rank)))
     shape = tuple(box[dim] for dim in dims)
     key = f"{tensor.name} {shape} {swizzle}"

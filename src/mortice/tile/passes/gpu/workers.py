@@ -9,7 +9,7 @@ Three schedules of a loop over rings, the first that fits:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mortice.tile.ir import build
@@ -36,11 +36,37 @@ class Overlapped:
     second: s.Gemm
 
 
+@dataclass(slots=True)
+class Flying:
+    """A product on its way: the registers it adds to and reads, the shared tiles it reads, and the rings whose slot
+    goes back when it is done."""
+
+    sums: str
+    operand: str
+    tiles: frozenset[str]
+    rings: list[Ring] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, x: s.Gemm) -> "Flying":
+        held = x.a.buffer.name if x.a.buffer.scope == "fragment" else ""
+        return cls(x.c.buffer.name, held, frozenset({x.a.buffer.name, x.b.buffer.name} - {held}))
+
+    def meets(self, x: s.Stmt) -> bool:
+        """May the statement not go on beside it?"""
+        if isinstance(x, s.Gemm):
+            return x.c.buffer.name == self.operand or self.sums in (x.a.buffer.name, x.b.buffer.name)
+        if is_load(x):
+            return False
+        names = {buffer.name for buffer in buffers(x)}
+        return bool(names & {self.sums, self.operand} or names & self.tiles)
+
+
 class Workers:
     def __init__(
         self, cx: Context, rings: list[Ring], side_by_side: bool, ahead: Sequence[Ahead] = ()
     ) -> None:
         self.cx, self.rings, self.side, self.ahead = cx, rings, side_by_side, ahead
+        self.flying: list[Flying] = []
         self.landing = False  # copies by all threads are on their way
         self.written = {
             x.buffer.name if isinstance(x, s.Store | s.Atomic) else x.target.buffer.name
@@ -102,18 +128,37 @@ class Workers:
             for ring in mine
         }
         for number, statement in enumerate(block):
-            after = block[number + 1] if number + 1 < len(block) else None
-            if isinstance(statement, s.Gemm) and isinstance(after, s.Gemm) and self.cx.groups:
-                self._products(statement)  # neither reads the other's result: one wait for both
+            self._await(statement)
+            if isinstance(statement, s.Gemm) and self.cx.groups:
+                self._products(statement)
+                self.flying.append(Flying.of(statement))
             else:
                 self.statement(statement)
             for ring in mine:
-                if last[ring.name] <= number and not (
-                    isinstance(statement, s.Gemm) and isinstance(after, s.Gemm)
-                ):
-                    self.release(ring)
+                if last[ring.name] <= number:
                     last[ring.name] = len(block)
+                    reading = [x for x in self.flying if x.tiles & set(ring.tiles)]
+                    if reading:
+                        reading[-1].rings.append(ring)
+                    else:
+                        self.release(ring)
+        self._await(None)
         self.land()
+
+    def _await(self, x: s.Stmt | None) -> None:
+        """Products in flight are waited for, in order, up to the last that the statement touches (None: all), and what
+        they read is given back."""
+        due = 0
+        for number, product in enumerate(self.flying, 1):
+            if x is None or isinstance(x, s.For | s.While | s.If) or product.meets(x):
+                due = number
+        if not due:
+            return
+        done, self.flying = self.flying[:due], self.flying[due:]
+        self.cx.op("wgmma_wait", pending=len(self.flying))
+        for product in done:
+            for ring in product.rings:
+                self.release(ring)
 
     def land(self) -> None:
         """Copies that all threads have started are waited for, and seen by all."""
@@ -156,6 +201,8 @@ class Workers:
                 self._copy(x)
             case s.Reduce():
                 elementwise.reduce(cx, x)
+            case s.Parallel() if cx.staging and (added := epilogue.added_tile(cx, x)) is not None:
+                epilogue.add_boxes(cx, x, added)
             case s.Parallel():
                 with self._tiles_in_place():
                     elementwise.parallel(cx, x)
@@ -321,8 +368,8 @@ class Workers:
             self._product_arithmetic_product(loop, parts)
             return
         if mine and any(isinstance(x, s.Gemm) for x in work):
-            cx.note(loop.span, "pipelined", "each product is waited for at once", "the body is no chain of products, "
-                    "nor product, arithmetic, product on tiles of different rings")  # fmt: skip
+            cx.note(loop.span, "pipelined", "products are waited for in their iteration", "the body is no chain of "
+                    "products, nor product, arithmetic, product on tiles of different rings")  # fmt: skip
         with cx.block() as body, cx.ranges.loop((loop.var,), (loop.stop,), loop.start):
             self.body(loop.body, loop)
         kind = "serial" if loop.kind == "pipelined" else loop.kind
