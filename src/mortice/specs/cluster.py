@@ -48,7 +48,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flip_s: float = 0.05  # of a change of role
     period_s: float = 10.0  # of the control loop
     port_bytes_per_s: float | None = None  # of one device, each direction; None: the hardware's link
-    convertible: bool = False  # decode workers may prefill in a burst
+    convertible: bool = False  # decode workers may prefill in a burst; under policy mortice they always may
     min_prefill: int = 0
     min_decode: int = 1  # decode and undivided workers together
     patience: int = 6  # decisions that must agree before a pool shrinks
