@@ -332,9 +332,7 @@ class Cluster:
         self.workers[worker.id] = worker
         self.roles[worker.id] = role
         blocks = worker.capacity // worker.block_size
-        self._tell_all(
-            Joined(self.clock.now_s, worker.id, role, blocks, self.plan.convertible and role == "decode")
-        )
+        self._tell_all(Joined(self.clock.now_s, worker.id, role, blocks, self.plan.convertible))
         held, self._held = self._held, []
         for request in held:
             self._arrive(request)
@@ -409,6 +407,7 @@ class Cluster:
         if self.roles[worker_id] != role:
             self.events.append((self.clock.now_s, f"{worker_id} from {self.roles[worker_id]} to {role}"))
             worker.paused_until_s = self.clock.now_s + self.plan.physics.flip_s
+            worker.token_budget = self._body(role).token_budget
         self.roles[worker_id] = role
         for plane in self._planes[1:]:
             plane.hear(Worn(self.clock.now_s, worker_id, role))

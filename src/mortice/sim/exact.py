@@ -85,6 +85,14 @@ class ExactWorker:
         return self.pool.num_free * self.block_size
 
     @property
+    def token_budget(self) -> int:
+        return self.scheduler.token_budget
+
+    @token_budget.setter
+    def token_budget(self, tokens: int) -> None:
+        self.scheduler.token_budget = tokens
+
+    @property
     def num_requests(self) -> int:
         return len(self._here)
 

@@ -55,7 +55,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_decode: int = 1  # decode and undivided workers together
     patience: int = 6  # decisions that must agree before a pool shrinks
     dwell_s: float = 20.0  # between two changes of the division, unless requests are late
-    hysteresis: float = 0.05  # gain in carried load that a change must bring
+    hysteresis: float = 0.15  # gain in carried load that a change must bring
     idle_s: float = 50.0  # without traffic, until that means less load
     forecast: Literal["last", "ewma", "arima", "quantile"] = "quantile"
     reject_late: float | None = None  # refuse a request whose expected TTFT is so many times the limit
