@@ -63,8 +63,8 @@ class Arima:
 
 
 class Quantile:
-    """EWMA plus the `share` quantile of how far its own peak over the next `steps` intervals was above it in the past. Of the
-    level and not of single intervals: how far chance lifts these above the level is in what a fleet carries already."""
+    """EWMA plus the `share` quantile of how far its own peak over the next `steps` intervals was above it in the past.
+    Of the level, not of single intervals: how far chance lifts these above it is in what a fleet carries already."""
 
     def __init__(self, share: float = 0.9, weight: float = 0.5) -> None:
         self.share, self.weight = share, weight
