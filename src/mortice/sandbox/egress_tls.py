@@ -68,7 +68,7 @@ class Authority:
     def _new_context(self, host: str) -> ssl.SSLContext:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
-            _builder(host, key.public_key(), issuer=self._certificate.subject, days=7)
+            _builder(host, key.public_key(), issuer=self._certificate.subject, days=365)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
