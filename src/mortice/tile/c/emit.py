@@ -13,6 +13,7 @@ from mortice.tile.c import regions
 from mortice.tile.c.checks import Checks
 from mortice.tile.c.expression import Expressions
 from mortice.tile.c.names import name, storage, stored, value
+from mortice.tile.c.vectors import lanes
 from mortice.tile.c.writer import Writer
 from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import index
@@ -350,17 +351,23 @@ class Emitter:
 
     def nest(self, x: s.Parallel, low: str, high: str) -> None:
         """low, high: of the last variable."""
-        vector = vectorises(x)
-        for i, (var, extent) in enumerate(zip(x.vars, x.extents, strict=True)):
-            last = i == len(x.vars) - 1
-            if last and vector:
-                self.out.line("#pragma omp simd")
-            v, start, stop = name(var.name), low if last else "0", high if last else self.c(extent)
-            self.out.line(f"for (int64_t {v} = {start}; {v} < {stop}; {v}++) {{", open=True)
+        *outer, inner = x.vars
+        for var, extent in zip(outer, x.extents, strict=False):
+            v = name(var.name)
+            self.out.line(f"for (int64_t {v} = 0; {v} < {self.c(extent)}; {v}++) {{", open=True)
         self.in_parallel = True
+        vector = vectorises(x)
+        in_lanes = vector and lanes(self.out, self.c, x.body, inner, low, high)
+        if vector:
+            self.out.line("#pragma omp simd")
+        v = name(inner.name)
+        self.out.line(f"for (int64_t {v} = {low}; {v} < {high}; {v}++) {{", open=True)
         self.block(x.body)
+        self.out.close()
+        if in_lanes:
+            self.out.line("#endif")
         self.in_parallel = False
-        for _ in x.vars:
+        for _ in outer:
             self.out.close()
 
     def inside(self, body: s.Block, reach: dict[str, tuple[e.Expr, e.Expr]], last: str) -> "_Inside":

@@ -19,7 +19,7 @@ enum { LANES = 8, MR = 6, NR = 16 };
 enum { STRAIGHT, TURNED, PANELS }; /* forms of an operand */
 typedef float vf __attribute__((vector_size(LANES * 4), aligned(4)));
 
-#ifdef __AVX512BW__
+#ifdef VECTORS
 /* 16 rows of 16 words, `stride` bytes apart, turned over; rows beyond the count and half words not in the mask are 0. */
 INLINE void transpose16(const void *from, int64_t stride, int rows, __mmask32 halves, uint32_t *to) {
     __m512i r[16], t[16];
@@ -57,7 +57,7 @@ INLINE void pack_f32(const float *b, int64_t ldb, int turned, int n, int k, int6
             }
             continue;
         }
-#ifdef __AVX512BW__
+#ifdef VECTORS
         uint32_t square[256] __attribute__((aligned(64)));
         for (int half = 0; half < NR; half += 16)
             for (int p0 = 0; p0 < k; p0 += 16) {
@@ -176,7 +176,7 @@ INLINE void pack_row_f32_bf16(const float *from, int i, int k, bf16 *panels) {
         for (int half = 0; half < 2; half++) {
             const int at = 32 * s + 16 * half, deep = k < at ? 0 : k - at < 16 ? k - at : 16;
             const __m512 x = _mm512_maskz_loadu_ps((__mmask16)((1u << deep) - 1), from + at);
-            _mm256_storeu_si256((__m256i *)(to + s * 512 + 16 * half), narrow_bf16(x));
+            _mm256_storeu_si256((__m256i *)(to + s * 512 + 16 * half), lanes_to_bf16(x));
         }
 }
 INLINE void pack_left_bf16(const bf16 *a, int64_t lda, int m, int k, int64_t rows, int64_t depth, bf16 *panels) {
