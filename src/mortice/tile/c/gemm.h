@@ -20,8 +20,29 @@ enum { STRAIGHT, TURNED, PANELS }; /* forms of an operand */
 typedef float vf __attribute__((vector_size(LANES * 4), aligned(4)));
 
 #ifdef VECTORS
-/* 16 rows of 16 words, `stride` bytes apart, turned over; rows beyond the count and half words not in the mask are 0. */
+/* 16 rows of 16 words, `stride` bytes apart, turned over. Quarters of rows 4 apart are put side by side as they are loaded,
+   which leaves half of the shuffles. */
+INLINE void transpose16_whole(const void *from, int64_t stride, uint32_t *to) {
+    for (int q = 0; q < 4; q++) {
+        __m512i z[4];
+        for (int i = 0; i < 4; i++) {
+            const char *row = (const char *)from + i * stride + q * 16;
+            z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row));
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 4 * stride)), 1);
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 8 * stride)), 2);
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 12 * stride)), 3);
+        }
+        const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+        const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+        _mm512_storeu_si512(to + q * 64, _mm512_unpacklo_epi64(a, c));
+        _mm512_storeu_si512(to + q * 64 + 16, _mm512_unpackhi_epi64(a, c));
+        _mm512_storeu_si512(to + q * 64 + 32, _mm512_unpacklo_epi64(b, d));
+        _mm512_storeu_si512(to + q * 64 + 48, _mm512_unpackhi_epi64(b, d));
+    }
+}
+/* The same where rows beyond the count and half words not in the mask are 0. */
 INLINE void transpose16(const void *from, int64_t stride, int rows, __mmask32 halves, uint32_t *to) {
+    if (rows == 16 && halves == 0xffffffff) { transpose16_whole(from, stride, to); return; }
     __m512i r[16], t[16];
     for (int i = 0; i < 16; i++)
         r[i] = i < rows ? _mm512_maskz_loadu_epi16(halves, (const char *)from + i * stride) : _mm512_setzero_si512();
@@ -191,6 +212,7 @@ INLINE void shape_tiles(int above, int below) {
     tile_shapes shapes = {.palette = 1};
     const uint8_t rows[8] = {above, above, below, below, above, below, 16, 16};
     for (int t = 0; t < 8; t++) shapes.rows[t] = rows[t] ? rows[t] : 1, shapes.bytes[t] = 64;
+    __asm__ volatile("" : : "m"(shapes)); /* gcc 12 thinks that the next instruction reads 8 bytes of them */
     _tile_loadconfig(&shapes);
 }
 /* Where the matrix unit finds a left operand: bytes from row to row, elements from one 16 rows to the next and from one 32

@@ -57,7 +57,22 @@ INLINE __m512 lanes_from_bf16(__m256i x) {
 }
 INLINE __m512 lanes_from_f16(__m256i x) { return _mm512_cvtph_ps(x); }
 INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1); }
+#define NARROW(kind)                                                                                                   \
+    INLINE void to_##kind##_row(const float *from, kind *to, int64_t n) {                                              \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 16 <= n; i += 16) _mm256_storeu_si256((__m256i *)(to + i), lanes_to_##kind(_mm512_loadu_ps(from + i))); \
+        if (i >= n) return;                                                                                            \
+        const __mmask16 rest = first_lanes(n - i);                                                                     \
+        _mm256_mask_storeu_epi16(to + i, rest, lanes_to_##kind(_mm512_maskz_loadu_ps(rest, from + i)));      \
+    }
+#else
+#define NARROW(kind)                                                                                                   \
+    INLINE void to_##kind##_row(const float *from, kind *to, int64_t n) {                                              \
+        for (int64_t i = 0; i < n; i++) to[i] = to_##kind(from[i]);                                                    \
+    }
 #endif
+NARROW(bf16)
+NARROW(f16)
 INLINE float from_e5m2(e5m2 x) { /* the upper half of an f16 */
     const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
     if (rest >= 0x7c) return as_float(sign | 0x7f800000 | (rest & 3) << 21);

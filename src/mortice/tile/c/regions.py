@@ -68,10 +68,21 @@ def copy(out: Writer, c: Expressions, x: s.Copy) -> None:
         out.line(f"for (int64_t i = low; i < high; i++) line[i * g{last}] = {moved};")
         out.line(f"for (int64_t i = high; i < t{last}high; i++) line[i * g{last}] = {_converted(x, 'pad')};")
     else:
-        out.line("#pragma omp simd")
-        out.line(f"for (int64_t i = t{last}low; i < t{last}high; i++) line[i * g{last}] = {moved};")
+        if _narrows(x):
+            width = f"t{last}high - t{last}low"
+            to = x.target.buffer.dtype
+            out.line(f"to_{to}_row(row + t{last}low, line + t{last}low, {width});")
+        else:
+            out.line("#pragma omp simd")
+            out.line(f"for (int64_t i = t{last}low; i < t{last}high; i++) line[i * g{last}] = {moved};")
     for _ in range(rank + 1):
         out.close()
+
+
+def _narrows(x: s.Copy) -> bool:
+    """Rows of float32 without gaps to rows of 16 bits without gaps."""
+    unit = all(strides(r.buffer)[r.kept[-1]] == "1" for r in (x.source, x.target))
+    return unit and x.source.buffer.dtype == dtypes.f32 and x.target.buffer.dtype in (dtypes.bf16, dtypes.f16)
 
 
 def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
