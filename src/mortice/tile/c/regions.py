@@ -110,6 +110,24 @@ def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
     out.close()
 
 
+def unpack(out: Writer, c: Expressions, x: s.Unpack) -> None:
+    """The tile is where its panels lie, if all of them are there; else a copy, with zeros."""
+    source, target = x.source, x.target
+    panels, steps, _ = source.buffer.shape
+    tall, wide = (int(extent.value) for extent in source.extents[:2] if isinstance(extent, e.Const))
+    base, to = name(source.buffer.name), name(target.buffer.name)
+    out.line("{", open=True)
+    out.line(f"const int64_t p = {c(source.offsets[0])}, s = {c(source.offsets[1])};")
+    out.line(f"const int64_t above = {c(panels)}, deep = {c(steps)};")
+    out.line(f"if (p >= 0 && s >= 0 && p + {tall} <= above && s + {wide} <= deep)")
+    out.line(f"    {to} = (bf16 *)({base} + (p * deep + s) * 1024), {to}pitch__ = deep * 1024;")
+    out.line("else {", open=True)
+    out.line(f"{to} = {to}here__, {to}pitch__ = {wide} * 1024;")
+    out.line(f"copy_panels({base}, above, deep, p, s, {tall}, {wide}, {to});")
+    out.close()
+    out.close()
+
+
 def fill(out: Writer, c: Expressions, x: s.Fill) -> None:
     out.line("{", open=True)
     ends = [f"n{i}" for i in range(len(x.target.kept))]

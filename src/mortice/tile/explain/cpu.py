@@ -10,7 +10,8 @@ from mortice.tile.passes.tiling import CPU, decisions
 
 
 def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
-    """In the order of the source. matrix_unit: whether the processor multiplies bf16 tiles (AMX)."""
+    """In the order of the source. matrix_unit: whether the processor multiplies bf16 as it is (AMX, or dot products of
+    AVX-512)."""
     notes = [Note(x.span, "parallel", x.form, x.reason) for x in decisions(function, CPU)]
     for node in walk(run(function, cpu_passes(matrix_unit)).body):
         match node:
