@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.set-up
-SIDE_BY_SIDE := -n 2 --dist loadfile  # much of what tests do is waiting for processes
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder  # much of what tests do is waiting for processes
 
 .PHONY: setup model run test check bench compiled clean
 .DEFAULT_GOAL := run

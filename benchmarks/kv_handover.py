@@ -1,5 +1,5 @@
-"""KV from one process to another: shared memory, TCP and NIXL against memcpy; and what that costs a compute
-loop.
+"""KV from one process to another: shared memory, TCP (plain, encrypted) and NIXL against memcpy; and what that costs
+a compute loop.
 
     PYTHONPATH=src python benchmarks/kv_handover.py [--rounds 9] [--max-mib 256] [--out FILE]
 
@@ -35,32 +35,40 @@ from mortice.transport import hands, segment
 from mortice.transport.base import KVTransport, Pool, TransferResult
 from mortice.transport.choose import Kind, open_pool, open_transport
 from mortice.transport.descriptor import block_ids, describe, describe_target
+from mortice.transport.sealed import Encryption
 
 SMOLLM2 = KVLayout(
     num_layers=30, planes=((3, 64), (3, 64)), block_size=16, dtype="bfloat16", model="smollm2"
 )  # 368,640 bytes a block
 SMALL = KVLayout(num_layers=16, planes=((2, 64),), block_size=16, dtype="bfloat16", model="small")  # 64 KiB
 TOKEN = "benchmark"
+KINDS: dict[str, tuple[Kind, Encryption]] = {
+    "shm": ("shm", "auto"),
+    "tcp": ("tcp", "off"),
+    "tcp encrypted": ("tcp", "on"),
+    "nixl": ("nixl", "auto"),
+}
 SIZES = [64 << 10, 1 << 20, 16 << 20, 64 << 20, 256 << 20]
 
 
 class Lane:
     """One kind of transport between this process and a peer process, with pools of `max_bytes`."""
 
-    def __init__(self, kind: Kind, layout: KVLayout, max_bytes: int, checksum: ChecksumMode = "off") -> None:
+    def __init__(self, name: str, layout: KVLayout, max_bytes: int, checksum: ChecksumMode = "off") -> None:
+        kind, encrypt = KINDS[name]
         self.layout = layout
         self.num_blocks = max(1, max_bytes // layout.block_bytes)
         self.order = np.random.default_rng(0).permutation(self.num_blocks).tolist()
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(
-            target=own, args=(kind, layout, self.num_blocks, checksum, theirs), daemon=True
+            target=own, args=(name, layout, self.num_blocks, checksum, theirs), daemon=True
         )
         self.process.start()
         self.pipe = ours
         self.pool: Pool = open_pool(kind, layout, self.num_blocks, prefix="mortice-bench", checksum=checksum)
         self.pool.blocks[:] = 2
-        self.transport: KVTransport = open_transport(kind, self.pool, token=TOKEN)
+        self.transport: KVTransport = open_transport(kind, self.pool, token=TOKEN, encrypt=encrypt)
         self.sources: dict[tuple[int, bool], KVDescriptor] = {}
 
     def move(self, verb: str, num_bytes: int, paged: bool) -> float:
@@ -113,11 +121,12 @@ class Lane:
         self.process.join()
 
 
-def own(kind: Kind, layout: KVLayout, num_blocks: int, checksum: ChecksumMode, pipe: Connection) -> None:
+def own(name: str, layout: KVLayout, num_blocks: int, checksum: ChecksumMode, pipe: Connection) -> None:
     """The peer: writes descriptors on demand."""
+    kind, encrypt = KINDS[name]
     pool = open_pool(kind, layout, num_blocks, prefix="mortice-bench", checksum=checksum)
     pool.blocks[:] = 1
-    transport = open_transport(kind, pool, token=TOKEN)
+    transport = open_transport(kind, pool, token=TOKEN, encrypt=encrypt)
     while (ask := pipe.recv()) is not None:
         verb, ids = ask
         pipe.send((describe if verb == "read" else describe_target)(pool, "bench", ids, 0))
@@ -131,7 +140,7 @@ def memcpy(source: np.ndarray, target: np.ndarray, num_bytes: int) -> float:
     return num_bytes / (time.perf_counter() - begun) / 1e9
 
 
-def rates(rounds: int, sizes: list[int], layout: KVLayout, kinds: list[Kind]) -> dict[tuple[str, int], float]:
+def rates(rounds: int, sizes: list[int], layout: KVLayout, kinds: list[str]) -> dict[tuple[str, int], float]:
     """Median GB/s by (method, size)."""
     lanes = {kind: Lane(kind, layout, sizes[-1]) for kind in kinds}
     source, target = np.ones(sizes[-1], np.uint8), np.ones(sizes[-1], np.uint8)
@@ -177,7 +186,7 @@ def checksum_rates(rounds: int, size: int) -> dict[str, float]:
     return {mode: statistics.median(values) for mode, values in found.items()}
 
 
-def step_times(rounds: int, steps: int, kinds: list[Kind]) -> dict[str, tuple[float, float, float]]:
+def step_times(rounds: int, steps: int, kinds: list[str]) -> dict[str, tuple[float, float, float]]:
     """(median, 95th percentile, longest) ms of a compute step, alone and while 64 MiB transfers run back to
     back.
 
@@ -242,8 +251,8 @@ def main() -> None:
     parser.add_argument("--out", help="file for the tables; default: standard output")
     options = parser.parse_args()
     sizes = [size for size in SIZES if size <= options.max_mib << 20]
-    kinds: list[Kind] = ["shm"] if segment.available() else []
-    kinds.append("tcp")
+    kinds = ["shm"] if segment.available() else []
+    kinds += ["tcp", "tcp encrypted"]
     if importlib.util.find_spec("nixl_cu13"):
         kinds.append("nixl")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"

@@ -18,7 +18,6 @@ import pytest
 from mortice.obs.audit import AuditLog
 from mortice.obs.audit_verify import verify
 from mortice.sandbox import (
-    EffectLedger,
     Epochs,
     Home,
     LeaseLost,
@@ -31,7 +30,6 @@ from mortice.sandbox.epochs import Epoch
 from mortice.sandbox.home import digest_of, write_once
 from mortice.sandbox.record import Lease
 from mortice.sandbox.snapshots import Snapshots
-from mortice.specs.errors import WrongState
 
 OLD_MANIFEST = (
     '{"id":"s0123456789ab","box":"b0123456789ab","name":"n","parent":null,"epoch":3,"backend":"gvisor",'
@@ -175,24 +173,9 @@ def _read(path: Path) -> Epoch | None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_any_prefix_of_the_ledger_and_of_the_log_can_be_gone_on_from(tmp_path: Path, seed: int) -> None:
-    """Appended files lose their unsynced end: without its intent an effect never began, without its end it is unknown."""
+def test_any_prefix_of_the_log_can_be_gone_on_from(tmp_path: Path, seed: int) -> None:
+    """Appended files lose their unsynced end."""
     draw = random.Random(seed)
-    ledger = EffectLedger(tmp_path / "whole.jsonl", run="r")
-    first = ledger.begin("t0", "pay", {"sum": 1}, epoch=0)
-    ledger.finish(first.key, "receipt")
-    begun = len((tmp_path / "whole.jsonl").read_bytes())
-    second = ledger.begin("t1", "pay", {"sum": 2}, epoch=1)
-    intended = len((tmp_path / "whole.jsonl").read_bytes())
-    ledger.finish(second.key, "receipt 2")
-    whole = (tmp_path / "whole.jsonl").read_bytes()
-    for size in {begun, intended, len(whole), *(draw.randrange(begun, len(whole)) for _ in range(20))}:
-        path = tmp_path / f"cut-{size}.jsonl"
-        path.write_bytes(whole[:size])
-        again = EffectLedger(path, run="r")
-        assert again.begin("t0", "pay", {"sum": 1}, epoch=0).decision == "replay"
-        expected = "act" if size < intended else "unknown" if size < len(whole) else "replay"
-        assert again.begin("t1", "pay", {"sum": 2}, epoch=1).decision == expected, size
     with AuditLog(tmp_path / "log") as log:
         for n in range(20):
             log.append("cell", chain="b0", n=n)
@@ -293,15 +276,6 @@ def test_snapshots_and_epochs_of_before_are_read_and_those_of_later_refused_by_n
     )
     with pytest.raises(SnapshotRefused, match="epoch 00000005 of run 'r': it is of version 2"):
         epochs.last()
-
-
-def test_a_ledger_of_a_later_version_stops_every_act(tmp_path: Path) -> None:
-    path = tmp_path / "effects.jsonl"
-    EffectLedger(path, run="r").begin("t0", "pay", {}, epoch=0)
-    line = json.loads(path.read_text()) | {"settled": "yes"}
-    path.write_text(path.read_text() + json.dumps(line) + "\n")
-    with pytest.raises(WrongState, match=r"line 2 of .* is damaged or of a later version"):
-        EffectLedger(path, run="r").begin("t1", "pay", {}, epoch=0)
 
 
 class _Boxes:

@@ -27,11 +27,14 @@ def dying(real):
         return result
     return call
 
+from mortice.agent.ledger import Ledger, RunEffects
 from mortice.sandbox import Epochs, SandboxLost, SandboxNotFound, Sandboxes
 
 async def main():
+    ledger = Ledger(f"sqlite:///{home / 'effects.db'}")
+    effects = RunEffects(ledger, "run")
     async with Sandboxes(home) as boxes:
-        epochs = Epochs(boxes, "run")
+        epochs = Epochs(boxes, "run", effects=effects)
         last = epochs.last()
         if last is None:
             try:
@@ -45,13 +48,13 @@ async def main():
         os.fsync, os.fdatasync, os.link = dying(os.fsync), dying(os.fdatasync), dying(os.link)
         pathlib.Path.rename = dying(pathlib.Path.rename)
         while turn < 3:
-            effect = epochs.effects.begin(f"t{turn}", "post", {"turn": turn}, epoch=turn)
-            if effect.decision in ("act", "unknown"):
+            begun = ledger.begin(effects.run, turn, 0, "post", {"turn": turn}, idempotent=False, approved=False)
+            if begun.action in ("go", "ask"):
                 with open(home / "world", "a+") as world:
                     world.seek(0)
-                    if str(turn) not in world.read().split():  # unknown: began, and nobody saw the end; so look
+                    if str(turn) not in world.read().split():  # ask: began, and nobody saw the end; so look
                         print(turn, file=world)
-                epochs.effects.finish(effect.key, turn)
+                ledger.finish(begun.key, turn)
             result = await box.run_cell(f"total += {turn + 1}; total", cell_id=f"turn-{turn}")
             await epochs.commit(box, {"turn": turn, "total": result.value})
             print("committed", turn, flush=True)

@@ -193,7 +193,7 @@ async def crowd(count: int, one: Callable[[int], Awaitable[None]]) -> None:
 
 async def test_slow_heads_and_slow_bodies_are_sent_away(server: Server) -> None:
     whole = server.post({"prompt": "a", "max_tokens": 4})
-    statuses: list[int] = []
+    statuses: dict[int, int] = {}
 
     async def dawdle(number: int) -> None:
         """A byte now and then: of the head, of the body, of a chunked body; or nothing at all."""
@@ -206,15 +206,15 @@ async def test_slow_heads_and_slow_bodies_are_sent_away(server: Server) -> None:
                 writer.write([b"", b"a", b" ", b"1\r\n \r\n"][number % 4])
                 await writer.drain()
             await asyncio.wait({answer}, timeout=0.2)
-        statuses.append(answer.result())
+        statuses[number] = answer.result()
         writer.close()
 
     async with healthy(server):
         await crowd(200, dawdle)
     assert len(statuses) == 200
     # One that writes on after the end of its connection may lose the answer to a reset.
-    assert set(statuses) <= {0, 408}
-    assert statuses.count(408) > 100
+    assert set(statuses.values()) <= {0, 408}
+    assert {status for number, status in statuses.items() if number % 4 == 0} == {408}
 
 
 async def test_clients_that_vanish_by_the_hundred(server: Server) -> None:
@@ -384,14 +384,14 @@ async def test_a_flood_beyond_the_queue_is_told_to_come_back(server: Server) -> 
 
     async def one(number: int) -> None:
         prompt = [1 + number % 255, 7, 9]
-        body = {"prompt": prompt, "max_tokens": 300, "temperature": 0, "return_token_ids": True}
+        body = {"prompt": prompt, "max_tokens": 200, "temperature": 0, "return_token_ids": True}
         answer = await server.http.post("/v1/completions", json=body)
         counts[answer.status_code] += 1
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.json()["error"]["code"] == "queue_full"
         else:
-            assert answer.json()["choices"][0]["token_ids"] == reference_tokens(prompt, 300)
+            assert answer.json()["choices"][0]["token_ids"] == reference_tokens(prompt, 200)
 
     async with healthy(server):
         await crowd(300, one)
@@ -451,9 +451,9 @@ async def test_nothing_is_left_and_memory_stays(server: Server) -> None:
         await server.at_rest()
         gc.collect()
 
-    await waves(6)
+    await waves(3)
     before = [process.memory_info().rss for process in processes]
-    await waves(12)
+    await waves(6)
     after = [process.memory_info().rss for process in processes]
     assert [b - a < 24 << 20 for a, b in zip(before, after, strict=True)] == [True] * len(processes), (
         before,

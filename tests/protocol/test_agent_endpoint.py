@@ -11,12 +11,14 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from mortice.agent.dashboard import list_runs, read_run
 from mortice.agent.durable import Suspended
 from mortice.agent.endpoint import EndpointModel, read_reply
 from mortice.agent.home import home
-from mortice.agent.model import EndpointSpec, ModelError
+from mortice.agent.model import EndpointSpec, ModelError, ScriptedCall, ScriptedTurn, ScriptSpec
 from mortice.agent.service import Agents
 from mortice.agent.spec import AgentSpec
+from mortice.cli.agent_show import cancel_run
 from mortice.obs.audit import chains_in
 from mortice.obs.audit_verify import records
 
@@ -137,6 +139,50 @@ async def test_a_run_whose_model_cannot_be_reached_goes_on_later(tmp_path):
     assert names == ["think 0", "call 0.0", "think 1"]
     assert len(server.asked) == 4
     assert (kinds.count("tool_call"), kinds.count("run_suspended")) == (1, 2)
+
+
+async def test_a_sub_agent_whose_model_is_away_puts_its_parent_aside_too(tmp_path):
+    """And both are shown as that, not as cancelled; `resume` of the parent goes on with both."""
+    busy = JSONResponse({"error": {"message": "busy"}}, status_code=503)
+    server = Server(busy, busy, says("It is 3."))
+    async with served(server) as model:
+        helper = AgentSpec(name="helper", model=EndpointSpec(base_url=model._base, attempts=1))
+        script = ScriptSpec(
+            turns=(
+                ScriptedTurn(call=ScriptedCall(tool="helper", arguments={"task": "add"})),
+                ScriptedTurn(say="{{last}}"),
+            )
+        )
+        spec = AgentSpec(task="delegate", model=script, agents=(helper,))
+        async with Agents(home(tmp_path)) as agents:
+            await agents.start(spec, "r")
+            with pytest.raises(Suspended, match=r"r\.0\.0 that it waits for is put aside: the model.*busy"):
+                await agents.result("r")
+            await agents.resume("r")
+            with pytest.raises(Suspended):
+                await agents.result("r")
+        rows = {row.id: row.state for row in list_runs(home(tmp_path))}
+        assert rows == {"r": "suspended", "r.0.0": "suspended"}
+        made = read_run(home(tmp_path), "r")
+        assert (made.state, "busy" in made.reason) == ("suspended", True)
+        async with Agents(home(tmp_path), takes_over=True) as agents:
+            proof = await agents.resume("r")
+            assert (proof.altered, proof.agents) == ((), ("r.0.0",))
+            result = await agents.result("r")
+        rows = {row.id: row.state for row in list_runs(home(tmp_path))}
+    assert (result.state, result.output) == ("done", "It is 3.")
+    assert rows == {"r": "done", "r.0.0": "done"}
+
+
+async def test_what_was_put_aside_can_be_cancelled_for_good(tmp_path):
+    spec = AgentSpec(task="x", model=EndpointSpec(base_url="http://127.0.0.1:1/v1", attempts=1))
+    async with Agents(home(tmp_path)) as agents:
+        await agents.start(spec, "r")
+        with pytest.raises(Suspended):
+            await agents.result("r")
+        assert (await agents.durable.find("r")).state == "suspended"
+    cancel_run(home(tmp_path), "r")
+    assert [row.state for row in list_runs(home(tmp_path))] == ["cancelled"]
 
 
 async def test_nobody_there():

@@ -90,6 +90,7 @@ def test_golden_runs(rows, model, prefill, decode, slo, rate, ttft, tpot, met) -
     ("model", "prefill", "decode", "slo", "rate"),
     [
         ("opt-13b", (2, 1), (1, 1), (250, 100), 2.503),
+        ("opt-13b", (1, 1), None, (250, 100), 0.718),
         ("opt-13b", (2, 1), None, (250, 100), 2.100),
         ("opt-66b", (4, 1), (2, 2), (2500, 150), 2.674),
         ("opt-66b", (4, 1), None, (2500, 150), 1.090),

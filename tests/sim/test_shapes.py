@@ -1,13 +1,32 @@
 """Results of the papers as shapes: ratios and orders that must hold on a simulator that is not theirs. Small samples: the
 tolerances are wide."""
 
-import numpy as np
+import random
+from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
+import numpy as np
+import pytest
+
+from mortice.cost import Formats, Layout
+from mortice.cost.worker_times import worker_times
+from mortice.kv.pool import BlockPool
 from mortice.sched.capacity import Capacity
+from mortice.sched.fleet import Fleet, Worker
+from mortice.sched.router import Router
+from mortice.sim.cluster import Cluster
 from mortice.sim.evaluate import Sample, goodput
-from mortice.sim.scenario import pools
+from mortice.sim.report import attainment
+from mortice.sim.request import SimRequest
+from mortice.sim.scenario import poisson, pools
+from mortice.sim.traffic import prepared, requests_of
+from mortice.specs.catalogue import load_hardware, load_model
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
+from mortice.specs.workload import read_trace
+
+TRACES = Path(__file__).parents[3] / "shared" / "traces"
 
 # OPT-13B on one A100-80G: DistServe's engine and vLLM's, as published (small batches)
 THEIRS = WorkerTimes(
@@ -63,3 +82,174 @@ def test_the_best_division_is_where_the_closed_form_has_it() -> None:
     named, rate = capacity.best_division(8, draw.demand(1.0))
     found = {p: both(p, 8 - p, slo, draw, rate) for p in range(named - 2, named + 3)}
     assert abs(max(found, key=lambda p: found[p]) - named) <= 1, found
+
+
+# -- C6: counts against the engine's own scheduler ---------------------------------------------------------------------
+
+H100 = WorkerTimes(
+    prefill_base_s=0.006, prefill_token_s=2e-5, prefill_square_s=2e-10, decode_base_s=0.0048,
+    decode_sequence_s=2e-5, decode_context_s=2.5e-8, kv_tokens=800_000, kv_token_bytes=131_072,
+)  # fmt: skip
+
+
+def compare(prefill: int, decode: int, mixed: int, rate: float, count: int) -> tuple[float, float]:
+    """Attainment in per cent by counts, and with BatchScheduler, BlockPool and LeaseTable token by token."""
+    slo = SLO(ttft_ms=100, tpot_ms=9)
+    found = []
+    for fidelity in ("macro", "exact"):
+        requests = poisson(count, rate, seed=9)
+        plan = pools(H100, prefill, decode, mixed, slo=slo)
+        Cluster(msgspec.structs.replace(plan, fidelity=fidelity), requests).run()
+        found.append(100 * attainment(requests, slo))
+    return found[0], found[1]
+
+
+def check_points(shape: tuple[int, int, int], rates: Sequence[float], count: int) -> None:
+    """C6 (DistServe, table 2: at most 1.8 points at 14 points): 2 points inside 5 to 95 %, else 1."""
+    for rate in rates:
+        counted, real = compare(*shape, rate, count)
+        assert abs(counted - real) <= (2 if 5 < real < 95 else 1), (shape, rate, counted, real)
+
+
+def test_attainment_by_counts_is_that_of_the_engines_scheduler() -> None:
+    check_points((1, 2, 0), (28,), 250)
+    check_points((0, 0, 3), (38,), 250)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_attainment_at_fourteen_points_is_that_of_the_engines_scheduler() -> None:
+    check_points((1, 2, 0), (16, 20, 24, 26, 28, 30, 34), 1000)
+    check_points((0, 0, 3), (15, 24, 30, 34, 38, 42, 46), 1000)
+
+
+# -- Mooncake: 16 nodes of 8 A800, a 70B model -----------------------------------------------------------------------
+
+BLOCK = 512  # tokens, as the traces count prefixes
+
+
+def node() -> WorkerTimes:
+    """One node by the cost model; memory of 5 million tokens, for its cache lies in host memory too."""
+    times = worker_times(load_model("llama-3.1-70b"), load_hardware("a800"), Layout(tp=8), Formats())
+    return msgspec.structs.replace(times, kv_tokens=5_000_000)
+
+
+def mooncake(name: str, count: int, speed: float) -> list[SimRequest]:
+    path = TRACES / f"mooncake_fast25_{name}.jsonl.gz"
+    if not path.exists():
+        pytest.skip("the shared traces do not lie beside this checkout")
+    trace = prepared(read_trace(path), jitter_s=3.0 if name == "conversation" else 0.0)
+    trace = msgspec.structs.replace(trace, requests=trace.requests[:count]).scaled(speed)
+    return requests_of(trace, BLOCK, max_total=5_000_000)
+
+
+def sixteen(prefill: int, requests: list[SimRequest]) -> Cluster:
+    slo = SLO(ttft_ms=10_000, tpot_ms=100)
+    plan = pools(node(), prefill, 16 - prefill, slo=slo, block_size=BLOCK, bytes_per_s=12.5e9)
+    return Cluster(plan, requests)
+
+
+Sweep = list[tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def found() -> Sweep:
+    """(TTFT, TPOT) of 5P11D to 11P5D on the synthetic trace at 2.7 requests a second; s."""
+    found = []
+    for prefill in range(5, 12):
+        requests = mooncake("synthetic", 4000, 0.7)
+        sixteen(prefill, requests).run()
+        found.append((np.array([r.ttft_s for r in requests]), np.array([r.tpot_s or 0.0 for r in requests])))
+    return found
+
+
+@pytest.mark.slow
+def test_more_prefill_nodes_answer_sooner_and_the_best_division_lies_between(found: Sweep) -> None:
+    """C12: TTFT falls with every prefill node. Limits 10 s and 30 ms, not 100 ms: a decode step is 26 ms here, and theirs
+    was as close to its limit. The best lies within two nodes of 8 to 8."""
+    means = [first.mean() for first, _ in found]
+    assert means == sorted(means, reverse=True)
+    met = [((first <= 10) & (rest <= 0.03)).mean() for first, rest in found]
+    assert 7 <= 5 + int(np.argmax(met)) <= 10, met
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    reason="a decode step of the cost model (26 ms with these contexts) is a quarter of the 100 ms limit, so decode nodes "
+    "are never what is short and the best division of 5:11 to 11:5 is the last; the published step times are not known",
+)
+def test_the_best_division_at_the_published_limits_lies_between(found: Sweep) -> None:
+    """C12 to the letter: 10 s and 100 ms; TBT rises with prefill nodes."""
+    means = [rest.mean() for _, rest in found]
+    met = [((first <= 10) & (rest <= 0.1)).mean() for first, rest in found]
+    assert 0 < int(np.argmax(met)) < len(met) - 1
+    assert means == sorted(means)
+
+
+class AtRandom(Router):
+    def _best_prefill(
+        self, prompt_len: int, names: Sequence[bytes], fleet: Fleet
+    ) -> tuple[Worker | None, float, float]:
+        return self.cost_at(LOT.choice(list(fleet.pools["prefill"].members.values())), prompt_len, names)
+
+    def cost_at(
+        self, worker: Worker, prompt_len: int, names: Sequence[bytes]
+    ) -> tuple[Worker | None, float, float]:
+        cached = self.cached(worker, prompt_len, names)
+        work = self.work(prompt_len - cached, cached)
+        return worker, work, worker.prefill_work + work
+
+    def cached(self, worker: Worker, prompt_len: int, names: Sequence[bytes]) -> int:
+        return self.prefixes.cached_tokens(worker.worker_id, names)
+
+
+class Lightest(AtRandom):
+    def _best_prefill(
+        self, prompt_len: int, names: Sequence[bytes], fleet: Fleet
+    ) -> tuple[Worker | None, float, float]:
+        worker = fleet.pools["prefill"].lightest()
+        assert worker is not None
+        return self.cost_at(worker, prompt_len, names)
+
+
+class Everywhere(Lightest):
+    """Every prefill worker may read what any has cached."""
+
+    pool: BlockPool
+
+    def cached(self, worker: Worker, prompt_len: int, names: Sequence[bytes]) -> int:
+        return len(self.pool.lookup(names[: (prompt_len - 1) // BLOCK])) * BLOCK
+
+
+LOT = random.Random(0)
+
+
+def test_routing_by_cache_beats_by_load_beats_random() -> None:
+    """C13: mean TTFT of four ways to choose one of eight prefill nodes (Mooncake, section 5: 19.65, 5.27, 3.58, 3.07 s; here
+    26, 4.0, 3.1, 2.6 on the first 3,000 conversations). `local` is the router as it is; `everywhere` is one cache for all
+    prefill nodes, read at no cost, an upper bound of Mooncake's global policy: fetching a prefix from another prefill worker
+    is not built."""
+    mean = {}
+    for name, kind in {
+        "random": AtRandom,
+        "load": Lightest,
+        "local": Router,
+        "everywhere": Everywhere,
+    }.items():
+        requests = mooncake("conversation", 3000, 0.6)
+        LOT.seed(0)
+        cluster = sixteen(8, requests)
+        router = cluster.plane.router
+        router.__class__ = kind
+        if isinstance(router, Everywhere):
+            shared = router.pool = BlockPool(8 * node().kv_tokens // BLOCK)
+            shared.drain_events = lambda: ([], [])  # type: ignore[method-assign]
+            for worker in list(cluster.workers.values())[:8]:
+                worker.books.pool = shared  # type: ignore[union-attr]
+                worker.books.capacity = shared.num_blocks * BLOCK  # type: ignore[union-attr]
+        cluster.run()
+        mean[name] = np.mean([r.ttft_s for r in requests])
+    assert mean["random"] > 2 * mean["load"]
+    assert mean["load"] > 1.1 * mean["local"]
+    assert mean["local"] > 1.1 * mean["everywhere"]

@@ -111,6 +111,40 @@ async def test_an_audit_log_that_was_altered_is_told(crashed, damage, text):
         await crashed.resume("r")
 
 
+async def test_a_sub_agents_journal_is_proven_with_its_parents(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENT_TEST_LOG", str(tmp_path / "effects.log"))
+
+    def crash(run, step, when):
+        if (run, step, when) == ("r.0.0", "call 2.0", "after"):
+            raise Crash
+
+    durable = MemoryDurable(crash)
+    calls = (
+        ScriptedTurn(call=ScriptedCall(tool="helper", arguments={"task": "add"})),
+        ScriptedTurn(say="{{last}}"),
+    )
+    spec = AgentSpec(
+        task="delegate", model=ScriptSpec(turns=calls), agents=(msgspec.structs.replace(SPEC, name="helper"),)
+    )
+    async with Agents(home(tmp_path / "home"), durable=durable) as agents:
+        with pytest.raises(Crash):
+            await agents.run(spec, "r")
+        durable.crash_at = lambda *_: None
+        proof = await agents.prove("r")
+        assert (proof.altered, proof.agents) == ((), ("r.0.0",))
+        assert "those of 1 sub-agent" in proof.said()
+        journal = durable._runs["r.0.0"].journal
+        before, output = journal[2], journal[2].output
+        journal[2] = msgspec.structs.replace(before, output=output | {"text": "4"})
+        with pytest.raises(
+            WrongState, match=r"sub-agent r\.0\.0: the journal is not what it was before turn 1"
+        ):
+            await agents.resume("r")
+        journal[2] = before
+        assert (await agents.resume("r")).altered == ()
+        assert (await agents.result("r")).output == "done"
+
+
 async def test_an_audit_log_that_is_elsewhere_is_said_to_be(crashed):
     chain_of(crashed).rename(chain_of(crashed).with_suffix(".moved"))
     proof = await crashed.resume("r")

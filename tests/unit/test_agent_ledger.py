@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mortice.agent.ledger import Ledger, key_of
+from mortice.agent.ledger import Ledger, RunEffects, key_of
 
 
 @pytest.fixture
@@ -102,3 +102,34 @@ def test_of_several_threads_one_goes(ledger):
         for turn in range(20):
             actions = sorted(pool.map(lambda _, turn=turn: begin(ledger, turn=turn).action, range(8)))
             assert actions == ["ask"] * 7 + ["go"]
+
+
+def test_a_run_that_goes_back_to_an_epoch_replays_what_came_after_it(ledger):
+    effects = RunEffects(ledger, "job")
+    for turn in (1, 2, 3):
+        ledger.finish(begin(ledger, effects.run, turn, arguments={"amount": turn}).key, f"receipt {turn}")
+    assert (effects.run, effects.num_entries) == ("job", 3)
+    effects.rewind(1)
+    again = RunEffects(ledger, "job")  # as another process would find it
+    assert again.run == effects.run == "job@1"
+    replayed = begin(ledger, again.run, 2, arguments={"amount": 3})  # worded in another order than before
+    assert (replayed.action, replayed.result) == ("replay", "receipt 3")
+    assert begin(ledger, again.run, 2, call=1, arguments={"amount": 9}).action == "ask"
+    assert begin(ledger, again.run, 2, call=2, tool="mail").action == "go"
+    assert begin(ledger, again.run, 2, call=3, arguments={"amount": 1}).action == "ask", "turn 1 was before"
+    again.rewind(1)
+    assert begin(ledger, again.run, 2, arguments={"amount": 3}).action == "replay"
+    again.rewind(5)
+    assert begin(ledger, again.run, 6, arguments={"amount": 3}).action == "ask", (
+        "it was replayed before this point"
+    )
+    assert begin(ledger, again.run, 6, call=1, arguments={"amount": 2}).action == "replay"
+    assert begin(ledger, again.run, 6, call=2, arguments={"amount": 9}).action == "go"
+    assert again.run == "job@3"
+
+
+def test_of_runs_whose_names_begin_alike_each_has_its_own_branches(ledger):
+    RunEffects(ledger, "a%").rewind(0)
+    RunEffects(ledger, "ab").rewind(0)
+    assert RunEffects(ledger, "a").run == "a"
+    assert RunEffects(ledger, "a%").run == "a%@1"

@@ -29,6 +29,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ("model: m\ndecode: 0\n", "decode"),
         ("model: m\nlimits: {block_size: 12}\n", "block_size"),
         ("model: m\ntransfer: {lease_s: 1}\n", "lease_s"),
+        ("model: m\nadmission: {max_queued: 0}\n", "admission.max_queued must be more than 0"),
         ("model: m\nspeculation: {method: draft}\n", "draft_model"),
         ("model: m\nprefill: 99\n", "64 workers"),
         ("prefill: 1\n", "model"),

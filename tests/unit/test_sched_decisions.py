@@ -8,8 +8,10 @@ import pytest
 
 from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain, reshape
 from mortice.sched.capacity import Capacity, dopd_block_concurrency, dopd_ratio
+from mortice.sched.fleet import Fleet
 from mortice.sched.forecast import Arima, Ewma, LastValue, Quantile, Trusted
-from mortice.sched.observation import Demand, Observation, Target
+from mortice.sched.lengths import Lengths
+from mortice.sched.observation import Demand, Observation, Tally, Target
 from mortice.sched.parallelism import decode_degree, prefill_degree
 from mortice.sched.policy import Dopd, DopdReleased, Mortice, Reactive, Scope
 from mortice.sched.prefill_order import PrefillOrder
@@ -145,11 +147,7 @@ def test_variance_of_lengths_alone_wants_more_prefill() -> None:
     """Bimodal prompts of the same mean: the wait grows with the second moment."""
     narrow, wide = demand(spread=1.0), demand(spread=3.0)
     assert CAPACITY.prefill_rate(4, wide) < 0.9 * CAPACITY.prefill_rate(4, narrow)
-    ours = Mortice(CAPACITY, fold=math.inf)  # never undivided
-    counts = [
-        ours.target(d, seen(), Target(4, 12), Scope(16, 16, False))[0].prefill
-        for d in (narrow, demand(spread=8.0))
-    ]
+    counts = [CAPACITY.best_division(16, d)[0] for d in (narrow, demand(spread=8.0))]
     assert counts[1] > counts[0]
     assert dopd_ratio(TIMES, TIMES, SLOS, narrow) == dopd_ratio(TIMES, TIMES, SLOS, wide)
 
@@ -160,6 +158,53 @@ def test_the_best_division_is_the_best_of_all_divisions() -> None:
             prefill, rate = CAPACITY.best_division(workers, d)
             every = [CAPACITY.divided_rate(p, workers - p, d) for p in range(1, workers)]
             assert rate >= 0.97 * max(every), (workers, prefill)
+
+
+def test_decode_workers_that_bend_carry_what_rigid_ones_do_and_the_best_is_that_of_all_divisions() -> None:
+    for d in (demand(), demand(prompt=200, output=800), demand(prompt=6000, output=20), demand(spread=4)):
+        for workers in (2, 3, 8, 17):
+            rates = CAPACITY.bent_rates(workers, d)
+            every = [CAPACITY.bent_rate(p, workers - p, d) for p in range(workers)]
+            assert max(rates.values()) >= 0.97 * max(every), workers
+            rigid = [CAPACITY.divided_rate(p, workers - p, d) for p in range(1, workers)]
+            if d.uncached_square == d.uncached_mean**2:  # else bent ones mind the spread of contexts, too
+                assert all(b >= 0.95 * r for b, r in zip(every[1:], rigid, strict=True)), (d, workers)
+
+
+def test_a_longer_tail_of_prompts_leaves_bent_workers_less() -> None:
+    """The work that falls into an answer's time varies with the second moment; where nothing bends it does not matter."""
+    even, uneven = demand(prompt=4000, spread=1.0), demand(prompt=4000, spread=4.0)
+    assert CAPACITY.bent_rate(0, 8, uneven) < 0.95 * CAPACITY.bent_rate(0, 8, even)
+
+
+def test_a_mix_is_that_of_the_last_requests_not_of_the_last_interval() -> None:
+    """Thirty odd requests among hundreds move the mean by their share; a thousand replace it."""
+    lengths = Lengths()
+    for _ in range(20):
+        lengths.add(seen(num_arrived=100, prompt_mean=1000.0, uncached_mean=1000.0, uncached_square=1e6))
+    lengths.add(seen(num_arrived=10, prompt_mean=8000.0, uncached_mean=8000.0, uncached_square=6.4e7))
+    assert 1000 < lengths.demand(1.0).prompt_mean < 1700
+    lengths.add(seen(num_arrived=2000, prompt_mean=8000.0, uncached_mean=8000.0, uncached_square=6.4e7))
+    assert lengths.demand(1.0).prompt_mean > 7000
+
+
+def test_answers_under_way_count_before_they_end() -> None:
+    """Answers of 20 or of 2,000 tokens, half and half, a token every 20 ms: in the first intervals only short ones end,
+    and their mean says 20."""
+    fleet = Fleet()
+    worker = fleet.join("d", "decode", 1000)
+    tally, lengths = Tally(), Lengths()
+    long_ones = 0
+    for interval in range(3):
+        long_ones += 50
+        worker.num_decoding = long_ones  # the short ones come and go within a second
+        for _ in range(50):
+            tally.arrived(100, 100)
+            tally.ended(20, 0.1, 0.02)
+        figures = tally.observe(10.0 * (interval + 1), 10.0, fleet, {}, 16)
+        assert figures.output_mean == 20
+        lengths.add(figures)
+    assert 500 < lengths.demand(10.0).output_mean < 2000
 
 
 def test_more_workers_never_carry_less() -> None:

@@ -12,7 +12,8 @@ import msgspec
 
 Json = Any  # None, bool, int, float, str, list and dict of them
 Body = Callable[[Json], Awaitable[Json]]
-State = Literal["running", "waiting", "done", "failed", "cancelled"]
+State = Literal["running", "waiting", "done", "failed", "cancelled", "suspended"]
+RESUMABLE = ("running", "suspended", "cancelled")
 
 
 class Cancelled(Exception):
@@ -48,7 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     payload: Json
     output: Json
-    error: str | None
+    error: str | None  # why it failed, or why it was put aside
     created_s: float
     updated_s: float
     owner: str | None  # the process that ran it last
@@ -78,7 +79,7 @@ class Durable(Protocol):
         """Begin another run as a child of this one."""
 
     async def join(self, run_id: str) -> Json:
-        """Wait for a child's result. RunFailed if it failed or was cancelled."""
+        """Wait for a child's result. RunFailed if it failed or was cancelled; one that is put aside puts this run aside."""
 
     async def start(self, kind: str, run_id: str, payload: Json) -> None:
         """Begin a run in this process. RequestError if the id is taken."""
@@ -104,6 +105,9 @@ class Durable(Protocol):
         """Latest first."""
 
     async def find(self, run_id: str) -> RunRecord | None: ...
+
+    async def children(self, run_id: str) -> list[RunRecord]:
+        """The runs that this one has begun."""
 
     async def steps(self, run_id: str) -> list[StepRecord]: ...
 

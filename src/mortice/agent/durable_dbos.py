@@ -45,6 +45,7 @@ _STATES: dict[str, State] = {
     "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
 }
 _POLL_S = 0.05
+_ASIDE = "put_aside"  # attribute of a run: why
 
 
 class JsonSerializer(Serializer):
@@ -93,6 +94,7 @@ class DbosDurable:
         self._folder = folder
         self._takes_over = takes_over
         self._suspended: dict[str, str] = {}  # why, by run
+        self._client: DBOSClient | None = None
         self._owners: Owners | None = None
         self._queue = ""
 
@@ -152,6 +154,9 @@ class DbosDurable:
             self._took_over = True
 
     def _close(self) -> None:
+        if self._client is not None:
+            self._client.destroy()
+            self._client = None
         DBOS.destroy()
         logging.getLogger("dbos").handlers.clear()  # one would stay behind, on the stderr of this moment
         if self._owners is not None:
@@ -190,9 +195,7 @@ class DbosDurable:
             try:
                 return [await act()]  # DBOS tells no result from the result None
             except Suspended as error:
-                self._suspended[run_id] = error.reason
-                await DBOS.cancel_workflow_async(run_id)
-                raise dbos_error.DBOSWorkflowCancelledError(error.reason) from error  # is not written down
+                raise await self._put_aside(run_id, error.reason) from error
 
         run_id = self.run_id
         try:
@@ -221,12 +224,46 @@ class DbosDurable:
             await DBOS.start_workflow_async(_run, kind, payload)
 
     async def join(self, run_id: str) -> Json:
+        await self._ended(run_id)
         try:
             return await DBOS.get_result_async(run_id)
         except StepFailed as error:
             raise RunFailed(str(error)) from error
         except dbos_error.DBOSAwaitedWorkflowCancelledError as error:
             raise RunFailed("it was cancelled") from error
+
+    async def _ended(self, run_id: str) -> None:
+        """Wait until a child has ended. Asked from outside of this run, whose journal would keep for ever that the child was
+        put aside."""
+        outside = self._outside()
+        while True:
+            found = await outside.list_workflows_async(
+                workflow_ids=[run_id], load_input=False, load_output=False
+            )
+            if not found:  # a branch has its children's results, and not their runs
+                return
+            record = run_record(found[0])
+            if record.state == "suspended":
+                reason = f"the run {run_id} that it waits for is put aside: {record.error}"
+                await self._put_aside(self.run_id, reason)
+                raise Suspended(reason)
+            if record.state != "running":
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def _put_aside(self, run_id: str, reason: str) -> BaseException:
+        """Gives what ends the step under way without writing it down."""
+        self._suspended[run_id] = reason
+        outside = self._outside()
+        await outside.update_workflow_attributes_async(run_id, {_ASIDE: reason[:2000]}, merge=True)
+        await outside.cancel_workflow_async(run_id)
+        return dbos_error.DBOSWorkflowCancelledError(reason)
+
+    def _outside(self) -> DBOSClient:
+        """The store as another process sees it: nothing that is asked or done there is a step of the run that asks."""
+        if self._client is None:
+            self._client = client_of(self.url)
+        return self._client
 
     # Outside.
 
@@ -273,7 +310,8 @@ class DbosDurable:
             parent_workflow_id=status.workflow_id, load_input=False, load_output=False
         ):
             await self._take(child)
-        self._suspended.pop(status.workflow_id, None)
+        if self._suspended.pop(status.workflow_id, None) or run_record(status).state == "suspended":
+            await DBOS.update_workflow_attributes_async(status.workflow_id, {_ASIDE: None}, merge=True)
         await DBOS.resume_workflow_async(status.workflow_id, queue_name=self._queue)
         while True:
             now = await DBOS.get_workflow_status_async(status.workflow_id)
@@ -307,6 +345,8 @@ class DbosDurable:
         await DBOS.send_async(run_id, message, topic)
 
     async def cancel(self, run_id: str) -> None:
+        self._suspended.pop(run_id, None)
+        await DBOS.update_workflow_attributes_async(run_id, {_ASIDE: None}, merge=True)
         await DBOS.cancel_workflow_async(run_id)
 
     async def runs(self, *, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
@@ -317,6 +357,9 @@ class DbosDurable:
         status = await DBOS.get_workflow_status_async(run_id)
         return None if status is None else run_record(status)
 
+    async def children(self, run_id: str) -> list[RunRecord]:
+        return list(map(run_record, await DBOS.list_workflows_async(parent_workflow_id=run_id)))
+
     async def steps(self, run_id: str) -> list[StepRecord]:
         return [step_record(step) for step in await DBOS.list_workflow_steps_async(run_id)]
 
@@ -326,16 +369,10 @@ class DbosReader:
 
     def __init__(self, url: str) -> None:
         self.url = checked_url(url)
-        engine = sqlite_engine(self.url) if self.url.startswith("sqlite") else None
-        if engine is not None and not Path(sa.make_url(self.url).database or "").exists():
+        if self.url.startswith("sqlite") and not Path(sa.make_url(self.url).database or "").exists():
             raise NotFound("nothing has been run here yet", param="db")
         try:
-            self._client = DBOSClient(
-                system_database_url=self.url,
-                system_database_engine=engine,
-                serializer=JsonSerializer(),
-                retry_connection_errors=False,
-            )
+            self._client = client_of(self.url)
             self._client.list_workflows(limit=1)
         except sa.exc.SQLAlchemyError as error:
             if isinstance(error, sa.exc.ProgrammingError) or "no such table" in str(error):
@@ -348,7 +385,7 @@ class DbosReader:
     def register_queue(self, name: str) -> None:
         self._client.register_queue(name, polling_interval_sec=_POLL_S, application_name=APPLICATION)
 
-    def runs(self, *, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
+    def runs(self, *, kind: str | None = None, limit: int | None = 100) -> list[RunRecord]:
         found = self._client.list_workflows(name="mortice.run", limit=limit, sort_desc=True)
         return [r for r in map(run_record, found) if kind in (None, r.kind)]
 
@@ -365,7 +402,18 @@ class DbosReader:
         self._client.send(run_id, message, topic)
 
     def cancel(self, run_id: str) -> None:
+        self._client.update_workflow_attributes(run_id, {_ASIDE: None}, merge=True)
         self._client.cancel_workflow(run_id)
+
+
+def client_of(url: str) -> DBOSClient:
+    """Of a checked URL."""
+    return DBOSClient(
+        system_database_url=url,
+        system_database_engine=sqlite_engine(url) if url.startswith("sqlite") else None,
+        serializer=JsonSerializer(),
+        retry_connection_errors=False,
+    )
 
 
 def checked_url(url: str) -> str:
@@ -402,14 +450,16 @@ def sqlite_engine(url: str) -> sa.Engine:
 
 def run_record(status: WorkflowStatus) -> RunRecord:
     args = status.input["args"] if status.input else ("", None)
+    aside = (status.attributes or {}).get(_ASIDE)
+    state = _STATES[status.status]
     error = None if status.error is None else str(status.error)
     return RunRecord(
         id=status.workflow_id,
         kind=str(args[0]),
-        state=_STATES[status.status],
+        state="suspended" if state == "cancelled" and aside else state,
         payload=args[1] if len(args) > 1 else None,
         output=status.output,
-        error=error,
+        error=str(aside) if state == "cancelled" and aside else error,
         created_s=(status.created_at or 0) / 1e3,
         updated_s=(status.updated_at or 0) / 1e3,
         owner=status.executor_id,

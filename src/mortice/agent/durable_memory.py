@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from mortice.agent.durable import (
+    RESUMABLE,
     Bodies,
     Cancelled,
     Json,
@@ -66,15 +67,15 @@ class MemoryDurable:
     async def step(self, name: str, act: Callable[[], Awaitable[Json]]) -> Json:
         here = self._here.get()
         number, run = next(here.next), self._runs[here.run_id]
-        if run.state == "cancelled":
-            raise Cancelled(here.run_id)
+        if run.state in ("cancelled", "suspended"):
+            raise Cancelled(here.run_id) if run.why is None else Suspended(run.why)
         if number not in run.journal:
             self.crash_at(here.run_id, name, "before")
             started, output, error = time.time(), None, None
             try:
                 output = json.loads(json.dumps(await act(), allow_nan=False))
             except Suspended as raised:
-                run.state, run.why = "cancelled", raised.reason
+                run.state, run.why = "suspended", raised.reason
                 raise
             except Exception as raised:
                 error = f"{type(raised).__name__}\0{raised}"
@@ -123,6 +124,8 @@ class MemoryDurable:
         async def wait() -> Json:
             try:
                 return [await self.result(run_id), None]
+            except Suspended as error:
+                raise _aside(run_id, error.reason) from error
             except (RunFailed, Cancelled) as error:
                 return [None, str(error)]
 
@@ -141,9 +144,12 @@ class MemoryDurable:
         if run_id not in self._runs:
             raise NotFound(f"there is no run {run_id!r}", param="id")
         for other, run in list(self._runs.items()):
-            if (other == run_id or run.parent == run_id) and run.state in ("running", "cancelled"):
-                run.state, run.why = "running", None
-                self._go(other)
+            if run.parent == run_id:
+                await self.resume(other)
+        run = self._runs[run_id]
+        if run.state in RESUMABLE:
+            run.state, run.why = "running", None
+            self._go(run_id)
 
     async def fork(self, run_id: str, new_id: str, first_step: int) -> None:
         old = self._runs[run_id]
@@ -160,7 +166,7 @@ class MemoryDurable:
             error = run.task.exception()
             if isinstance(error, Crash):
                 raise Crash(str(error))
-        if run.state == "cancelled":
+        if run.state in ("cancelled", "suspended"):
             raise Cancelled(run_id) if run.why is None else Suspended(run.why)
         if run.error is not None:
             raise RunFailed(run.error)
@@ -170,7 +176,7 @@ class MemoryDurable:
         self._runs[run_id].inbox.setdefault(topic, []).append(message)
 
     async def cancel(self, run_id: str) -> None:
-        self._runs[run_id].state = "cancelled"
+        self._runs[run_id].state, self._runs[run_id].why = "cancelled", None
 
     async def runs(self, *, kind: str | None = None, limit: int = 100) -> list[RunRecord]:
         found = [await self.find(run_id) for run_id in reversed(self._runs)]
@@ -186,13 +192,17 @@ class MemoryDurable:
             state=run.state,
             payload=run.payload,
             output=run.output,
-            error=run.error,
+            error=run.error or run.why,
             created_s=run.created_s,
             updated_s=time.time(),
             owner="memory",
             parent=run.parent,
             forked_from=run.forked_from,
         )
+
+    async def children(self, run_id: str) -> list[RunRecord]:
+        found = [await self.find(other) for other, run in self._runs.items() if run.parent == run_id]
+        return [record for record in found if record is not None]
 
     async def steps(self, run_id: str) -> list[StepRecord]:
         return [record for _, record in sorted(self._runs[run_id].journal.items())]
@@ -206,8 +216,12 @@ class MemoryDurable:
         try:
             output = json.loads(json.dumps(await self.bodies[run.kind](run.payload)))
         except Cancelled:
-            run.state = "cancelled"
+            run.state = "cancelled" if run.why is None else "suspended"
         except Exception as error:
             run.state, run.error = "failed", str(error) or repr(error)
         else:
             run.state, run.output = "done", output
+
+
+def _aside(run_id: str, reason: str) -> Suspended:
+    return Suspended(f"the run {run_id} that it waits for is put aside: {reason}")

@@ -49,6 +49,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     turn: int | None  # None: no epoch was sealed yet
     altered: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()  # sub-agents whose proofs are part of this one
 
     def said(self) -> str:
         """In one line."""
@@ -57,7 +58,17 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         if self.altered:
             return f"the run does not match its epoch before turn {self.turn}: {'; '.join(self.altered)}"
         lacks = f" ({'; '.join(self.absent)})" if self.absent else ""
-        return f"epoch before turn {self.turn}: journal, sandbox and audit log match{lacks}"
+        too = f", those of {len(self.agents)} sub-agents too" if self.agents else ""
+        return f"epoch before turn {self.turn}: journal, sandbox and audit log match{too}{lacks}"
+
+    def with_agent(self, run: str, proof: "Proof") -> "Proof":
+        """This proof and that of a sub-agent, or of one below it."""
+        return msgspec.structs.replace(
+            self,
+            altered=(*self.altered, *(f"sub-agent {run}: {text}" for text in proof.altered)),
+            absent=(*self.absent, *(f"sub-agent {run}: {text}" for text in proof.absent)),
+            agents=(*self.agents, run, *proof.agents),
+        )
 
 
 class JournalDigest:

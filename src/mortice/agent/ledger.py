@@ -172,28 +172,66 @@ class Ledger:
             return self._of_other_branch(connection, run)[0]
 
     def _of_other_branch(self, connection: sa.Connection, run: str) -> tuple[list[Effect], Mode]:
+        """Effects after the points where this run and those before it left, but for what has been replayed since."""
         found: list[Effect] = []
-        mode: Mode = "replay"
-        used = set(
-            connection.execute(
-                sa.select(_effects.c.replay_of).where(
-                    _effects.c.run == run, _effects.c.replay_of.is_not(None)
-                )
-            ).scalars()
-        )
-        this, first = run, True
+        mode: Mode | None = None
+        used = self._replayed(connection, run)
+        this = run
         while True:
             row = connection.execute(sa.select(_branches).where(_branches.c.run == this)).one_or_none()
             if row is None:
-                return found, mode
-            if first:
-                mode, first = row.mode, False
+                return [effect for effect in found if effect.key not in used], mode or "replay"
+            mode = mode or row.mode
             later = sa.select(_effects).where(
                 _effects.c.run == row.parent, _effects.c.turn >= row.turn, _effects.c.replay_of.is_(None)
             )
             rows = connection.execute(later.order_by(_effects.c.turn, _effects.c.call))
-            found += [e for e in (_effect(r._mapping) for r in rows) if e.key not in used]
+            found += [_effect(r._mapping) for r in rows]
+            used |= self._replayed(connection, row.parent, before=row.turn)
             this = row.parent
+
+    def _replayed(self, connection: sa.Connection, run: str, *, before: int | None = None) -> set[str]:
+        keys = sa.select(_effects.c.replay_of).where(_effects.c.run == run, _effects.c.replay_of.is_not(None))
+        if before is not None:
+            keys = keys.where(_effects.c.turn < before)
+        return set(connection.execute(keys).scalars())
+
+    def branches(self, prefix: str) -> list[str]:
+        """Runs whose name begins so and that left another one."""
+        with self._engine.begin() as connection:
+            found = connection.execute(
+                sa.select(_branches.c.run).where(_branches.c.run.startswith(prefix, autoescape=True))
+            )
+            return list(found.scalars())
+
+
+class RunEffects:
+    """One run's effects for `mortice.sandbox.Epochs`. An effect's turn is the number of the epoch that will commit it.
+
+    Going back to an epoch is a branch of the ledger: the same call gives its old result, another one to the same tool needs
+    a human.
+    """
+
+    def __init__(self, ledger: Ledger, run: str) -> None:
+        self._ledger = ledger
+        self._run = run
+
+    @property
+    def run(self) -> str:
+        """To `begin` under: the run, or its branch since it last went back."""
+        number = self._num_rewinds()
+        return f"{self._run}@{number}" if number else self._run
+
+    @property
+    def num_entries(self) -> int:
+        return len(self._ledger.effects(self.run))
+
+    def rewind(self, epoch: int) -> None:
+        self._ledger.branch(f"{self._run}@{self._num_rewinds() + 1}", self.run, epoch + 1, "replay")
+
+    def _num_rewinds(self) -> int:
+        numbers = (name.rpartition("@")[2] for name in self._ledger.branches(f"{self._run}@"))
+        return max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
 @contextmanager

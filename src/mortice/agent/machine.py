@@ -31,6 +31,7 @@ from mortice.sandbox import (
     SandboxNotFound,
     SandboxSpec,
 )
+from mortice.sandbox.retention import JOURNALLED
 from mortice.specs.errors import RequestError
 
 _log = Log("agent")
@@ -332,7 +333,7 @@ def _pairs(files: dict[str, str]) -> list[tuple[str, Path]]:
 
 
 def box_name(run_id: str) -> str:
-    return "agent-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in run_id)
+    return JOURNALLED + "".join(c if c.isalnum() or c in "-_" else "-" for c in run_id)
 
 
 def _path(path: str) -> str:

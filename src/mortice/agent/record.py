@@ -108,13 +108,13 @@ def timeline(run: RunRecord, steps: Sequence[StepRecord]) -> Timeline:
         name=str(payload.get("name") or payload.get("workflow") or run.kind),
         task=str(payload.get("task") or ""),
         state="waiting" if asked else str(result.get("state") or run.state),
-        reason=str(result.get("reason") or ""),
+        reason=str(result.get("reason") or (run.error if run.state == "suspended" else "") or ""),
         output=output
         if isinstance(output, str)
         else ""
         if output is None
         else msgspec.json.encode(output).decode(),
-        error=run.error,
+        error=run.error if run.state == "failed" else None,
         created_s=run.created_s,
         updated_s=run.updated_s,
         parent=run.parent,

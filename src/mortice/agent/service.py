@@ -9,7 +9,7 @@ import msgspec
 
 from mortice.agent.act import Actor, Ask
 from mortice.agent.artifacts import Artifacts
-from mortice.agent.durable import Durable, Json, StepRecord
+from mortice.agent.durable import RESUMABLE, Durable, Json, StepRecord
 from mortice.agent.durable_dbos import DbosDurable
 from mortice.agent.endpoint import EndpointModel
 from mortice.agent.epochs import MachineState, Proof, prove, step_digest
@@ -127,7 +127,7 @@ class Agents:
         not; `unproven` goes on all the same. The proof; None where there is nothing to go on with.
         """
         record = await self.durable.find(run_id)
-        if record is None or record.kind != "agent" or record.state not in ("running", "cancelled"):
+        if record is None or record.kind != "agent" or record.state not in RESUMABLE:
             await self.durable.resume(run_id)
             return None
         proof = await self.prove(run_id)
@@ -138,7 +138,14 @@ class Agents:
         return proof
 
     async def prove(self, run_id: str) -> Proof:
-        """Does the run match its last epoch?"""
+        """Does the run match its last epoch, and does each of its sub-agents match its own?"""
+        proof = await self._prove_alone(run_id)
+        for child in await self.durable.children(run_id):
+            if child.kind == "agent":
+                proof = proof.with_agent(child.id, await self.prove(child.id))
+        return proof
+
+    async def _prove_alone(self, run_id: str) -> Proof:
         steps = await self.durable.steps(run_id)
         boxes = await self.boxes() if any(_saved(step) for step in steps) else None
         if self._boxes_log is None and isinstance(boxes, Sandboxes):

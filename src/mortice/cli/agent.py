@@ -194,6 +194,21 @@ def cancel(run_id: IdArgument, folder: HomeOption = None, db: DbOption = None) -
     cancel_run(home(folder, db), run_id)
 
 
+@agent.command()
+def prune(
+    older_than: Annotated[str, typer.Option("--older-than", help="Age, as 90s, 30m, 12h or 7d.")] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and remove nothing.")] = False,
+    folder: HomeOption = None,
+    db: DbOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the snapshots of runs that ended long ago. Their journals stay; they cannot be branched any more."""
+    from mortice.agent.home import home
+    from mortice.cli.agent_prune import prune_snapshots
+
+    prune_snapshots(home(folder, db), older_than=older_than, dry_run=dry_run, as_json=as_json)
+
+
 @agent.command("serve-mcp")
 def serve_mcp(
     config: Annotated[Path, typer.Option(help="The agent that is offered as a tool.")],

@@ -185,6 +185,10 @@ def drive_workflow(
         result = asyncio.run(go())
     except RunFailed as error:
         raise MorticeError(f"run {run_id} failed: {error}") from error
+    except Suspended as error:
+        raise MorticeError(
+            f"run {run_id} is put aside: {error.reason}; go on with: mortice agent workflow resume {run_id}"
+        ) from error
     except Cancelled as error:
         raise MorticeError(f"run {run_id} was cancelled") from error
     if as_json:

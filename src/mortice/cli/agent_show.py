@@ -71,7 +71,7 @@ def answer(place: Home, run_id: str, *, yes: bool, reason: str, digest: str | No
 
 def cancel_run(place: Home, run_id: str) -> None:
     with closing(DbosReader(place.db)) as reader:
-        if reader.find(run_id).state != "running":
+        if reader.find(run_id).state not in ("running", "suspended"):
             raise WrongState(f"run {run_id!r} has ended")
         reader.cancel(run_id)
     typer.echo(f"run {run_id} ends at its next step")

@@ -24,14 +24,11 @@ def ls(
     boxes = Sandboxes()
     if snapshots:
         found: list[Any] = boxes.snapshots.list()
-        rows = [
-            (m.id, m.name, m.backend, f"{sum(f.size for f in m.files) >> 20} MiB", _age(m.created_at))
-            for m in found
-        ]
+        rows = [(m.id, m.name, m.backend, f"{m.num_bytes >> 20} MiB", age(m.created_at)) for m in found]
         head = ("snapshot", "of", "back end", "size", "age")
     else:
         found = boxes.list()
-        rows = [(i.name, i.id, f"{i.backend} ({i.strength})", i.state, _age(i.created_at)) for i in found]
+        rows = [(i.name, i.id, f"{i.backend} ({i.strength})", i.state, age(i.created_at)) for i in found]
         head = ("name", "id", "back end (strength)", "state", "age")
     asyncio.run(boxes.close())
     if as_json:
@@ -115,7 +112,8 @@ def _tell(value: dict[str, Any], as_json: bool, main: str) -> None:
     print(json.dumps(value, indent=2) if as_json else value[main])
 
 
-def _age(created_at: float) -> str:
+def age(created_at: float) -> str:
+    """In words."""
     seconds = int(time.time() - created_at)
     return (
         f"{seconds} s"

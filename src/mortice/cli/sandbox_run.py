@@ -4,17 +4,29 @@ import asyncio
 import json
 import secrets
 import sys
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 import typer
 
-from mortice.sandbox import Egress, Limits, RunResult, Sandbox, Sandboxes, SandboxNotFound, SandboxSpec
+from mortice.sandbox import (
+    BackendName,
+    Egress,
+    Limits,
+    RunResult,
+    Sandbox,
+    Sandboxes,
+    SandboxNotFound,
+    SandboxSpec,
+)
 from mortice.specs.errors import RequestError
 
 MIB = 1 << 20
 Backend = Annotated[
-    str, typer.Option(help="microvm, gvisor, process, wasm, or auto: the strongest that works here.")
+    str,
+    typer.Option(
+        help="microvm, microsandbox, gvisor, process, wasm, or auto: the strongest that works here."
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="Use the sandbox of this name; it is made if there is none.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the sandbox running afterwards (needs --name).")]
@@ -125,7 +137,8 @@ async def _shell(spec: SandboxSpec, name: str | None, keep: bool, python: bool) 
 
 
 def _spec(backend: str, memory_mib: int, allow: list[str] | None) -> SandboxSpec:
-    if backend not in ("auto", "microvm", "gvisor", "process", "wasm"):
-        raise RequestError(f"{backend!r} is none of auto, microvm, gvisor, process, wasm", param="backend")
+    names = ("auto", *get_args(BackendName))
+    if backend not in names:
+        raise RequestError(f"{backend!r} is none of {', '.join(names)}", param="backend")
     egress = Egress(mode="allowlist", allow=tuple(allow)) if allow else Egress()
     return SandboxSpec(backend=backend, limits=Limits(memory_bytes=memory_mib * MIB), egress=egress)  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def run(
         bool, typer.Option("--exact", help="The engine's own scheduler, token by token: slower.")
     ] = False,
     log: Annotated[Path | None, typer.Option(help="Write every decision here, for `sim replay`.")] = None,
-    seed: Annotated[int, typer.Option(help="Of jitter and faults.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of jitter, faults and the spread of steps.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run a trace through a deployment under virtual time."""
@@ -67,8 +67,8 @@ def run(
         raise RequestError(f"faults must be 0 or more, not {faults}", param="faults")
     document = load_deployment(deployment)
     plan = plan_of(document, policy.value if policy else None)
-    if exact:
-        plan = msgspec.structs.replace(plan, fidelity="exact")
+    physics = msgspec.structs.replace(plan.physics, seed=seed)
+    plan = msgspec.structs.replace(plan, physics=physics, fidelity="exact" if exact else "macro")
     rule: ClipRule = clip.value
     rows = prepared(
         read_trace(trace, strict=True),

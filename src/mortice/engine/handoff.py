@@ -20,6 +20,7 @@ import numpy as np
 from mortice.engine.mirror import HostMirror
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
+from mortice.sched.batching import LEND_SHARE
 from mortice.sched.sequence import Arrival
 from mortice.specs.kv import KVDescriptor
 from mortice.specs.messages import Pushed, PushTarget
@@ -40,11 +41,6 @@ class HandoffCounters:
     num_failed: int = 0
     num_corrupt: int = 0  # blocks
     num_expired: int = 0
-
-
-LEND_SHARE = (
-    0.5  # of a pool's blocks may be kept for readers until their sequences end; the rest is for new prompts
-)
 
 
 @dataclass(frozen=True, slots=True)

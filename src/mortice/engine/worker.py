@@ -105,7 +105,12 @@ def build(config: WorkerConfig, socket: zmq.Socket) -> tuple[Loop, Callable[[], 
     )
     waker = Waker()
     transport = open_transport(
-        transfer.transport, memory, token=config.token, listen=transfer.listen, report=log.info
+        transfer.transport,
+        memory,
+        token=config.token,
+        listen=transfer.listen,
+        encrypt=transfer.encrypt,
+        report=log.info,
     )
     max_context = min(
         max_context, deployment.limits.max_context or max_context, num_blocks * layout.block_size

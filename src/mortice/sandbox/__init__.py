@@ -28,8 +28,8 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
-from mortice.sandbox.effects import Effect, EffectLedger
-from mortice.sandbox.epochs import Epoch, Epochs, Resumed
+from mortice.sandbox.epoch_files import Epoch
+from mortice.sandbox.epochs import Effects, Epochs, Resumed
 from mortice.sandbox.home import Home
 from mortice.sandbox.pool import WarmPool
 from mortice.sandbox.supervisor import Sandboxes
@@ -39,8 +39,7 @@ __all__ = [
     "BackendUnavailable",
     "BoxInfo",
     "CellError",
-    "Effect",
-    "EffectLedger",
+    "Effects",
     "Egress",
     "Epoch",
     "Epochs",

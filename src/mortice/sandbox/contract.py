@@ -16,7 +16,7 @@ MIB = 1 << 20
 WAIT_S = 60.0
 """How long a snapshot, fork or pause waits for a running cell to end."""
 
-BackendName = Literal["microvm", "gvisor", "process", "wasm"]
+BackendName = Literal["microvm", "microsandbox", "gvisor", "process", "wasm"]
 OnOutput = Callable[[Literal["stdout", "stderr"], bytes], None]
 """Called on the event loop with every piece of output as it arrives, before any cap."""
 

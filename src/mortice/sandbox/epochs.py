@@ -7,37 +7,18 @@ written aside, synced and renamed, that names a published snapshot: it exists wh
 import re
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from mortice.sandbox.box import Box
 from mortice.sandbox.contract import LeaseLost, SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
-from mortice.sandbox.effects import EffectLedger
-from mortice.sandbox.home import NewerVersion, check_version, digest_of, write_once
+from mortice.sandbox.epoch_files import VERSION, Epoch, read_epoch, read_epochs
+from mortice.sandbox.home import digest_of, write_once
 from mortice.sandbox.supervisor import Sandboxes
 from mortice.specs.errors import RequestError
 
 KEEP_LAST = 3
-VERSION = 1  # of epochs that are written; older ones are read
-
-
-class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The state of a run after one of its turns. `journal` is the caller's: a step number, a database row, what it needs."""
-
-    run: str
-    number: int
-    journal: dict[str, Any]
-    box: str
-    snapshot: str
-    audit_chain: str
-    audit_seq: int
-    audit_head: str
-    num_effects: int
-    created_at: float
-    pinned: bool = False
-    version: int = 0
-    digest: str = ""
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +30,21 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     how: Literal["attached", "restored"]
 
 
-class Epochs:
-    """The epochs of one run, and its effect ledger."""
+class Effects(Protocol):
+    """The caller's ledger of what a run did to the outside world (`mortice.agent.ledger.RunEffects` is one)."""
 
-    def __init__(self, boxes: Sandboxes, run: str, *, branch: str = "main") -> None:
+    @property
+    def num_entries(self) -> int: ...
+
+    def rewind(self, epoch: int) -> None:
+        """The run goes on from this epoch: what is newer has happened all the same, and the ledger has to say so."""
+        ...
+
+
+class Epochs:
+    """The epochs of one run. `effects`: its ledger; without one the run is taken to have no effects outside its sandbox."""
+
+    def __init__(self, boxes: Sandboxes, run: str, *, effects: Effects | None = None) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
             raise RequestError(
                 "a run's name has letters, digits, dots, dashes and underscores, at most 100", param="run"
@@ -61,7 +53,7 @@ class Epochs:
         self._boxes = boxes
         self._folder = boxes.home.runs / run
         (self._folder / "epochs").mkdir(parents=True, exist_ok=True)
-        self.effects = EffectLedger(self._folder / "effects.jsonl", run=run, branch=branch)
+        self._effects = effects
 
     async def commit(self, box: Box, journal: dict[str, Any], *, pinned: bool = False) -> Epoch:
         """Publish the state after a turn. A sandbox in which nothing ran since its last snapshot is not saved again."""
@@ -77,7 +69,8 @@ class Epochs:
         epoch = Epoch(
             run=self.run, number=number, journal=journal, box=box.record.id, snapshot=snapshot,
             audit_chain=manifest.audit_chain, audit_seq=manifest.audit_seq, audit_head=manifest.audit_head,
-            num_effects=self.effects.num_entries, created_at=time.time(), pinned=pinned, version=VERSION,
+            num_effects=self._effects.num_entries if self._effects else 0, created_at=time.time(), pinned=pinned,
+            version=VERSION,
         )  # fmt: skip
         epoch = msgspec.structs.replace(epoch, digest=digest_of(epoch))
         try:
@@ -94,21 +87,20 @@ class Epochs:
     def last(self) -> Epoch | None:
         """The newest epoch that can be read and was not altered."""
         for path in sorted((self._folder / "epochs").glob("*.json"), reverse=True):
-            epoch = self._read(path)
+            epoch = read_epoch(path, self.run)
             if epoch is not None:
                 return epoch
         return None
 
     def all(self) -> list[Epoch]:
         """Every sound epoch, oldest first."""
-        found = (self._read(p) for p in sorted((self._folder / "epochs").glob("*.json")))
-        return [epoch for epoch in found if epoch is not None]
+        return read_epochs(self._boxes.home, self.run)
 
     async def resume(self, *, rewind: bool = False, keep: bool = False) -> Resumed:
         """Go on after a crash: take over the living sandbox, or restore the last epoch whose snapshot is sound.
 
-        `rewind` leaves a living sandbox alone and goes back to the epoch as it was. Effects recorded after that epoch have
-        happened; the ledger knows them, and `effects.since(epoch)` words them as facts.
+        `rewind` leaves a living sandbox alone and goes back to the epoch as it was. Effects after that epoch have happened;
+        the ledger is told where the run goes on, and replays them.
         """
         last = self.last()
         if last is None:
@@ -127,7 +119,8 @@ class Epochs:
             except (SnapshotRefused, SandboxNotFound) as error:
                 problems.append(error.message)
                 continue
-            self.effects.rewind(epoch.number)
+            if self._effects is not None:
+                self._effects.rewind(epoch.number)
             return Resumed(box=box, epoch=epoch, how="restored")
         raise SnapshotRefused(f"no epoch of run {self.run!r} can be restored: {'; '.join(problems)}")
 
@@ -146,15 +139,3 @@ class Epochs:
 
     def _path(self, number: int) -> Path:
         return self._folder / "epochs" / f"{number:08d}.json"
-
-    def _read(self, path: Path) -> Epoch | None:
-        """None for a damaged one. Raises SnapshotRefused for a later version's: passing it over would repeat its turn."""
-        try:
-            data = path.read_bytes()
-            check_version(data, VERSION)
-            epoch = msgspec.json.decode(data, type=Epoch)
-        except NewerVersion as error:
-            raise SnapshotRefused(f"epoch {path.stem} of run {self.run!r}: {error}") from None
-        except (OSError, msgspec.DecodeError):
-            return None
-        return epoch if epoch.digest == digest_of(epoch) else None

@@ -58,6 +58,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     version: int = 0
     digest: str = ""
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
 
 class Snapshots:
     """The snapshots of a home. A folder without a leading dot that holds a manifest is a snapshot; all else is debris."""

@@ -14,6 +14,7 @@ import msgspec
 
 from mortice.obs.audit import AuditLog
 from mortice.sandbox.backends.gvisor import GVisor
+from mortice.sandbox.backends.microsandbox import Microsandbox
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
 from mortice.sandbox.backends.wasm import Wasm, WasmBox
@@ -40,15 +41,17 @@ from mortice.sandbox.machine import Backend, Machine, alive, started_at
 from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
-from mortice.sandbox.snapshots import Snapshots
+from mortice.sandbox.retention import prunable, referred
+from mortice.sandbox.snapshots import Manifest, Snapshots
 from mortice.sandbox.workspace import changes, load, save
-from mortice.specs.errors import MorticeError, RequestError
+from mortice.specs.errors import MorticeError, RequestError, WrongState
 
 Names = list[str]
 Infos = list[BoxInfo]
 Outcomes = list[ForkOutcome]
 Records = list[BoxRecord]
 Probes = list[Probe]
+Manifests = list[Manifest]
 DEFAULT_SPEC = SandboxSpec()
 AUTO_ORDER = ("microvm", "gvisor")
 MAX_FORKS = 256
@@ -68,6 +71,7 @@ class Sandboxes:
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.wasm = Wasm()
+        self.microsandbox = Microsandbox()
         self._mine: dict[str, Box] = {}
 
     async def __aenter__(self) -> "Sandboxes":
@@ -145,8 +149,12 @@ class Sandboxes:
         refusals = []
         for name in names:
             backend = self.backends.get(name)
+            if backend is None and name == self.microsandbox.name:
+                probe = await self.microsandbox.probe()
+                refusals.append(f"{name}: {probe.why_not} ({probe.remedy})")
+                continue
             if backend is None:
-                refusals.append(f"{name}: not built for this machine")
+                refusals.append(f"{name}: there is no such back end")
                 continue
             if spec.backend == "auto" and backend.strength is Strength.EMULATED:
                 refusals.append(f"{name}: emulated here, which is no wall; it is had by name only")
@@ -321,6 +329,7 @@ class Sandboxes:
         """Every back end, strongest first."""
         order: Sequence[Probed] = [
             self.backends["microvm"],
+            self.microsandbox,
             self.backends["gvisor"],
             self.wasm,
             self.backends["process"],
@@ -389,6 +398,33 @@ class Sandboxes:
         part.rename(place / "box.json")
 
     # ---- state
+
+    def referred(self) -> dict[str, str]:
+        """By snapshot, the sandbox or the epoch that refers to it."""
+        return referred(self.home, self._records())
+
+    def remove_snapshot(self, snapshot_id: str, *, force: bool = False) -> None:
+        """Raises WrongState if something refers to it, unless it is forced."""
+        with self.home.lock():
+            holder = self.referred().get(snapshot_id)
+            if holder is not None and not force:
+                raise WrongState(f"{holder} refers to snapshot {snapshot_id}", param="snapshot")
+            self._remove_snapshot(snapshot_id)
+
+    def prune(self, *, older_than_s: float, dry_run: bool = False) -> Manifests:
+        """Remove old snapshots to which nothing refers; those removed, or to be removed. Journals of agents are not looked
+        at, and their snapshots are left alone."""
+        with self.home.lock():  # who restores one has it in its books before the lock is free
+            found = prunable(
+                self.snapshots.list(), self.referred(), older_than_s=older_than_s, now_s=time.time()
+            )
+            for manifest in found if not dry_run else ():
+                self._remove_snapshot(manifest.id)
+        return found
+
+    def _remove_snapshot(self, snapshot_id: str) -> None:
+        self.snapshots.remove(snapshot_id)
+        self.audit.append("snapshot_removed", snapshot=snapshot_id)
 
     async def _save_snapshot(self, box: Box, epoch: int | None, wait_s: float) -> str:
         self._must_snapshot(box)

@@ -17,6 +17,9 @@ from mortice.sched.prefill_order import PrefillOrder, WaitingPrompt
 from mortice.sched.sequence import Arrival, Chunk, Sequence, StepPlan
 
 ACCEPT_SHARE = 0.05  # of the pool's blocks, for sequences accepted and not yet running
+LEND_SHARE = (
+    0.5  # of the pool's blocks, kept for readers until their sequences end; the rest is for new prompts
+)
 REMEMBERED = 64  # prompts, about, whose mean length parts the short from the long
 
 

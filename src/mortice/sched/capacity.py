@@ -82,45 +82,74 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         return workers * batch / (tokens * self.decode.decode_s(batch, batch * context))
 
     def divided_rate(self, prefill: float, decode: float, d: Demand) -> float:
+        """Largest rate of a division whose decode workers take no prompts."""
         return min(self.prefill_rate(prefill, d), self.decode_rate(decode, d))
 
     def mixed_rate(self, workers: float, d: Demand) -> float:
         """Largest rate of undivided workers with chunked prefill."""
-        if workers < 1:
-            return 0.0
-        n = max(1, int(workers))
-        return _largest(lambda rate: self._mixed_holds(n, rate, d), n / max(1e-9, self.prefill_moments(d)[0]))
+        return self.bent_rate(0, workers, d)
 
-    def _mixed_holds(self, n: int, rate: float, d: Demand) -> bool:
+    def bent_rate(self, prefill: float, decode: float, d: Demand) -> float:
+        """Largest rate of a division whose decode workers take, in chunks, the prompts that the prefill workers would serve
+        late. Without prefill workers: of undivided ones."""
+        n = int(decode)
+        if n < 1:
+            return 0.0
+        taken = self.prefill_rate(prefill, d)
+        top = taken + n / max(1e-9, self.prefill_moments(d)[0])
+        return _largest(lambda rate: self._decode_holds(n, rate, max(0.0, rate - taken), d), top)
+
+    def _reachable_tpot_s(self, context: float) -> float:
+        """The TPOT limit, or none where no batch meets it: then the load is carried."""
+        return self.tpot_s if self.decode.best_batch(context, self.tpot_s) >= 1 else NO_LIMIT_S
+
+    def _decode_holds(self, n: int, rate: float, prompts: float, d: Demand) -> bool:
+        """`n` workers decode `rate` requests a second and compute `prompts` prompts a second beside them."""
         t = self.decode
-        mine = rate / n
         own = (
             self.prefill.prefill_token_s * d.uncached_mean + self.prefill.prefill_square_s * d.uncached_square
         )
         tokens, context = max(1.0, d.output_mean - 1), d.prompt_mean + d.output_mean / 2
-        free = 1.0 - mine * own
-        # step = (base + b * each) / free and b = mine * tokens * step, fluctuation added to b
+        free = 1.0 - prompts / n * own
+        # step = (base + b * each) / free and b = rate / n * tokens * step, fluctuation added to b
         each = t.decode_sequence_s + t.decode_context_s * context
-        if free <= 0 or free <= mine * tokens * each:
+        tpot_s = self._reachable_tpot_s(context)
+        if free <= 0 or free <= rate / n * tokens * each:
             return False
-        step = t.decode_base_s / (free - mine * tokens * each)
-        batch = mine * tokens * step
+        step = t.decode_base_s / (free - rate / n * tokens * each)
+        batch = rate / n * tokens * step
         full = batch + SPREAD * math.sqrt(batch / n)
-        # A short answer meets more, or fewer, prompts than the mean: the share of its time that they take varies.
+        # An answer meets more, or fewer, prompts than the mean: their work in its time is compound Poisson.
+        uneven = max(1.0, d.uncached_square / max(1.0, d.uncached_mean) ** 2)  # E[L^2] / E[L]^2
+        square = own * own * uneven
         share = 1.0 - free
-        share += SPREAD * math.sqrt(max(0.0, share * free) / max(1.0, tokens / 2))
+        share += SPREAD * math.sqrt(prompts / n * square / (tokens * min(tpot_s, 1.0)))
         if (
             share >= 1
-            or (t.decode_base_s + full * each) / (1 - share) > self.tpot_s
-            or full * context > t.kv_tokens
+            or (t.decode_base_s + full * each) / (1 - share) > tpot_s
+            or (batch + SPREAD * math.sqrt(batch * uneven / n)) * context > t.kv_tokens
         ):
             return False
+        if prompts <= 0:
+            return True
         room = max(1.0, self.token_budget - batch)
         chunks = max(1.0, d.uncached_mean / room)
         service = own + chunks * (t.decode_base_s + batch * each)
-        square = service * service * max(1.0, d.uncached_square / max(1.0, d.uncached_mean) ** 2)
-        wait = mgn_wait_quantile(n, rate, own, own * own * square / service**2, self.slo.target)
+        wait = mgn_wait_quantile(n, prompts, own, square, self.slo.target)
         return wait / max(1e-9, free) + service <= self.ttft_s or service > self.ttft_s
+
+    def bent_rates(self, workers: int, d: Demand) -> dict[int, float]:
+        """Prefill workers of `workers` -> `bent_rate`: all divisions of a small fleet, of a large one a grid and what lies
+        beside its best. 0: undivided."""
+        stride = max(1, workers // 8)
+        rates = {p: self.bent_rate(p, workers - p, d) for p in range(0, workers, stride)}
+        while stride > 1:
+            stride //= 2
+            best = max(rates, key=lambda p: (rates[p], -p))
+            for p in (best - stride, best + stride):
+                if 0 <= p < workers and p not in rates:
+                    rates[p] = self.bent_rate(p, workers - p, d)
+        return rates
 
     def best_division(self, workers: int, d: Demand) -> tuple[int, float]:
         """(prefill workers of `workers`, rate) that carries the most; 0 workers or 1: (0, 0)."""

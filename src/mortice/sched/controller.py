@@ -13,6 +13,7 @@ import msgspec
 from mortice.sched.actions import Action, Bounds, Flip, Standing, reshape
 from mortice.sched.fleet import ROLES, Role
 from mortice.sched.forecast import Constant, ForecastName, Trusted, forecaster
+from mortice.sched.lengths import Lengths
 from mortice.sched.observation import Demand, Observation, Target
 from mortice.sched.policy import Mortice, Policy, Scope, Static
 
@@ -24,7 +25,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     start_s: float = 45.0  # until a started worker serves
     patience: int = 6  # decisions that must agree before a pool shrinks
     dwell_s: float = 20.0  # between two changes of the division, unless requests are late
-    hysteresis: float = 0.05
+    hysteresis: float = 0.15
     idle_s: float = 50.0
     forecast: ForecastName = "quantile"
 
@@ -45,10 +46,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="reshape"):
 class Controller:
     def __init__(self, policy: Policy, bounds: Bounds, pace: Pace) -> None:
         self.policy, self.bounds, self.pace = policy, bounds, pace
-        self._series = {
-            name: Trusted(forecaster(pace.forecast if name == "rate" else "ewma"))
-            for name in ("rate", "prompt", "uncached", "square", "output")
-        }
+        self._rate = Trusted(forecaster(pace.forecast))
+        self._lengths = Lengths()
         self._quiet_s = 0.0
         self._smaller = 0  # decisions in a row that wanted fewer workers
         self._changed_at_s = -math.inf
@@ -88,9 +87,8 @@ class Controller:
         )
 
     def break_forecast(self, answer: float) -> None:
-        """From now on the forecasters of all series answer this, whatever it is."""
-        for series in self._series.values():
-            series.inner = Constant(answer)
+        """From now on the forecaster answers this, whatever it is."""
+        self._rate.inner = Constant(answer)
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -124,31 +122,14 @@ class Controller:
 
     def _remember(self, seen: Observation) -> None:
         self._quiet_s = 0.0 if seen.num_arrived else self._quiet_s + seen.interval_s
-        self._series["rate"].add(seen.rate)
-        if seen.num_arrived:
-            self._series["prompt"].add(seen.prompt_mean)
-            self._series["uncached"].add(seen.uncached_mean)
-            self._series["square"].add(seen.uncached_square)
-        if seen.num_ended and seen.output_mean > 0:
-            self._series["output"].add(seen.output_mean)
+        self._rate.add(seen.rate)
+        self._lengths.add(seen)
 
     def _expect(self, seen: Observation) -> tuple[Demand, list[str]]:
         ahead = self.pace.start_s if self.bounds.can_scale else 0.0
         steps = max(1, math.ceil((self.pace.period_s + ahead) / max(1e-9, seen.interval_s)))
-        values: dict[str, float] = {}
-        distrusted: list[str] = []
-        for name, series in self._series.items():
-            values[name], why = series.predict(steps if name == "rate" else 1)
-            if why and series.past:
-                distrusted.append(f"{name}: {why}")
-        demand = Demand(
-            rate=values["rate"],
-            prompt_mean=values["prompt"],
-            uncached_mean=values["uncached"],
-            uncached_square=max(values["square"], values["uncached"] ** 2),
-            output_mean=values["output"] or 64.0,  # until the first request ended
-        )
-        return demand, distrusted
+        rate, why = self._rate.predict(steps)
+        return self._lengths.demand(rate), [f"rate: {why}"] if why else []
 
     def _now(self, standing: Sequence[Standing], starting: dict[Role, int]) -> Target:
         counts = {

@@ -18,6 +18,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     uncached_mean: float = 0.0  # of it, tokens to be computed
     uncached_square: float = 0.0  # mean of their squares
     output_mean: float = 0.0  # tokens, of requests that ended
+    num_given: float = (
+        0.0  # tokens decoded, of all requests: those that decode, times the interval, over the mean TPOT
+    )
     num_ended: int = 0
     num_met: int = 0  # of them, within the SLO
     ttft_p90_s: float = 0.0
@@ -60,11 +63,14 @@ class Tally:
 
     def __init__(self, ttft_s: float = math.inf, tpot_s: float = math.inf) -> None:
         self._ttft_s, self._tpot_s = ttft_s, tpot_s
+        self._step_s = 0.0  # between two tokens of a request, the latest that is known
+        self._was_decoding = 0
         self._reset()
 
     def _reset(self) -> None:
         self.num_arrived = self.num_ended = self.num_met = 0
         self._prompts = self._uncached = self._squares = self._outputs = 0.0
+        self._decoded = self._decoding_s = 0.0  # tokens after the first, and how long they took
         self._ttft: list[float] = []
         self._tpot: list[float] = []
 
@@ -81,6 +87,8 @@ class Tally:
         self._ttft.append(ttft_s)
         if tpot_s is not None:
             self._tpot.append(tpot_s)
+            self._decoded += output_len - 1
+            self._decoding_s += tpot_s * (output_len - 1)
         self.num_met += ttft_s <= self._ttft_s and (tpot_s is None or tpot_s <= self._tpot_s)
 
     def observe(
@@ -95,6 +103,11 @@ class Tally:
         }
         used = {role: sum(w.context_tokens for w in workers if w.role == role) for role in held}
         slow = sorted(w.slowdown for w in workers)
+        if self._decoding_s > 0:
+            self._step_s = self._decoding_s / self._decoded
+        decoding = sum(w.num_decoding for w in workers)
+        sequence_s = (self._was_decoding + decoding) / 2 * interval_s
+        self._was_decoding = decoding
         counts = {role: fleet.num(role) for role in ROLES}
         seen = Observation(
             at_s=at_s,
@@ -104,13 +117,14 @@ class Tally:
             uncached_mean=self._uncached / n,
             uncached_square=self._squares / n,
             output_mean=self._outputs / ended,
+            num_given=sequence_s / self._step_s if self._step_s else 0.0,
             num_ended=self.num_ended,
             num_met=self.num_met,
             ttft_p90_s=_p90(self._ttft),
             tpot_p90_s=_p90(self._tpot),
             prefill_work=sum(w.prefill_work for w in workers),
             num_prefilling=sum(w.num_prefilling for w in workers),
-            num_decoding=sum(w.num_decoding for w in workers),
+            num_decoding=decoding,
             kv_use=max((used[role] / held[role] for role in held if held[role]), default=0.0),
             slowdown=slow[len(slow) // 2] if slow else 1.0,
             starting=starting,

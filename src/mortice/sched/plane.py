@@ -73,6 +73,7 @@ class ControlPlane:
         self.tally = Tally(ttft / 1e3 if ttft else math.inf, tpot / 1e3 if tpot else math.inf)
         self.starting: dict[Role, int] = {"prefill": 0, "decode": 0, "mixed": 0}
         self._controller = _controller(setup)
+        self._bends = setup.policy == "mortice"  # its decode workers are all convertible
         self._flights: dict[str, _Flight] = {}
         self._expected_output = FIRST_GUESS_OUTPUT
         self._last_tick_s: float | None = None
@@ -113,7 +114,12 @@ class ControlPlane:
                 self.prefixes.update(worker_id, stored, removed)
             case Joined():
                 self.starting[event.role] = max(0, self.starting[event.role] - 1)
-                self.fleet.join(event.worker_id, event.role, event.num_blocks, convertible=event.convertible)
+                self.fleet.join(
+                    event.worker_id,
+                    event.role,
+                    event.num_blocks,
+                    convertible=event.convertible or self._bends,
+                )
             case Left(_, worker_id):
                 self.fleet.leave(worker_id)
                 self.prefixes.drop(worker_id)

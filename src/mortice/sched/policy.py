@@ -118,13 +118,12 @@ class DopdReleased:
 
 
 class Mortice:
-    """The division, or none, that carries the most of the expected mix within the SLO; where workers can be started and
-    stopped, the fewest that carry it. Folds to undivided workers where those carry more than `fold` times the best cut."""
+    """The division, or none, that carries the most of the expected mix within the SLO, its decode workers bending to prompts
+    that would be late; where workers can be started and stopped, the fewest that carry it."""
 
-    def __init__(self, capacity: Capacity, *, headroom: float = 1.15, fold: float = 1.0) -> None:
+    def __init__(self, capacity: Capacity, *, headroom: float = 1.15) -> None:
         self.capacity = capacity
         self.headroom = headroom  # carried rate over expected rate
-        self.fold = fold
 
     def target(self, demand: Demand, seen: Observation, now: Target, scope: Scope) -> tuple[Target, Target]:
         if demand.prompt_mean <= 0:
@@ -140,18 +139,19 @@ class Mortice:
 
     def score(self, target: Target, demand: Demand) -> float:
         """Rate that a division carries."""
-        cut = self.capacity.divided_rate(target.prefill, target.decode, demand)
-        return cut + self.capacity.mixed_rate(target.mixed, demand)
+        return self.capacity.bent_rate(target.prefill, target.decode + target.mixed, demand)
 
     def _divide(self, workers: int, demand: Demand) -> tuple[Target, Target]:
-        """(the better of the best cut and no cut, the other), scored by the rate it carries."""
-        prefill, cut_rate = self.capacity.best_division(workers, demand)
-        whole_rate = self.capacity.mixed_rate(workers, demand)
-        whole = Target(0, 0, workers, f"undivided carries {whole_rate:.3g}/s", whole_rate)
-        cut = Target(prefill, workers - prefill, 0, f"the cut carries {cut_rate:.3g}/s", cut_rate)
-        if workers < 2 or whole_rate >= self.fold * cut_rate:
-            return whole, cut
-        return cut, whole
+        """(the division that carries the most, the next best)."""
+        rates = self.capacity.bent_rates(workers, demand)
+        best, *others = sorted(rates, key=lambda p: (-rates[p], p))
+        made = [self._named(p, workers, rates[p]) for p in (best, others[0] if others else best)]
+        return made[0], made[1]
+
+    def _named(self, prefill: int, workers: int, rate: float) -> Target:
+        if prefill == 0:
+            return Target(0, 0, workers, f"undivided carries {rate:.3g}/s", rate)
+        return Target(prefill, workers - prefill, 0, f"the cut carries {rate:.3g}/s", rate)
 
 
 def policy(name: PolicyName, capacity: Capacity) -> Policy:

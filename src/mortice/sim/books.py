@@ -36,6 +36,10 @@ class CountedBooks:
         request.hit = 0
         return True
 
+    def admit_lent(self, request: SimRequest, spare: int) -> bool:
+        """Book it whose KV is read elsewhere: the block that is copied before it is written."""
+        return self.admit(request, 1, spare)
+
     def grow(self, num_tokens: int) -> None:
         self.used += num_tokens
 
@@ -96,6 +100,17 @@ class PooledBooks:
             return False
         self.pool.acquire(hit)
         new = self.pool.allocate(need)
+        assert new is not None
+        self._blocks[request.index] = hit + new
+        request.hit = len(hit) * self.block_size
+        return True
+
+    def admit_lent(self, request: SimRequest, spare: int) -> bool:
+        hit = self.pool.lookup(request.names[: (request.prompt_len - 1) // self.block_size])
+        if 1 - (-spare // self.block_size) > self.pool.num_free - self.pool.num_acquirable_free(hit):
+            return False
+        self.pool.acquire(hit)
+        new = self.pool.allocate(1)
         assert new is not None
         self._blocks[request.index] = hit + new
         request.hit = len(hit) * self.block_size

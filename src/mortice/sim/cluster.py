@@ -35,6 +35,7 @@ from mortice.sim.exact import ExactWorker
 from mortice.sim.faults import Fault
 from mortice.sim.plan import Body, Physics, Plan
 from mortice.sim.request import Move, SimRequest
+from mortice.sim.spread import StepDraws
 from mortice.sim.worker import SimWorker
 
 __all__ = ["Body", "Cluster", "Physics", "Plan"]
@@ -91,6 +92,9 @@ class Cluster:
             self.clock.at(plan.physics.report_s, self._report, None)
         for fault in faults:
             self.clock.at(fault.at_s, self._break, fault)
+        for request in requests:
+            if request.leaves_s < math.inf:
+                self.clock.at(request.leaves_s, self._hang_up, request)
 
     @property
     def num_arrived(self) -> int:
@@ -197,9 +201,41 @@ class Cluster:
         else:
             plane.ended(request.id, request.given, ttft, request.tpot_s)
         request.at = None
+        if request.kv_at is not None:
+            self.returned(request)
         if self._has_names:
             self._tell_cached(worker)
         if self._draining:
+            self._retire(worker)
+
+    def returned(self, request: SimRequest) -> None:
+        source, request.kv_at = request.kv_at, None
+        request.is_lent = False
+        if source is not None and source.alive:
+            source.let_go(request)
+            if self._draining:
+                self._retire(source)
+
+    def _hang_up(self, request: SimRequest) -> None:
+        """Its client is gone: it is forgotten wherever it stands, and counts as missed."""
+        if request.stage in ("finished", "rejected"):
+            return
+        if request.arrival_s > self.clock.now_s or request.stage == "new":
+            raise ValueError(f"request {request.id} leaves before it arrives")
+        worker, source = request.at, request.kv_at
+        if request.stage == "held":
+            self._held.remove(request)
+        else:
+            self._stop_move(request, source, worker)
+            worker.cancel(request)
+            self.returned(request)
+            request.end_s = self.clock.now_s
+            ttft = None if math.isnan(request.first_s) else request.ttft_s
+            plane = self._plane_of(request)
+            plane.hear(Ended(self.clock.now_s, request.id, request.given, ttft, request.tpot_s))
+        request.stage, request.at, request.end_s = "cancelled", None, self.clock.now_s
+        self._ended += 1
+        if worker is not None and self._draining:
             self._retire(worker)
 
     def _sent(self, move: Move) -> None:
@@ -257,10 +293,13 @@ class Cluster:
 
     def _new(self, role: Role) -> Worker:
         body, block = self._body(role), self.plan.setup.block_size
+        physics = self.plan.physics
+        self._made += 1
+        worker_id = f"w{self._made}"
+        draws = None if physics.spread is None else StepDraws(physics.spread, physics.seed, worker_id)
         if self.plan.fidelity == "exact":
-            self._made += 1
             return ExactWorker(
-                f"w{self._made}",
+                worker_id,
                 clock=self.clock,
                 boss=self,
                 times=body.times,
@@ -269,12 +308,13 @@ class Cluster:
                 max_num_seqs=body.max_num_seqs,
                 bytes_per_s=body.bytes_per_s,
                 order=body.order,
-                lease_s=self.plan.physics.lease_s,
+                lease_s=physics.lease_s,
+                lends=physics.lends,
+                draws=draws,
             )
         books = (PooledBooks if self._has_names else CountedBooks)(body.times.kv_tokens, block)
-        self._made += 1
         return SimWorker(
-            f"w{self._made}",
+            worker_id,
             clock=self.clock,
             boss=self,
             times=body.times,
@@ -283,15 +323,15 @@ class Cluster:
             max_num_seqs=body.max_num_seqs,
             bytes_per_s=body.bytes_per_s,
             order=body.order,
+            lends=physics.lends,
+            draws=draws,
         )
 
     def _welcome(self, worker: Worker, role: Role) -> None:
         self.workers[worker.id] = worker
         self.roles[worker.id] = role
         blocks = worker.capacity // worker.block_size
-        self._tell_all(
-            Joined(self.clock.now_s, worker.id, role, blocks, self.plan.convertible and role == "decode")
-        )
+        self._tell_all(Joined(self.clock.now_s, worker.id, role, blocks, self.plan.convertible))
         held, self._held = self._held, []
         for request in held:
             self._arrive(request)
@@ -366,6 +406,7 @@ class Cluster:
         if self.roles[worker_id] != role:
             self.events.append((self.clock.now_s, f"{worker_id} from {self.roles[worker_id]} to {role}"))
             worker.paused_until_s = self.clock.now_s + self.plan.physics.flip_s
+            worker.token_budget = self._body(role).token_budget
         self.roles[worker_id] = role
         for plane in self._planes[1:]:
             plane.hear(Worn(self.clock.now_s, worker_id, role))
@@ -459,7 +500,9 @@ class Cluster:
             self._account(worker.times.gpus)
             self.clock.at(self.clock.now_s + delay + self.plan.physics.start_s, self._ready, role)
         for request in leased:
-            if request.at is not None and request.at.alive and request.stage in ("bridge", "moving"):
+            if request.is_lent:  # memory that is mapped outlives its owner
+                request.kv_at = None
+            elif request.at is not None and request.at.alive and request.stage in ("bridge", "moving"):
                 self._fetch_failed(request)
         for request in lost:
             source, request.kv_at = request.kv_at, None
@@ -477,19 +520,15 @@ class Cluster:
         """Conservation of requests and of memory, at any instant between two callbacks. Raises AssertionError."""
         places = {"held": 0, "working": 0, "ended": 0, "new": len(self.requests) - self._next}
         for request in self.requests[: self._next]:
-            if request.stage in ("finished", "rejected", "failed"):
+            if request.stage in ("finished", "rejected", "cancelled"):
                 places["ended"] += 1
             elif request.stage == "held":
                 places["held"] += 1
             else:
                 places["working"] += 1
         inside = sum(len(w.requests()) for w in self.workers.values())
-        piped = sum(w.num_piped for w in self.workers.values())
-        if (places["ended"], places["held"], places["working"]) != (
-            self._ended,
-            len(self._held),
-            inside + piped,
-        ):
+        found = (self._ended, len(self._held), inside)
+        if (places["ended"], places["held"], places["working"]) != found:
             raise AssertionError(f"requests are lost: {places}, {inside} in workers, {self._ended} ended")
         booked = sum(map(len, self._planes))
         if booked != places["working"]:

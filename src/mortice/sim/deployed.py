@@ -46,7 +46,13 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
         mixed=roles["mixed"],
         prefill_body=body,
         decode_body=msgspec.structs.replace(body, times=decode, bytes_per_s=_port(spec) * decode.gpus),
-        physics=Physics(start_s=spec.start_s, flip_s=spec.flip_s),
+        physics=Physics(
+            start_s=spec.start_s,
+            flip_s=spec.flip_s,
+            lease_s=deployment.transfer.lease_s,
+            lends=deployment.transfer.mode == "map" and _shares_memory(deployment, spec),
+            spread=spec.step_spread,
+        ),
         convertible=spec.convertible,
     )
 
@@ -80,6 +86,12 @@ def _times(
         return worker_times(model, hardware, Layout(tp=tp, pp=pp), formats)
     except RequestError as error:
         raise RequestError(f"cluster.{phase}_tp: {error.message}", param=f"cluster.{phase}_tp") from error
+
+
+def _shares_memory(deployment: Deployment, spec: ClusterSpec) -> bool:
+    """Workers of one host: their times were measured, and nothing is said of a port or of hardware."""
+    is_local = spec.hardware is None and spec.port_bytes_per_s is None
+    return is_local and deployment.transfer.transport in ("auto", "shm")
 
 
 def _port(spec: ClusterSpec) -> float:

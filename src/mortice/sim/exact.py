@@ -9,12 +9,13 @@ import math
 
 from mortice.kv.leases import LeaseTable
 from mortice.kv.pool import BlockPool
-from mortice.sched.batching import BatchScheduler
+from mortice.sched.batching import LEND_SHARE, BatchScheduler
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.sequence import Arrival, Chunk, Sequence
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
+from mortice.sim.spread import StepDraws
 from mortice.sim.worker import Boss
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
@@ -39,6 +40,8 @@ class ExactWorker:
         bytes_per_s: float,
         order: PrefillOrder | None = None,
         lease_s: float = 30.0,
+        lends: bool = False,
+        draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times = clock, boss, times
@@ -53,6 +56,8 @@ class ExactWorker:
             order=order,
         )
         self.leases = LeaseTable(lease_s)
+        self.lends = lends
+        self.draws = draws
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
         self.boundary = 0.0
@@ -64,7 +69,6 @@ class ExactWorker:
         self.steps = 0
         self.busy_s = 0.0
         self.num_prefill_tokens = 0
-        self.num_piped = 0
         self._here: dict[str, tuple[SimRequest, Sequence]] = {}
         self._chunks: list[Chunk] = []
         self._ticket = -1
@@ -79,6 +83,14 @@ class ExactWorker:
     @property
     def free_tokens(self) -> int:
         return self.pool.num_free * self.block_size
+
+    @property
+    def token_budget(self) -> int:
+        return self.scheduler.token_budget
+
+    @token_budget.setter
+    def token_budget(self, tokens: int) -> None:
+        self.scheduler.token_budget = tokens
 
     @property
     def num_requests(self) -> int:
@@ -100,7 +112,13 @@ class ExactWorker:
 
     def offer(self, request: SimRequest) -> None:
         request.at, request.stage = self, "bridge"
-        self.scheduler.add_arrival(Arrival([self._enter(request)], request.known - 1, request.id))
+        arrival = Arrival([self._enter(request)], request.known - 1, request.id)
+        if request.is_lent:
+            foreign = (
+                self.pool.num_blocks
+            )  # ids of another pool's blocks begin here; which ones does not matter
+            arrival.lent = [foreign + i for i in range(-(-arrival.num_tokens // self.block_size))]
+        self.scheduler.add_arrival(arrival)
         self.wake()
 
     def stay(self, request: SimRequest) -> None:
@@ -112,6 +130,7 @@ class ExactWorker:
         blocks = self.scheduler.detach(sequence)
         self.leases.grant(request.id, request.id, blocks, self.clock.now_s)
         self.leased[request.index] = request
+        request.is_lent = self.lends and self.leases.num_blocks <= LEND_SHARE * self.pool.num_blocks
 
     def let_go(self, request: SimRequest) -> None:
         if self.leased.pop(request.index, None) is not None:
@@ -139,10 +158,11 @@ class ExactWorker:
         self.wake()
 
     def cancel(self, request: SimRequest) -> None:
-        self.let_go(request)
         if self._here.pop(request.id, None) is not None:
-            self.moving.pop(request.index, None)
             self.scheduler.remove(request.id)
+            if self.moving.pop(request.index, None) is not None:
+                self.scheduler.not_arrived(request.id)
+            self.scheduler.returned.clear()  # the cluster ends its lease
             self._chunks = [c for c in self._chunks if c.sequence.request.id != request.id]
         self.wake()
 
@@ -187,11 +207,15 @@ class ExactWorker:
             self.boss.fetch(request, self, 0.0)
         for sequence in plan.preempted:
             self._here[sequence.request.id][0].stage = "prefill"
+        self._give_back()
         if not plan.chunks:
             return
         tokens = square = batch = context = 0
         for chunk in plan.chunks:
             request = self._here[chunk.sequence.request.id][0]
+            if request.stage == "bridge":  # read in place
+                request.stage = "decode"
+                request.accepted_s = request.moved_s = now_s
             if request.stage == "decode" and chunk.count == 1:
                 batch += 1
                 context += chunk.start + 1
@@ -203,7 +227,20 @@ class ExactWorker:
         self.num_prefill_tokens += tokens
         self._chunks, self._is_busy, self._start_s = plan.chunks, True, now_s
         duration = self.times.mixed_s(tokens, square, batch, context) * self.slow
+        if self.draws is not None:
+            duration *= self.draws.renew()
+            self.draws.spend(1)
         self._ticket = self.clock.at(now_s + duration, self._end, None)
+
+    def _give_back(self) -> None:
+        """Leases under which nothing is read here any more; what was declined is computed here."""
+        returned, self.scheduler.returned = self.scheduler.returned, []
+        for request_id in returned:
+            if request_id in self._here:
+                request = self._here[request_id][0]
+                if request.stage == "bridge":
+                    request.stage = "prefill"
+                self.boss.returned(request)
 
     def _end(self, _: None) -> None:
         if self.clock.ticket != self._ticket:
@@ -231,6 +268,7 @@ class ExactWorker:
         if request.given >= request.output_len:
             self.scheduler.finish(sequence)
             del self._here[request.id]
+            self.scheduler.returned.clear()
             request.end_s = self.clock.now_s
             self.boss.finished(request, self)
         elif request.stage != "decode":

@@ -6,6 +6,7 @@ import msgspec
 
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.setup import Setup
+from mortice.specs.step_spread import StepSpread
 from mortice.specs.worker_times import WorkerTimes
 
 
@@ -29,6 +30,9 @@ class Physics(msgspec.Struct, frozen=True, kw_only=True):
     report_delay_s: float = 0.0
     lease_s: float = 30.0
     num_routers: int = 1  # each knows what it routed itself, the rest from reports
+    lends: bool = False  # all workers map one memory: a decode worker reads a prompt's KV where it lies
+    spread: StepSpread | None = None  # of step times; None: a step takes what its counts say
+    seed: int = 0  # of what is drawn
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ def report(cluster: Cluster, slo: SLO) -> dict:
         "requests": total,
         "finished": outcomes["finished"],
         "rejected": outcomes["rejected"],
-        "failed": outcomes["failed"],
+        "cancelled": outcomes["cancelled"],
         "duration_s": span_s,
         "ttft_ms": percentiles([r.ttft_s * 1e3 for r in done]),
         "tpot_ms": percentiles([t * 1e3 for t in tpot]),

@@ -27,7 +27,9 @@ class SimRequest:
         "hit",
         "id",
         "index",
+        "is_lent",
         "kv_at",
+        "leaves_s",
         "move",
         "moved_s",
         "names",
@@ -42,7 +44,13 @@ class SimRequest:
     )  # fmt: skip
 
     def __init__(
-        self, index: int, arrival_s: float, prompt_len: int, output_len: int, names: list[bytes]
+        self,
+        index: int,
+        arrival_s: float,
+        prompt_len: int,
+        output_len: int,
+        names: list[bytes],
+        leaves_s: float = math.inf,
     ) -> None:
         self.index = index
         self.id = f"r{index}"
@@ -51,9 +59,12 @@ class SimRequest:
         self.output_len = output_len
         self.names = names
         self.given = 0  # tokens that went out
-        self.stage = "new"  # new | held | prefill | bridge | moving | decode | finished | rejected | failed
+        self.leaves_s = leaves_s  # when its client hangs up, whatever it has by then
+        # new | held | prefill | bridge | moving | decode | finished | rejected | cancelled
+        self.stage = "new"
         self.at: Any = None  # the worker where it is computed or waits to be
-        self.kv_at: Any = None  # the worker where its prompt's KV waits to be fetched
+        self.kv_at: Any = None  # the worker where its prompt's KV waits to be fetched, or is read in place
+        self.is_lent = False  # that KV is read where it lies; set by its owner
         self.told = False  # the control plane knows that its prompt is computed
         self.move: Move | None = None  # its KV is on its way
         self.tokens = 0  # prompt tokens still to be computed

@@ -61,7 +61,8 @@ def requests_of(trace: Trace, block_size: int, *, max_total: int, name_bytes: in
                     param="limits.block_size",
                 )
             names = _names(row.blocks, row.prompt_len, trace.block_tokens, block_size, name_bytes)
-        made.append(SimRequest(index, row.at_s, row.prompt_len, row.output_len, names))
+        leaves_s = math.inf if row.leaves_after_s is None else row.at_s + row.leaves_after_s
+        made.append(SimRequest(index, row.at_s, row.prompt_len, row.output_len, names, leaves_s))
     return made
 
 

@@ -12,12 +12,13 @@ from collections import deque
 from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
-from mortice.sched.batching import ACCEPT_SHARE
+from mortice.sched.batching import ACCEPT_SHARE, LEND_SHARE
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sim.books import Books
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
+from mortice.sim.spread import StepDraws
 from mortice.specs.worker_times import WorkerTimes
 
 
@@ -32,14 +33,17 @@ class Boss(Protocol):
     def fetch(self, request: SimRequest, worker: Any, delay_s: float) -> None:
         """Room is made: bring its KV, from `delay_s` on."""
 
+    def returned(self, request: SimRequest) -> None:
+        """What was lent for it, or waits for it, is not wanted any more."""
+
 
 class SimWorker:
     __slots__ = (
         "_chunks", "_decoding", "_is_ahead", "_is_ending", "_is_resting", "_joining", "_num_steps", "_pace",
         "_picked", "_start_s", "_ticket", "alive", "batch", "books", "boss", "boundary", "bridge", "busy_s",
-        "clock", "context", "id", "into", "leased", "max_num_seqs", "moving", "num_moving_tokens", "num_piped",
-        "num_preemptions", "num_prefill_tokens", "order", "out", "paused_until_s", "prefilling", "slow", "steps",
-        "times", "token_budget", "waiting",
+        "clock", "context", "draws", "id", "into", "leased", "lends", "max_num_seqs", "moving",
+        "num_leased_tokens", "num_moving_tokens", "num_preemptions", "num_prefill_tokens", "order", "out",
+        "paused_until_s", "piped", "prefilling", "slow", "steps", "times", "token_budget", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -54,11 +58,15 @@ class SimWorker:
         max_num_seqs: int,
         bytes_per_s: float,
         order: PrefillOrder | None = None,
+        lends: bool = False,
+        draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times, self.books = clock, boss, times, books
         self.token_budget, self.max_num_seqs = token_budget, max_num_seqs
         self.order = order
+        self.lends = lends
+        self.draws = draws
         self.boundary = 0.0  # of the length-aware order; set by the cluster
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
@@ -71,6 +79,7 @@ class SimWorker:
         self.moving: dict[int, SimRequest] = {}  # their KV is on its way here
         self.leased: dict[int, SimRequest] = {}  # their KV stands here and is wanted elsewhere
         self.num_moving_tokens = 0
+        self.num_leased_tokens = 0
         self.batch = 0
         self.context = 0  # tokens of KV that a decode step reads
         self.steps = 0
@@ -81,7 +90,7 @@ class SimWorker:
         self._joining: list[SimRequest] = []  # from the next step on
         self._picked = 0  # prompts of the order's batch
         self._chunks: list[tuple[SimRequest, int]] = []
-        self.num_piped = 0  # requests between two pipeline stages
+        self.piped: list[SimRequest] = []  # between two pipeline stages
         self._is_ending = False
         self._pace = 1.0  # of the running step
         self._start_s = (
@@ -140,12 +149,15 @@ class SimWorker:
     def let_go(self, request: SimRequest) -> None:
         """The lease on its KV is over."""
         if self.leased.pop(request.index, None) is not None:
+            self.num_leased_tokens -= self.books.held(request)
             self.books.release(request, 0)
             self.wake()
 
     def lease(self, request: SimRequest) -> None:
-        """Its KV stays until somebody fetched it."""
+        """Its KV stays until somebody fetched it, or has read it to the end."""
         self.leased[request.index] = request
+        self.num_leased_tokens += self.books.held(request)
+        request.is_lent = self.lends and self.num_leased_tokens <= LEND_SHARE * self.capacity
 
     def drop(self, request: SimRequest) -> None:
         """Its prompt was computed for nothing."""
@@ -170,7 +182,7 @@ class SimWorker:
 
     def requests(self) -> list[SimRequest]:
         """All that are computed here or wait to be (not those whose KV is only kept)."""
-        computing = [*(r for _, _, r in self._decoding), *self._joining]
+        computing = [*(r for _, _, r in self._decoding), *self._joining, *self.piped]
         return [*self.waiting, *self.prefilling, *self.bridge, *self.moving.values(), *computing]
 
     @property
@@ -183,6 +195,7 @@ class SimWorker:
             or self.leased
             or self.batch
             or self._joining
+            or self.piped
         )
 
     @property
@@ -194,6 +207,7 @@ class SimWorker:
             + len(self.moving)
             + self.batch
             + len(self._joining)
+            + len(self.piped)
         )
 
     def die(self) -> None:
@@ -212,16 +226,12 @@ class SimWorker:
         self._num_steps = 0
 
     def cancel(self, request: SimRequest) -> None:
-        """Forget it wherever it stands."""
-        if request.index in self.leased:
-            self.let_go(request)
+        """Forget it wherever it stands; a lease of another worker is the cluster's to end."""
         if request.stage == "prefill":
             if request in self.waiting:
                 self.waiting.remove(request)
-            else:
-                self._settle()
-                self.prefilling.remove(request)
-                self._chunks = [c for c in self._chunks if c[0] is not request]
+            else:  # a step that computes it goes on, for nothing
+                (self.piped if request in self.piped else self.prefilling).remove(request)
                 self.books.release(request, 0)
         elif request.stage == "bridge" and request in self.bridge:
             self.bridge.remove(request)
@@ -230,8 +240,7 @@ class SimWorker:
             self.num_moving_tokens -= self.books.held(request)
             self.books.release(request, 0)
         elif request.stage == "decode":
-            self._settle()
-            self._remove(request)
+            self._take_out(request)
         self.wake()
 
     def check(self) -> None:
@@ -289,6 +298,8 @@ class SimWorker:
             self._enter()
         if self.bridge:
             self._accept(0.0)
+            if self._joining:  # what is read in place
+                self._enter()
         chunks = self._choose() if self.waiting or self.prefilling else []
         if not chunks and not self.batch:
             return
@@ -302,6 +313,9 @@ class SimWorker:
         times = self.times
         self._start_s = now_s
         self._pace = self.slow
+        draws = self.draws
+        if draws is not None:
+            self._pace *= draws.renew()
         self._chunks = chunks
         if chunks:
             tokens = square = 0
@@ -310,7 +324,7 @@ class SimWorker:
                 tokens += count
                 square += count * (count + 2 * before)
             self.num_prefill_tokens += tokens
-            duration = times.mixed_s(tokens, square, batch, self.context) * self.slow
+            duration = times.mixed_s(tokens, square, batch, self.context) * self._pace
             self._num_steps = 1
             if times.pp > 1 and not batch:
                 self._pipeline(duration)
@@ -327,6 +341,11 @@ class SimWorker:
         room = self.books.free // batch
         if steps > room:
             steps = room
+        draws = self.draws
+        if draws is not None:
+            self._pace = self.slow * draws.renew()
+            if steps > draws.left:
+                steps = draws.left
         self._num_steps = steps
         times, read = self.times, self.times.decode_context_s
         one = times.decode_base_s + times.decode_sequence_s * batch + read * self.context
@@ -339,20 +358,40 @@ class SimWorker:
         steps = self._whole_steps()
         if steps >= self._num_steps and steps:
             return  # the macro-step ends then in any case
-        batch = self.batch
-        if self.books.free < (steps + 1) * (batch + len(self._joining)):
+        if self.books.free < (steps + 1) * (self.batch + len(self._joining)):
             self._cut()
             return
         if steps:
-            lasts = self._lasts(steps)
-            self._is_ahead = True
-            self._start_s += lasts
-            self.busy_s += lasts
-            self.steps += steps
-            self.context += steps * batch
-            self.books.grow(steps * batch)
+            self._book_ahead(steps)
         self._enter()
         self._decode_on()
+
+    def _book_ahead(self, steps: int) -> None:
+        """Count so many steps of the running macro-step, the last of which is still under way."""
+        batch, lasts = self.batch, self._lasts(steps)
+        self._is_ahead = True
+        self._start_s += lasts
+        self.busy_s += lasts
+        self.steps += steps
+        if self.draws is not None:
+            self.draws.spend(steps)
+        self.context += steps * batch
+        self.books.grow(steps * batch)
+
+    def _take_out(self, request: SimRequest) -> None:
+        """It leaves the batch with the step that runs now; its memory is free at once."""
+        if request not in self._joining and self._num_steps and not (self._chunks or self._is_resting):
+            steps = self._whole_steps()
+            if steps < self._num_steps:
+                if steps:
+                    self._book_ahead(steps)
+                self._remove(request)
+                if self.batch:
+                    self._decode_on()
+                else:
+                    self._rest(self._start_s)
+                return
+        self._remove(request)
 
     def _rest(self, until_s: float) -> None:
         """No step begins before."""
@@ -409,16 +448,17 @@ class SimWorker:
         for request in ready:
             self.prefilling.remove(request)
         if ready:
-            self.num_piped += len(ready)
+            self.piped += ready
             self.clock.at(self.clock.now_s + duration, self._piped, ready)
         self._ticket = self.clock.at(self.clock.now_s + duration / self.times.pp, self._end, None)
 
     def _piped(self, ready: list[SimRequest]) -> None:
         if self.alive:
             self._is_ending = True
-            self.num_piped -= len(ready)
             for request in ready:
-                self._prompt_done(request)
+                if request in self.piped:  # its client is still there
+                    self.piped.remove(request)
+                    self._prompt_done(request)
             self._is_ending = False
             self.wake()
 
@@ -431,13 +471,15 @@ class SimWorker:
         if self.clock.ticket != self._ticket:
             return  # it was cut, or the worker died
         self._is_ending = True  # what the cluster answers must not start a step before this one is booked
+        if self.draws is not None:
+            self.draws.spend(self._num_steps)
         self._advance(self._num_steps)
         self.busy_s += self.clock.now_s - self._start_s
         self._num_steps = 0
         chunks, self._chunks = self._chunks, []
         for request, count in chunks:
             request.tokens -= count
-            if request.tokens == 0:
+            if request.tokens == 0 and request.stage != "cancelled":
                 self.prefilling.remove(request)
                 self._prompt_done(request)
         self._is_ending = False
@@ -516,7 +558,14 @@ class SimWorker:
                 and (self.batch or self.prefilling)
             ):
                 return  # not before a prompt that came earlier and waits for memory
+            if request.is_lent:
+                if not self._read_in_place(request, spare, delay_s):
+                    return
+                continue
             if not self.books.admit(request, request.known - 1, spare):
+                if self._is_stuck():
+                    self.bridge.popleft()
+                    self._decline(request)
                 return
             self.bridge.popleft()
             request.stage = "moving"
@@ -524,6 +573,32 @@ class SimWorker:
             self.moving[request.index] = request
             self.num_moving_tokens += self.books.held(request)
             self.boss.fetch(request, self, delay_s)
+
+    def _read_in_place(self, request: SimRequest, spare: int, delay_s: float) -> bool:
+        """Start it on KV that stays where it is; False if not even what it will write has room."""
+        if not self.books.admit_lent(request, spare + len(self._joining) * self.books.block_size):
+            if self._is_stuck():
+                self.bridge.popleft()
+                self._decline(request)
+            return False
+        self.bridge.popleft()
+        request.stage = "decode"
+        request.accepted_s = request.moved_s = self.clock.now_s + delay_s
+        self._joining.append(request)
+        return True
+
+    def _is_stuck(self) -> bool:
+        """Nothing here is going to make room: leases of this worker hold it (BatchScheduler._is_stuck)."""
+        works = self.batch or self._joining or self.prefilling or self.moving or self.piped
+        return not works and (not self.waiting or self.books.free < self.waiting[0].known)
+
+    def _decline(self, request: SimRequest) -> None:
+        """Give its lease back and compute it here when there is room."""
+        self.boss.returned(request)
+        request.stage = "prefill"
+        request.since_s = self.clock.now_s
+        request.tokens = request.known
+        self.waiting.append(request)
 
     def _choose(self) -> list[tuple[SimRequest, int]]:
         """Prompt chunks of the next step: those with memory first, then new ones while memory, slots and budget last."""
@@ -572,6 +647,8 @@ class SimWorker:
         while self.batch and self.books.free < self.batch:
             victim = max((r for _, _, r in self._decoding), key=lambda r: (r.arrival_s, r.index))
             self._remove(victim)
+            if victim.kv_at is not None:
+                self.boss.returned(victim)
             self.num_preemptions += 1
             victim.stage = "prefill"
             victim.tokens = victim.known

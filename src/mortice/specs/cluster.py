@@ -7,6 +7,7 @@ import msgspec
 
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
+from mortice.specs.step_spread import StepSpread
 from mortice.specs.worker_times import WorkerTimes
 
 PolicyName = Literal["static", "reactive", "dopd", "dopd-released", "mortice"]
@@ -48,12 +49,13 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flip_s: float = 0.05  # of a change of role
     period_s: float = 10.0  # of the control loop
     port_bytes_per_s: float | None = None  # of one device, each direction; None: the hardware's link
+    step_spread: StepSpread | None = None  # of simulated steps around their expected time; None: none
     convertible: bool = False  # decode workers may prefill in a burst
     min_prefill: int = 0
     min_decode: int = 1  # decode and undivided workers together
     patience: int = 6  # decisions that must agree before a pool shrinks
     dwell_s: float = 20.0  # between two changes of the division, unless requests are late
-    hysteresis: float = 0.05  # gain in carried load that a change must bring
+    hysteresis: float = 0.15  # gain in carried load that a change must bring
     idle_s: float = 50.0  # without traffic, until that means less load
     forecast: Literal["last", "ewma", "arima", "quantile"] = "quantile"
     reject_late: float | None = None  # refuse a request whose expected TTFT is so many times the limit
@@ -70,6 +72,8 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if times is not None:
                 times.check()
         self.slo.check()
+        if self.step_spread is not None:
+            self.step_spread.check()
         if self.prefill_times and self.decode_times:
             ours, theirs = self.prefill_times.kv_token_bytes, self.decode_times.kv_token_bytes
             if ours != theirs:

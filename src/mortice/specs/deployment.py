@@ -49,6 +49,17 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lease_s: float = 30.0  # a lease that nobody renews ends after this long
     heartbeat_s: float = 5.0
     listen: str = "127.0.0.1"  # address of the block server of the tcp transport
+    encrypt: Literal["auto", "on", "off"] = "auto"  # the tcp transport; auto: where it leads beyond the host
+
+    def check(self) -> None:
+        """Raise RequestError naming the first field that makes no sense."""
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
+        if self.encrypt == "on" and self.transport in ("shm", "nixl"):
+            raise RequestError(
+                f"transfer.encrypt: the {self.transport} transport cannot encrypt; use tcp or auto",
+                param="transfer.encrypt",
+            )
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,6 +155,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 )
         elif self.prefill + self.decode > 64:
             raise RequestError("at most 64 workers on one host", param="prefill")
+        self._check_admission()
         limits = self.limits
         if not (1 <= limits.block_size <= 512 and limits.block_size & (limits.block_size - 1) == 0):
             raise RequestError("block_size must be a power of two up to 512", param="limits.block_size")
@@ -157,8 +169,15 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if self.speculation and self.speculation.method == "draft" and not self.speculation.draft_model:
             raise RequestError("speculation by draft needs draft_model", param="speculation.draft_model")
-        if self.transfer.heartbeat_s * 2 > self.transfer.lease_s:
-            raise RequestError("lease_s must be at least twice heartbeat_s", param="transfer.lease_s")
+        self.transfer.check()
+
+    def _check_admission(self) -> None:
+        for name, value in msgspec.structs.asdict(self.admission).items():
+            if not (value > 0 or (name == "drain_s" and value == 0)):
+                raise RequestError(
+                    f"admission.{name} must be more than 0, not {value}: nothing could be served",
+                    param=f"admission.{name}",
+                )
 
 
 def load_deployment(path: str | Path) -> Deployment:

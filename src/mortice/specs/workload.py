@@ -3,7 +3,8 @@
 Reads, plain or gzipped, the formats that publishers use:
 
     azure     CSV   TIMESTAMP (UTC, up to nine fractional digits), ContextTokens, GeneratedTokens
-    mooncake  JSONL timestamp (ms), input_length, output_length, hash_ids (one id per 512 input tokens)
+    mooncake  JSONL timestamp (ms), input_length, output_length, hash_ids (one id per 512 input tokens); of our own:
+                    leaves_after (ms), when its client hangs up (simulated, not replayed live)
     burstgpt  CSV   Timestamp (s), Request tokens, Response tokens; 0 response tokens mark a failed call
 """
 
@@ -34,6 +35,7 @@ class TraceRequest(msgspec.Struct, frozen=True):
     prompt_len: int  # tokens
     output_len: int  # tokens
     blocks: tuple[int, ...] = ()
+    leaves_after_s: float | None = None  # its client hangs up so long after it arrived; None: it stays
 
 
 class Clip(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +208,7 @@ class _MooncakeRow(msgspec.Struct):
     input_length: int
     output_length: int
     hash_ids: tuple[int, ...] = ()
+    leaves_after: float | None = None  # milliseconds
 
 
 def _mooncake(lines: Iterable[str]) -> Iterator[TraceRequest]:
@@ -213,8 +216,15 @@ def _mooncake(lines: Iterable[str]) -> Iterator[TraceRequest]:
     for line in lines:
         if line.strip():
             row = decoder.decode(line)
+            patience_s = None if row.leaves_after is None else row.leaves_after / 1000
+            if patience_s is not None and not patience_s >= 0:
+                raise ValueError(f"leaves_after is before it arrives: {row.leaves_after:g} ms")
             yield TraceRequest(
-                row.timestamp / 1000, _positive(row.input_length), row.output_length, row.hash_ids
+                row.timestamp / 1000,
+                _positive(row.input_length),
+                row.output_length,
+                row.hash_ids,
+                patience_s,
             )
 
 

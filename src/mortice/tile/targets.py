@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mortice.tile.c.compile import compile_function as compile_for_c
-from mortice.tile.cuda.compile import compile_function as compile_for_cuda
+from mortice.tile.cuda.compile import compile_for_sm_80, compile_for_this_card
+from mortice.tile.cuda.compile import compile_function as compile_for_hopper
 from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.host import Bound
 from mortice.tile.interpreter import interpret
@@ -15,7 +16,7 @@ from mortice.tile.passes import run
 from mortice.tile.passes.fission import FISSION
 from mortice.tile.passes.panels import PANELS
 from mortice.tile.passes.tiling import GPU, tiling
-from mortice.tile.simulator.target import compile_function as compile_for_simulator
+from mortice.tile.simulator.target import simulate_hopper, simulate_sm_80
 
 
 class Executable(Protocol):
@@ -40,8 +41,8 @@ class Interpreted:
 
 
 TARGETS: dict[str, Callable[[Function], Executable]] = {
-    "interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_cuda, "sm_90a": compile_for_cuda,
-    "simulator": compile_for_simulator,
+    "interpreter": Interpreted, "c": compile_for_c, "cuda": compile_for_this_card, "sm_90a": compile_for_hopper,
+    "sm_80": compile_for_sm_80, "simulator": simulate_hopper, "simulator_sm_80": simulate_sm_80,
 }  # fmt: skip
 
 

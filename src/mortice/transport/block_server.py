@@ -5,6 +5,7 @@ else happens; a request that cannot be honoured gets a Verdict and the connectio
 """
 
 import socket
+import ssl
 import threading
 import time
 
@@ -16,6 +17,7 @@ from mortice.transport.copy import runs
 from mortice.transport.descriptor import block_ids, check_generations, check_landed
 from mortice.transport.errors import PeerGone, TransferError
 from mortice.transport.hands import lower_priority
+from mortice.transport.sealed import SealedLink
 
 MAX_CONNECTIONS = 128
 
@@ -23,9 +25,18 @@ MAX_CONNECTIONS = 128
 class BlockServer:
     """Serves one pool on `listen` (a numeric address; port 0: any free one) until closed."""
 
-    def __init__(self, pool: Pool, token: str, listen: str, port: int, stall_s: float) -> None:
-        """Raises OSError if the address cannot be listened on."""
+    def __init__(
+        self,
+        pool: Pool,
+        token: str,
+        listen: str,
+        port: int,
+        stall_s: float,
+        seal: ssl.SSLContext | None = None,
+    ) -> None:
+        """`seal`: connections are encrypted. Raises OSError if the address cannot be listened on."""
         self._pool = pool
+        self._seal = seal
         self._token = token
         self._stall_s = stall_s
         family = socket.AF_INET6 if ":" in listen else socket.AF_INET
@@ -66,10 +77,19 @@ class BlockServer:
                 if self._closing or len(self._serving) >= MAX_CONNECTIONS:
                     connection.close()
                     continue
-                link = wire.Link(connection, self._stall_s)
+                try:
+                    link = self._link(connection)
+                except OSError:  # it is gone already
+                    connection.close()
+                    continue
                 thread = threading.Thread(target=self._serve, args=(link,), name="kv-serve", daemon=True)
                 self._serving[thread] = link
                 thread.start()
+
+    def _link(self, connection: socket.socket) -> wire.Link:
+        if self._seal is None:
+            return wire.Link(connection, self._stall_s)
+        return SealedLink(connection, self._stall_s, self._seal)
 
     def _serve(self, link: wire.Link) -> None:
         try:
@@ -85,6 +105,7 @@ class BlockServer:
             link.close()
 
     def _admit(self, link: wire.Link) -> None:
+        link.handshake()
         nonce = wire.fresh_nonce()
         link.send(wire.Challenge(wire.VERSION, nonce))
         shown = link.receive(wire.CREDENTIALS, wire.MAX_HANDSHAKE)

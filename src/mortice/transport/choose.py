@@ -10,6 +10,7 @@ from mortice.transport.base import KVTransport, Pool, TransferResult
 from mortice.transport.errors import TransferError
 from mortice.transport.lanes import silent
 from mortice.transport.pool import PrivatePool, SharedPool
+from mortice.transport.sealed import Encryption
 from mortice.transport.shm import ShmTransport
 from mortice.transport.tcp import TcpTransport
 
@@ -49,13 +50,14 @@ def open_transport(
     listen: str = "127.0.0.1",
     port: int = 0,
     verify: bool = True,
+    encrypt: Encryption = "auto",
     report: Callable[[str], None] = silent,
 ) -> KVTransport:
     """Open the transport and advertise it in `pool.address`. `report` gets one line a peer at first contact.
 
     token: shared by all workers of a deployment; needed by auto and tcp. listen, port: of the block server
-    (auto, tcp). verify: whether checksums offered by descriptors are compared. Raises RequestError for what
-    cannot be opened.
+    (auto, tcp). verify: whether checksums offered by descriptors are compared. encrypt: of tcp; auto: beyond
+    this host. Raises RequestError for what cannot be opened.
     """
     if kind == "shm":
         if not pool.address.shm_name:
@@ -65,7 +67,9 @@ def open_transport(
         from mortice.transport.nixl import NixlTransport  # an extra: only who asks for it needs it
 
         return NixlTransport(pool, verify=verify, report=report)
-    tcp = TcpTransport(pool, token=token, listen=listen, port=port, verify=verify, report=report)
+    tcp = TcpTransport(
+        pool, token=token, listen=listen, port=port, verify=verify, encrypt=encrypt, report=report
+    )
     if kind == "tcp":
         return tcp
     return AutoTransport(ShmTransport(pool, verify=verify, report=report), tcp, report)

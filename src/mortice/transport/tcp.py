@@ -1,8 +1,9 @@
 """Transfers over TCP: out of one pool's memory into the socket, out of the socket into the other's. No buffer
-between."""
+between, but for encryption where the way leads beyond the host."""
 
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 from collections import defaultdict
@@ -22,6 +23,7 @@ from mortice.transport.descriptor import Plan, check_landed, plan
 from mortice.transport.errors import PeerGone, TransferError
 from mortice.transport.hands import Hands
 from mortice.transport.lanes import Lanes, silent
+from mortice.transport.sealed import Encryption, SealedLink, is_sealed, seal
 
 
 class TcpTransport:
@@ -30,7 +32,7 @@ class TcpTransport:
     `token`: the secret that all workers of a deployment share. `listen`: numeric address of the block server,
     which is also where peers are told to come; `port` 0 takes any free one. `stall_s`: a transfer ends with
     an error when no byte moves for this long; a peer whose connection is reset is noticed at once. `verify`
-    False leaves out checksums.
+    False leaves out checksums. `encrypt`: see sealed.is_sealed; the same for all workers of a deployment.
     """
 
     name = "tcp"
@@ -43,6 +45,7 @@ class TcpTransport:
         listen: str = "127.0.0.1",
         port: int = 0,
         verify: bool = True,
+        encrypt: Encryption = "auto",
         num_threads: int = 2,
         stall_s: float = 5.0,
         report: Callable[[str], None] = silent,
@@ -53,9 +56,11 @@ class TcpTransport:
         self._pool = pool
         self._verify = verify
         self._lanes = Lanes(report)
-        self._calls = _Calls(token, stall_s)
+        self._encrypt = encrypt
+        self._calls = _Calls(token, stall_s, encrypt)
+        seal_of_server = seal(token, "server") if is_sealed(encrypt, listen) else None
         try:
-            self._server = BlockServer(pool, token, listen, port, stall_s)
+            self._server = BlockServer(pool, token, listen, port, stall_s, seal_of_server)
         except OSError as error:
             raise RequestError(
                 f"cannot listen on {listen} port {port}: {error.strerror}", param="transfer.listen"
@@ -124,14 +129,17 @@ class TcpTransport:
                 link.receive_into(landing.data)
                 return landing.size, time.perf_counter() - begun
 
-        self._lanes.meet(peer, f"{self.name} to {peer.tcp}", probe)
+        how = ", encrypted" if is_sealed(self._encrypt, _host(peer.tcp)) else ""
+        self._lanes.meet(peer, f"{self.name} to {peer.tcp}{how}", probe)
 
 
 class _Calls:
     """Connections to peers: kept while idle, one a call while in use, dropped after any mishap."""
 
-    def __init__(self, token: str, stall_s: float) -> None:
+    def __init__(self, token: str, stall_s: float, encrypt: Encryption) -> None:
         self._token = token
+        self._encrypt = encrypt
+        self._seal: ssl.SSLContext | None = None  # made for the first peer that needs it
         self._stall_s = stall_s
         self._lock = threading.Lock()
         self._idle: defaultdict[str, list[wire.Link]] = defaultdict(list)  # by pool id
@@ -202,14 +210,14 @@ class _Calls:
             return link
 
     def _connect(self, peer: PoolAddress) -> wire.Link:
-        host, _, port = peer.tcp.rpartition(":")
+        host, port = _host(peer.tcp), peer.tcp.rpartition(":")[2]
         if not host or not port.isdigit():
             raise PeerGone(f"pool {peer.pool_id[:8]} is not served over tcp")
         try:
-            sock = socket.create_connection((host.strip("[]"), int(port)), timeout=self._stall_s)
+            sock = socket.create_connection((host, int(port)), timeout=self._stall_s)
+            link = self._link(sock, host)
         except OSError as error:
             raise PeerGone(f"cannot reach {peer.tcp}: {error.strerror or error}") from error
-        link = wire.Link(sock, self._stall_s)
         with self._lock:
             self._busy[link] = peer.pool_id
         try:
@@ -220,7 +228,16 @@ class _Calls:
             raise
         return link
 
+    def _link(self, sock: socket.socket, host: str) -> wire.Link:
+        if not is_sealed(self._encrypt, host):
+            return wire.Link(sock, self._stall_s)
+        with self._lock:
+            if self._seal is None:
+                self._seal = seal(self._token, "client")
+        return SealedLink(sock, self._stall_s, self._seal)
+
     def _introduce(self, link: wire.Link) -> None:
+        link.handshake()
         challenge = link.receive(wire.CHALLENGE, wire.MAX_HANDSHAKE)
         if challenge.version != wire.VERSION:
             raise TransferError(f"the peer speaks version {challenge.version}, we speak {wire.VERSION}")
@@ -269,6 +286,11 @@ def _accept(link: wire.Link) -> None:
     verdict = link.receive(wire.VERDICT)
     if verdict.error is not None:
         raise TransferError(verdict.error)
+
+
+def _host(address: str) -> str:
+    """The numeric address without its port."""
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _check_address(listen: str) -> None:

@@ -9,7 +9,7 @@
     A Verdict with an error where blocks would follow ends the exchange; the connection stays good.
 
 A frame is its length (uint32, little-endian) and one msgpack value. Both sides know the token; it never
-travels.
+travels. Beyond a host all of this goes within TLS (sealed.py).
 """
 
 import contextlib
@@ -129,6 +129,9 @@ class Link:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def handshake(self) -> None:
+        """What has to be agreed before the first frame: nothing (see SealedLink)."""
 
     def send(self, message: msgspec.Struct) -> None:
         body = msgspec.msgpack.encode(message)

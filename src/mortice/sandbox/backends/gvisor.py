@@ -11,20 +11,20 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import tempfile
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
 from mortice.sandbox import cgroups
+from mortice.sandbox.backends.hosted import HostedMachine
 from mortice.sandbox.backends.sentry import Sentry, socket_paths
-from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.contract import MIB, Probe, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.home import Home
 from mortice.sandbox.images import Image, find_image, find_program
-from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_first
+from mortice.sandbox.machine import Machine, make_fifos, open_fifos, put_first
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
@@ -167,15 +167,15 @@ class GVisor:
         return int((place / "pid").read_text())
 
 
-class RunscMachine:
+class RunscMachine(HostedMachine):
     """One sandbox of runsc."""
 
+    process_name = "kernel process"
+
     def __init__(self, backend: GVisor, box_id: str, place: Path, pid: int) -> None:
+        super().__init__(box_id, place, pid)
         self._backend = backend
-        self._id = box_id
-        self._place = place
         self.sentry = Sentry(box_id, backend.runsc_root)
-        self.pid = pid
 
     def open_channel(self) -> tuple[int, int]:
         return open_fifos(self._place)
@@ -189,26 +189,12 @@ class RunscMachine:
     async def resume(self) -> None:
         await self.sentry.resume()
 
-    def park(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def unpark(self) -> None:
-        if alive(self.pid):
-            os.kill(self.pid, signal.SIGCONT)
-
-    def memory_bytes(self) -> int | None:
-        return cgroups.memory_bytes(self._id)
-
-    def cause_of_death(self) -> tuple[Reason, str]:
-        if cgroups.oom_kills(self._id) or cgroups.touched_limit(self._id):
-            return "oom", "the sandbox used more than its memory limit and was ended"
-        return "lost", "the sandbox's kernel process ended"
+    def _met_memory_limit(self) -> bool:
+        return super()._met_memory_limit() or cgroups.touched_limit(self._id)
 
     async def remove(self) -> None:
         """What `runsc delete -force` does, without starting 30 MB for it or waiting a second for someone to reap."""
-        if self.pid and alive(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._kill()
         await cgroups.empty(self._id)
         for path in self._backend.state_files(self._id):
             path.unlink(missing_ok=True)

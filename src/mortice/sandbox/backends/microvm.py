@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Awaitable
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mortice.sandbox import cgroups
+from mortice.sandbox.backends.hosted import HostedMachine
 from mortice.sandbox.backends.qmp import Qmp, connect
-from mortice.sandbox.contract import MIB, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.contract import MIB, Probe, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.guest.config import WRITABLE, agent_config
 from mortice.sandbox.guest.source import agent_code
 from mortice.sandbox.images import Vm, find_image, find_vm
 from mortice.sandbox.kvm import probe_kvm
-from mortice.sandbox.machine import Machine, alive
+from mortice.sandbox.machine import Machine
 from mortice.sandbox.probes import ask_guest
 
 GUEST_KERNEL = 96 * MIB  # what the guest's kernel and agent need beside the limit
@@ -171,17 +171,17 @@ def qemu_command(vm: Vm, spec: SandboxSpec, *, emulated: bool) -> list[str]:
     ]  # fmt: skip
 
 
-class QemuMachine:
+class QemuMachine(HostedMachine):
     """One QEMU process."""
+
+    process_name = "QEMU"
 
     def __init__(
         self, box_id: str, place: Path, pid: int, process: "subprocess.Popen[bytes] | None" = None
     ) -> None:
-        self._id = box_id
-        self._place = place
+        super().__init__(box_id, place, pid)
         self._process = process
         self._first: int | None = None
-        self.pid = pid
 
     def first_words(self, config: bytes, code: bytes) -> None:
         """Lay the agent's configuration and code into the port; the guest reads them once it has booted."""
@@ -227,28 +227,11 @@ class QemuMachine:
         async with Qmp(self._place / "qmp") as qmp:
             await qmp.call("cont")
 
-    def park(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def unpark(self) -> None:
-        if alive(self.pid):
-            os.kill(self.pid, signal.SIGCONT)
-
-    def memory_bytes(self) -> int | None:
-        return cgroups.memory_bytes(self._id)
-
-    def cause_of_death(self) -> tuple[Reason, str]:
-        if cgroups.oom_kills(self._id):
-            return "oom", "the machine used more than its memory limit and was ended"
-        return "lost", "the machine's QEMU ended"
-
     async def remove(self) -> None:
         if self._first is not None:
             os.close(self._first)
             self._first = None
-        if self.pid and alive(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._kill()
         await cgroups.empty(self._id)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import sys
 import tempfile
 from collections.abc import Awaitable
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mortice.sandbox import cgroups
-from mortice.sandbox.contract import MIB, NotSupported, Probe, Reason, SandboxError, SandboxSpec, Strength
+from mortice.sandbox.backends.hosted import HostedMachine
+from mortice.sandbox.contract import MIB, NotSupported, Probe, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.guest.config import ENVIRONMENT, WRITABLE, agent_config
 from mortice.sandbox.guest.source import BOOT, agent_code
 from mortice.sandbox.images import find_image
-from mortice.sandbox.machine import Machine, alive, make_fifos, open_fifos, put_first
+from mortice.sandbox.machine import Machine, make_fifos, open_fifos, put_first
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 20.0
@@ -122,13 +122,10 @@ class Process:
         return Jailed(box_id, place, pid)
 
 
-class Jailed:
+class Jailed(HostedMachine):
     """The first process of a process namespace; everything inside dies with it."""
 
-    def __init__(self, box_id: str, place: Path, pid: int) -> None:
-        self._id = box_id
-        self._place = place
-        self.pid = pid
+    process_name = "first process"
 
     def open_channel(self) -> tuple[int, int]:
         return open_fifos(self._place)
@@ -142,25 +139,8 @@ class Jailed:
     async def resume(self) -> None:
         await cgroups.freeze(self._id, frozen=False)
 
-    def park(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def unpark(self) -> None:
-        if alive(self.pid):
-            os.kill(self.pid, signal.SIGCONT)
-
-    def memory_bytes(self) -> int | None:
-        return cgroups.memory_bytes(self._id)
-
-    def cause_of_death(self) -> tuple[Reason, str]:
-        if cgroups.oom_kills(self._id):
-            return "oom", "the sandbox used more than its memory limit and was ended"
-        return "lost", "the sandbox's first process ended"
-
     async def remove(self) -> None:
-        if self.pid and alive(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        self._kill()
         with contextlib.suppress(SandboxError):
             await cgroups.freeze(self._id, frozen=False)
         await cgroups.empty(self._id)

@@ -18,10 +18,12 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.evaluate import Number, evaluate
 from mortice.tile.ir.walk import transform
 from mortice.tile.launch import LONG, Shortcut
+from mortice.tile.passes.gpu.cards import SM_80
 from mortice.tile.passes.gpu.context import Note
 from mortice.tile.passes.gpu.lower import DEFAULT, Choices, lower
 
 ARCHITECTURE = "sm_90a"
+OLDEST = 80
 LARGEST = 2**31 - 1
 LAUNCHES_KEPT = 1024  # by pointers, sizes and stream; then all are forgotten
 Ready = tuple[
@@ -30,8 +32,23 @@ Ready = tuple[
 
 
 def compile_function(function: s.Function, choices: Choices = DEFAULT) -> "Compiled":
-    """Nothing is compiled yet where results need to be looked at; machine code is made on the first call."""
+    """For Hopper, unless `choices` name another card. Nothing is compiled yet where results need to be looked at; machine
+    code is made on the first call."""
     return Compiled(function, choices)
+
+
+def compile_for_sm_80(function: s.Function) -> "Compiled":
+    """For any card from sm_80 on: made for the one that is there."""
+    return Compiled(function, Choices(card=SM_80))
+
+
+def compile_for_this_card(function: s.Function) -> "Compiled":
+    """Hopper's own form on Hopper, and where there is no card; else what all cards know."""
+    try:
+        here = driver.architecture()
+    except UnsupportedError:
+        here = ARCHITECTURE
+    return compile_function(function) if here == ARCHITECTURE else compile_for_sm_80(function)
 
 
 @dataclass
@@ -76,7 +93,7 @@ class Compiled:
         if aligned not in self.variants:
             with self.lock:
                 if aligned not in self.variants:
-                    choices = Choices(self.choices.persistent, aligned)
+                    choices = replace(self.choices, aligned=aligned)
                     lowered, notes = lower(self.function, choices)
                     source, kernels = emit(lowered)
                     self.variants[aligned] = Variant(lowered, notes, source, kernels)
@@ -146,18 +163,22 @@ class Compiled:
         with self.lock:
             if not variant.functions:
                 architecture = driver.architecture()
-                if architecture != ARCHITECTURE:
+                hopper = self.choices.card.hopper
+                if (hopper and architecture != ARCHITECTURE) or _number(architecture) < OLDEST:
                     problem = f"this GPU is {architecture}"
-                    raise UnsupportedError(
-                        self.function.span, self.function.name, problem, "run on a Hopper GPU (sm_90a)"
-                    )
+                    remedy = "run on a Hopper GPU (sm_90a)" if hopper else "run on a GPU from sm_80 on"
+                    raise UnsupportedError(self.function.span, self.function.name, problem, remedy)
                 names = tuple(kernel.name for kernel in variant.kernels)
                 shared = tuple(kernel.shared for kernel in variant.kernels)
-                variant.functions = driver.load(variant.code(), names, shared)
+                variant.functions = driver.load(variant.code(architecture), names, shared)
         return [
             Launch(variant.lowered, kernel, function, bound)
             for kernel, function in zip(variant.kernels, variant.functions, strict=True)
         ]
+
+
+def _number(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_").rstrip("a"))
 
 
 def _name(param: s.Param) -> str:

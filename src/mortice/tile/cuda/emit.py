@@ -363,13 +363,18 @@ class Emitter:
         return f"(descriptor(sharedBase + {base} + (u32)({self(offset)}), {fields}ull) + {fixed >> 4})"
 
     def _mma(self, texts: list[str], at: dict[str, int | str | bool]) -> str:
-        k, a, b = int(at["k"]), at["a_type"], at["b_type"]
-        name = f"mma_{k}_{a}_{b}"
+        k, whole = int(at["k"]), at["a_type"] in ("i8", "u8")
+        a, b = (str(at[f"{side}_type"]).replace("i8", "s8") for side in "ab")
+        name, sums, kind, place = (
+            f"mma_{k}_{a}_{b}",
+            *(("s32", "i32", "r") if whole else ("f32", "float", "f")),
+        )
+        outs = ", ".join(f'"+{place}"(d[{i}])' for i in range(4))
         self.helpers.setdefault(
             name,
-            f"INLINE void {name}(float* d, const u32* a, const u32* b) {{\n"
-            f'  asm volatile("mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{b}.f32 '
-            '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) '
+            f"INLINE void {name}({kind}* d, const u32* a, const u32* b) {{\n"
+            f'  asm("mma.sync.aligned.m16n8k{k}.row.col.{sums}.{a}.{b}.{sums} '
+            f'{{%0,%1,%2,%3}}, {{%4,%5,%6,%7}}, {{%8,%9}}, {{%0,%1,%2,%3}};" : {outs} '
             ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));\n}',
         )
         return f"{name}({', '.join(texts)});"

@@ -10,14 +10,36 @@ struct alignas(64) CUtensorMap { u64 v[16]; };
 struct bf16 { u16 x; }; struct f16 { u16 x; }; struct e4m3 { u8 x; }; struct e5m2 { u8 x; };
 INLINE float load(bf16 v) { return __uint_as_float((u32)v.x << 16); }
 INLINE float load(f16 v) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.x)); return f; }
+#if __CUDA_ARCH__ >= 890
 INLINE float load(e4m3 v) { u32 r; asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"((u16)v.x)); return load(f16{(u16)r}); }
+#else
+INLINE float load(e4m3 v) {
+  float size = (v.x & 127) == 127 ? NANF : __uint_as_float((u32)(v.x & 127) << 20) * 0x1p120f;
+  return v.x & 128 ? -size : size;
+}
+#endif
 INLINE float load(e5m2 v) { return load(f16{(u16)(v.x << 8)}); }
 template <class T> INLINE T load(T v) { return v; }
 template <class T> struct Rounded { template <class V> static __device__ __forceinline__ T of(V v) { return (T)v; } };
 template <> struct Rounded<bf16> { static __device__ __forceinline__ bf16 of(float v) { u16 r; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v)); return bf16{r}; } };
 template <> struct Rounded<f16> { static __device__ __forceinline__ f16 of(float v) { u16 r; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v)); return f16{r}; } };
+#if __CUDA_ARCH__ >= 890
 template <> struct Rounded<e4m3> { static __device__ __forceinline__ e4m3 of(float v) { u16 r; asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e4m3{(u8)r}; } };
 template <> struct Rounded<e5m2> { static __device__ __forceinline__ e5m2 of(float v) { u16 r; asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(r) : "f"(0.f), "f"(v)); return e5m2{(u8)r}; } };
+#else
+// bits: of the fraction; bias: of the exponent; largest: code of the largest number. Below the smallest normal number an
+// addition rounds at the last place of what is left.
+INLINE u8 fp8(float v, u32 bits, u32 bias, u32 largest, float whole) {
+  u32 word = __float_as_uint(v), sign = word >> 24 & 128, size = word & 0x7fffffffu;
+  if (size > 0x7f800000u) return (u8)(sign | 127);
+  u32 code = size < (128 - bias) << 23
+    ? __float_as_uint(__uint_as_float(size) + whole) - __float_as_uint(whole)
+    : (size - ((127 - bias) << 23) + (1u << (22 - bits)) - 1 + (size >> (23 - bits) & 1)) >> (23 - bits);
+  return (u8)(sign | (code < largest ? code : largest));
+}
+template <> struct Rounded<e4m3> { static __device__ __forceinline__ e4m3 of(float v) { return e4m3{fp8(v, 3, 7, 0x7e, 0x1p14f)}; } };
+template <> struct Rounded<e5m2> { static __device__ __forceinline__ e5m2 of(float v) { return e5m2{fp8(v, 2, 15, 0x7b, 0x1p7f)}; } };
+#endif
 template <class T, class V> INLINE T rounded(V v) { return Rounded<T>::of(v); }
 INLINE float wide_e4m3(u32 v) { return load(e4m3{(u8)v}); }
 INLINE float wide_e5m2(u32 v) { return load(e5m2{(u8)v}); }
@@ -88,6 +110,8 @@ INLINE void stmatrix_4(u32 at, const u32* r) { asm volatile("stmatrix.sync.align
 INLINE void stmatrix_4_transposed(u32 at, const u32* r) { asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" :: "r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory"); }
 INLINE void ldmatrix_4(u32* r, u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
 INLINE void ldmatrix_4_transposed(u32* r, u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory"); }
+INLINE void ldmatrix_2(u32* r, u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory"); }
+INLINE void ldmatrix_2_transposed(u32* r, u32 at) { asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory"); }
 INLINE void load_shared_2(u32* r, u32 at) { u16 v; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at) : "memory"); r[0] = v; }
 INLINE void load_shared_4(u32* r, u32 at) { asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r[0]) : "r"(at) : "memory"); }
 INLINE void load_shared_8(u32* r, u32 at) { asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory"); }

@@ -13,6 +13,7 @@ KINDS = (
     "warp",
     "a product of warp",
     "a store by warp",
+    "a cp.async of warp",
 )  # actors: one of each kind a warp, then loads by barrier
 GRAIN = 4  # bytes that share a record
 Known = tuple[

@@ -11,7 +11,7 @@ from mortice.tile.ir import stmt as s
 if TYPE_CHECKING:
     from mortice.tile.simulator.code import Code
 
-VECTORS = ("load_global", "store_global")  # their tensor operand is an element, not an address
+VECTORS = ("load_global", "store_global", "cp_async")  # their tensor operand is an element, not an address
 
 
 @dataclass
@@ -147,6 +147,31 @@ def global_vector(use: Use) -> list[str]:
     return [f"R.{use.op.name}({where}, {rest})"]
 
 
+def cp_async(use: Use) -> list[str]:
+    address, tensor, real = use.op.operands
+    assert isinstance(tensor, e.Load)
+    where = f"{tensor.buffer.name!r}, ({use.code.list(tensor.indices)})"
+    places = f"{use.code.operand(address)}, {where}, {use.code.operand(real)}"
+    return [f"R.cp_async(B, W, {places}, {use.attributes['bytes']}, {use.mask}, {use.span})"]
+
+
+def cp_async_commit(use: Use) -> list[str]:
+    return ["B.commit(W, 'cp_async')"]
+
+
+def cp_async_wait(use: Use) -> list[str]:
+    return [f"B.complete(W, 'cp_async', {use.attributes['pending']})"]
+
+
+def ldmatrix(use: Use) -> list[str]:
+    return [f"ldmatrix(B, W, {use.registers(0)}, {use.operands[1]}, {use.attributes}, {use.span})"]
+
+
+def mma(use: Use) -> list[str]:
+    registers = ", ".join(f"({use.registers(i)})" for i in range(3))
+    return [f"mma({registers}, {use.attributes})"]
+
+
 def fence_async(use: Use) -> list[str]:
     return ["B.clocks.fence(W.number)"]
 
@@ -165,5 +190,6 @@ INSTRUCTIONS: dict[str, Callable[[Use], list[str]]] = {
     "bulk_commit": bulk_commit, "bulk_wait": bulk_wait, "wgmma": wgmma, "wgmma_registers": wgmma,
     "wgmma_fence": wgmma_fence, "wgmma_commit": wgmma_commit, "wgmma_wait": wgmma_wait, "stmatrix": stmatrix,
     "load_shared": load_shared, "store_shared": store_shared, "load_global": global_vector,
-    "store_global": global_vector, "fence_async": fence_async, "sync": sync, "arrive": sync,
+    "store_global": global_vector, "cp_async": cp_async, "cp_async_commit": cp_async_commit, "cp_async_wait": cp_async_wait,
+    "ldmatrix": ldmatrix, "mma": mma, "fence_async": fence_async, "sync": sync, "arrive": sync,
 }  # fmt: skip

@@ -211,8 +211,8 @@ class Block:
     # Asynchronous groups
 
     def helper(self, warp: Warp, kind: str) -> int:
-        """The actor of a warp's products or stores."""
-        return self.count * {"wgmma": 1, "bulk": 2}[kind] + warp.number
+        """The actor of a warp's products, stores or copies."""
+        return self.count * {"wgmma": 1, "bulk": 2, "cp_async": 3}[kind] + warp.number
 
     def loader(self, barrier: int) -> int:
         return self.loaders.setdefault(barrier, len(KINDS) * self.count + len(self.loaders))

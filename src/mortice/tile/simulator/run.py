@@ -16,7 +16,7 @@ from mortice.tile.ir.evaluate import Number, evaluate
 from mortice.tile.ir.walk import transform, walk
 from mortice.tile.simulator import units
 from mortice.tile.simulator.code import Code
-from mortice.tile.simulator.machine import LANES, Barrier, Block, scalar
+from mortice.tile.simulator.machine import LANES, Barrier, Block, lanes, scalar
 
 MULTIPROCESSORS = 3  # few, so that blocks walk over several tiles also in small problems
 Mask = Any
@@ -59,7 +59,8 @@ def _launch(
         "np": np, "LANE": np.arange(LANES), "Barrier": Barrier, "scalar": scalar,
         "NATIVE": {d.name: t for d, t in NATIVE.items()},
         **{name: getattr(units, name) for name in (
-            "tma_load", "tma_store", "wgmma", "stmatrix", "load_shared", "store_shared", "set_registers", "arrive")},
+            "tma_load", "tma_store", "wgmma", "mma", "ldmatrix", "stmatrix",
+            "load_shared", "store_shared", "set_registers", "arrive")},
         **{f"v_{name}": _number(value) for name, value in names.items()},
     }  # fmt: skip
     exec(compile(text, f"<simulated {function.name}>", "exec"), scope)
@@ -347,6 +348,38 @@ class Runtime:
                     8 * size * part
                 )
             words[first + w] = np.where(taken, total, words[first + w])
+
+    def cp_async(
+        self, block: Block, warp: Any, addresses: Any, name: str, indices: tuple[Any, ...], real: Any, bytes: int,
+        mask: Mask, span: Span,
+    ) -> None:  # fmt: skip
+        """Lanes copy `bytes` to shared memory, of which the first `real` are read and the others are 0."""
+        places, size = lanes(addresses), self.buffers[name].dtype.bytes
+        chosen = np.ones(LANES, bool) if mask is None else mask
+        count = np.where(chosen, lanes(real), 0)
+        if (count < 0).any() or (count > bytes).any() or (count % size).any():
+            raise CheckError(
+                span, name, "cp.async reads part of an element or more than it writes", "mend its size"
+            )
+        block.inside(places[chosen], bytes, span, "cp_async")
+        found = np.zeros((LANES, bytes // size), f"u{size}")
+        for step in range(bytes // size):
+            reads = count > step * size
+            if reads.any():
+                at = (*indices[:-1], np.asarray(indices[-1]) + step)
+                where, taken = self._places(name, at, (False,) * len(indices), reads, span)
+                found[taken, step] = self.raw[name][tuple(i[taken] for i in where)].view(f"u{size}")
+        helper = block.helper(warp, "cp_async")
+        block.clocks.begin(warp.number, helper)
+        spots = (places[chosen][:, None] + np.arange(bytes)).ravel()
+        block.clocks.write(helper, spots, span, "cp_async")
+        block.memory[spots] = 0xFF
+        landing = found[chosen].reshape(-1).view(np.uint8)
+
+        def land() -> None:
+            block.memory[spots] = landing
+
+        block.join(warp, "cp_async", land)
 
     def store_global(
         self,

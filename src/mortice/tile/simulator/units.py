@@ -199,7 +199,50 @@ def wgmma(
     block.join(warp, "wgmma", land, (own, id(a[0])) if isinstance(a, tuple) else (own,))
 
 
+def mma(d: tuple[Any, int], a: tuple[Any, int], b: tuple[Any, int], at: Attributes) -> None:
+    """m16n8 of a warp: row of a lane ROW and ROW + 8, in 4 bytes side by side `per` elements."""
+    (sums, out), (left, right) = d, (_held(a, 4, str(at["a_type"])), _held(b, 2, str(at["b_type"])))
+    rows = np.concatenate([left[[0, 2]], left[[1, 3]]], 1)  # [half of k, 2 x 8 rows of lanes, element]
+    per = left.shape[2]
+    exact = np.int64 if sums.dtype == np.int32 else np.float32
+    x, y = np.zeros((16, 8 * per), exact), np.zeros((8, 8 * per), exact)
+    for half in range(2):
+        for i in range(per):
+            column = 4 * per * half + per * (np.arange(LANES) % 4) + i
+            x[ROW, column], x[ROW + 8, column] = rows[half, :LANES, i], rows[half, LANES:, i]
+            y[ROW, column] = right[half, :, i]
+    product = (x @ y.T).astype(sums.dtype)
+    for i in range(4):
+        sums[out + i] += product[ROW + 8 * (i >> 1), COLUMN + (i & 1)]
+
+
+def _held(registers: tuple[Any, int], count: int, name: str) -> np.ndarray:
+    """[register, lane, element] of words."""
+    words, first = registers
+    dtype = BY_NAME[name]
+    raw = np.ascontiguousarray(words[first : first + count].astype(np.uint32)).view(f"u{dtype.bytes}")
+    return decode(raw.reshape(count, LANES, 4 // dtype.bytes), dtype)
+
+
 # Matrices and vectors
+
+
+def ldmatrix(
+    block: Block, warp: Warp, words: np.ndarray, first: int, addresses: Any, at: Attributes, span: Span
+) -> None:
+    count, places = int(at["count"]), lanes(addresses)
+    used = places[: 8 * count]
+    block.inside(used, 16, span, "ldmatrix")
+    for m in range(count):
+        block.count_conflicts(used[8 * m : 8 * m + 8], 16, span, "ldmatrix")
+    block.clocks.read(warp.number, (used[:, None] + np.arange(0, 16, 4)).ravel(), span, "ldmatrix")
+    memory = block.memory.view(np.uint16)
+    for m in range(count):
+        total = np.zeros(LANES, np.uint32)
+        for half in range(2):
+            row, column = (ROW, COLUMN + half) if not at["transpose"] else (COLUMN + half, ROW)
+            total |= memory[(places[8 * m + row] + 2 * column) // 2].astype(np.uint32) << (16 * half)
+        words[first + m] = total
 
 
 def stmatrix(

@@ -11,6 +11,7 @@ from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.passes.gpu import arithmetic as a
+from mortice.tile.passes.gpu.cards import SM_90A, Card
 from mortice.tile.passes.gpu.fragments import Layout
 from mortice.tile.passes.gpu.tiles import SharedTile
 from mortice.tile.passes.ranges import Ranges
@@ -48,6 +49,8 @@ class Context:
     tiles: dict[str, SharedTile]
     ranges: Ranges
     notes: list[Note]
+    card: Card = SM_90A
+    warps: tuple[int, int] | None = None  # below and beside one another, where they multiply with mma
     packed: frozenset[str] = frozenset()
     deferred: frozenset[str] = (
         frozenset()
@@ -134,7 +137,7 @@ class Context:
             self.notes.append(note)
 
     def refuse(self, node: s.Stmt | e.Region | e.Expr, operator: str, problem: str, remedy: str) -> NoReturn:
-        raise UnsupportedError(node.span, operator, f"sm_90a: {problem}", remedy)
+        raise UnsupportedError(node.span, operator, f"{self.card.name}: {problem}", remedy)
 
     def declare(self, buffer: e.Buffer) -> None:
         """Registers of a fragment."""

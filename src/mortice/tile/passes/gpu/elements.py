@@ -22,7 +22,7 @@ def load_elements(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], co
     dtype = tile.dtype
     bytes = count * dtype.bytes
     words = cx.array("words", u32, max(bytes // 4, 1))
-    cx.op("load_shared", a.box(words, 0, words.extents[0]), cx.address(_place(tile, indices)), bytes=bytes)
+    cx.op("load_shared", a.box(words, 0, words.extents[0]), cx.address(place(tile, indices)), bytes=bytes)
     out = []
     for k in range(count):
         value: e.Expr = build.load(words, (a.const(k * dtype.bytes // 4),))
@@ -63,13 +63,14 @@ def store_element(cx: Context, tile: SharedTile, indices: tuple[e.Expr, ...], va
     else:
         bits = build.bitcast(build.cast(value, i32), u32)
     cx.emit(s.Store(word, (a.const(0),), bits))
-    cx.op("store_shared", cx.address(_place(tile, indices)), a.box(word, 0, 1), bytes=dtype.bytes)
+    cx.op("store_shared", cx.address(place(tile, indices)), a.box(word, 0, 1), bytes=dtype.bytes)
 
 
-def _place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
+def place(tile: SharedTile, indices: tuple[e.Expr, ...]) -> e.Expr:
+    """Byte offset of an element."""
     if len(indices) == 1:
         return tile.address(a.const(0), indices[0])
     row = indices[0]
-    for index in indices[1:-1]:
-        row = a.add(row, index)
+    for index, extent in zip(indices[1:-1], tile.outer[1:], strict=True):
+        row = a.add(a.mul(row, extent), index)
     return tile.address(row, indices[-1])

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mortice.tile.dtypes import boolean, f32, u32
+from mortice.tile.dtypes import boolean, f32, i32, u32
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -16,7 +16,7 @@ from mortice.tile.passes.gpu.inference import loop_layout
 from mortice.tile.passes.ranges import affine
 
 IDENTITY = {"sum": 0.0, "max": float("-inf"), "min": float("inf"), "absmax": 0.0}
-FOLD = {"sum": "add", "max": "max", "min": "min", "absmax": "max"}
+FOLD = {"sum": "add", "max": "max", "min": "min", "absmax": "max", "any": "or", "all": "and"}
 
 
 # Loops
@@ -38,7 +38,8 @@ def parallel(cx: Context, loop: s.Parallel) -> None:
             _iterate(cx, loop, layout)
         cx.emit(s.If(always, tuple(fast), tuple(slow)))
     if shared:
-        cx.op("fence_async")
+        if cx.groups:
+            cx.op("fence_async")
         cx.sync()
 
 
@@ -314,8 +315,6 @@ def register(cx: Context, buffer: e.Buffer, i: e.Expr) -> e.Expr:
 
 def reduce(cx: Context, x: s.Reduce) -> None:
     """Registers of a thread first, then lanes by exchange, then warps through shared memory."""
-    if x.op not in FOLD:
-        cx.refuse(x, "reduce", f"{x.op} is not there yet", "use sum, max, min or absmax")
     source, target = x.source.buffer, x.target.buffer
     layout, out = cx.layouts[source.name], cx.layouts[target.name]
     kept = [i for i in range(len(layout.shape)) if i != x.axis]
@@ -326,7 +325,11 @@ def reduce(cx: Context, x: s.Reduce) -> None:
     there = cx.registers[target.name]
     dtype = there.dtype
     whole = not dtype.is_float
-    neutral = {"sum": 0, "max": -(2**31), "min": 2**31 - 1, "absmax": 0}[x.op] if whole else IDENTITY[x.op]
+    neutral: float | bool = x.op == "all"
+    if dtype != boolean:
+        neutral = (
+            {"sum": 0, "max": -(2**31), "min": 2**31 - 1, "absmax": 0}[x.op] if whole else IDENTITY[x.op]
+        )
     near = [distance for distance in layout.lanes(x.axis) if distance < 32]
     later = target.name in cx.deferred
     far = len(near) < len(layout.lanes(x.axis)) and not later
@@ -389,7 +392,9 @@ def _across_warps(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> Non
     cx.sync()
     with cx.unroll(slots) as o:
         mine = a.add(a.mul(a.add(a.mul(o, cx.threads), cx.thread), 4), cx.scratch)
-        cx.emit(s.Store(word, (a.const(0),), build.bitcast(build.load(part, (o,)), u32)))
+        own: e.Expr = build.load(part, (o,))
+        own = build.cast(own, i32) if part.dtype == boolean else own
+        cx.emit(s.Store(word, (a.const(0),), build.bitcast(own, u32)))
         cx.op("store_shared", cx.address(mine), a.box(word, 0, 1), bytes=4)
     cx.sync()
     first = build.binary("and", cx.thread, a.const(~sum(far) & (cx.threads - 1)))
@@ -400,7 +405,11 @@ def _across_warps(cx: Context, op: str, part: e.Buffer, lanes: list[int]) -> Non
         for number, place in enumerate(sorted(places)):
             where = a.add(a.mul(a.add(a.mul(o, cx.threads), first, place), 4), cx.scratch)
             cx.op("load_shared", a.box(word, 0, 1), cx.address(where), bytes=4)
-            value = build.bitcast(build.load(word, (a.const(0),)), part.dtype)
+            value: e.Expr = build.load(word, (a.const(0),))
+            if part.dtype == boolean:
+                value = build.binary("ne", value, e.Const(u32, 0))
+            else:
+                value = build.bitcast(value, part.dtype)
             folded = value if number == 0 else build.binary(FOLD[op], build.load(part, (o,)), value)
             cx.emit(s.Store(part, (o,), folded))
 

@@ -167,6 +167,19 @@ def beside(rows: int, columns: int, groups: int) -> Layout:
     )
 
 
+def warp_tiles(rows: int, columns: int, down: int, across: int) -> Layout:
+    """Accumulators of mma m16n8 (PTX ISA, 9.7.14.5.8) of so many warps below and beside one another. With one warp across it
+    is also the map of an A operand of 16-bit elements in registers."""
+    deep, wide = rows // down, columns // across
+    return Layout(
+        (rows, columns),
+        (
+            (thread(8, 4), slot(2, 2), slot(deep // 16, wide // 2), thread(down, 32)),
+            (slot(2, 1), thread(4, 1), slot(wide // 8, 4), thread(across, 32 * down)),
+        ),
+    )
+
+
 def by_warps(rows: int, columns: int, threads: int) -> Layout:
     """Warps share out the rows, lanes the columns: the same rows in the same warp whatever the columns."""
     warps = threads // 32

@@ -4,13 +4,16 @@ from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
-from mortice.tile.passes.gpu.fragments import Layout, accumulator, beside, by_warps, spread
+from mortice.tile.passes.gpu.fragments import Layout, accumulator, beside, by_warps, spread, warp_tiles
 
 VECTOR_BYTES = 16
 
 
-def infer(launch: s.Launch, threads: int, groups: int, side_by_side: bool) -> dict[str, Layout]:
-    """groups: warpgroups that compute, 0 where no statement needs the matrix unit."""
+def infer(
+    launch: s.Launch, threads: int, groups: int, side_by_side: bool, warps: tuple[int, int] | None = None
+) -> dict[str, Layout]:
+    """groups: warpgroups that compute, 0 where no statement needs wgmma. warps: below and beside one another, where
+    they multiply with mma."""
     fragments = {
         x.buffer.name: x.buffer
         for x in walk(launch)
@@ -25,6 +28,14 @@ def infer(launch: s.Launch, threads: int, groups: int, side_by_side: bool) -> di
             if node.a.buffer.scope == "fragment":
                 rows, columns = node.a.buffer.extents
                 layouts[node.a.buffer.name] = accumulator(rows, columns, groups)
+        elif isinstance(node, s.Gemm) and warps:
+            layouts[node.c.buffer.name] = warp_tiles(
+                node.c.buffer.extents[0], node.c.buffer.extents[1], *warps
+            )
+            if node.a.buffer.scope == "fragment":
+                layouts[node.a.buffer.name] = warp_tiles(
+                    node.a.buffer.extents[0], node.a.buffer.extents[1], *warps
+                )
         elif isinstance(node, s.Gemm):
             layouts[node.c.buffer.name] = by_warps(
                 node.c.buffer.extents[0], node.c.buffer.extents[1], threads
@@ -68,7 +79,7 @@ def _same(node: s.Stmt, one: e.Buffer, other: e.Buffer, layouts: dict[str, Layou
         raise UnsupportedError(
             node.span,
             "copy",
-            f"sm_90a: {one.name} {list(one.extents)} and {other.name} {list(other.extents)} are parts",
+            f"{one.name} {list(one.extents)} and {other.name} {list(other.extents)} are parts",
             "copy whole fragments",
         )
     for known, unknown in ((one, other), (other, one)):

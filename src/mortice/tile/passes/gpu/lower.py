@@ -1,11 +1,13 @@
-"""A function of tile operators as one of the thread level for sm_90a.
+"""A function of tile operators as one of the thread level for a GPU.
 
-Needs "guarded". Gives "thread" (checked by passes/thread_level). A launch with products becomes a producer and one, two
-or three computing warpgroups around rings of shared tiles; one without becomes plain code for all threads.
+Needs "guarded". Gives "thread" (checked by passes/thread_level). On Hopper a launch with products becomes a producer and
+one, two or three computing warpgroups around rings of shared tiles; one without, or with a product that wgmma does not
+take, and any launch on an older card, becomes plain code for all threads, its products made by `mma` or else by threads.
 """
 
 from dataclasses import dataclass, replace
 
+from mortice.tile.diagnostics import UnsupportedError
 from mortice.tile.dtypes import u8
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
@@ -13,10 +15,12 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import walk
 from mortice.tile.passes import run, thread_level
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import epilogue, fma
+from mortice.tile.passes.gpu import epilogue, fma, mma, scans
+from mortice.tile.passes.gpu.cards import SM_90A, Card, check_instructions
 from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
 from mortice.tile.passes.gpu.matrix import why_no_wgmma
+from mortice.tile.passes.gpu.pipelines import Ahead, loops_ahead
 from mortice.tile.passes.gpu.rings import Producer, Ring, find_rings, why_no_tma, with_stages
 from mortice.tile.passes.gpu.sums import deferred_sums
 from mortice.tile.passes.gpu.tiles import SharedTile, swizzle_for
@@ -25,7 +29,6 @@ from mortice.tile.passes.guards import GUARDS
 from mortice.tile.passes.pipeline import Pass
 from mortice.tile.passes.ranges import dimensions
 
-SHARED_BYTES = 232448  # of one block, opted in
 HALF_BYTES = 115712  # of a block of which a multiprocessor holds two
 REGISTERS = {
     1: (40, 216),
@@ -41,6 +44,7 @@ class Choices:
 
     persistent: bool | None = None
     aligned: frozenset[str] = frozenset()
+    card: Card = SM_90A
 
 
 DEFAULT = Choices()
@@ -60,6 +64,7 @@ def lower(function: s.Function, choices: Choices = DEFAULT) -> tuple[s.Function,
                 body.append(lowering.launch())
                 maps.extend(lowering.cx.maps.values())
             else:
+                check_instructions(statement, choices.card) if isinstance(statement, s.Launch) else None
                 body.append(statement)
         return replace(tile_level, params=(*tile_level.params, *maps), body=tuple(body))
 
@@ -75,24 +80,40 @@ class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
-        refused = [(gemm, reason) for gemm in gemms if (reason := why_no_wgmma(gemm)) is not None]
-        self.plain_products = gemms if refused else []
-        self.groups, self.side = (0, False) if refused else _warpgroups(gemms)
-        gemms = [] if refused else gemms
-        threads = (
-            128 * self.groups if gemms else launch.threads or (fma.THREADS if refused else PLAIN_THREADS)
-        )
-        layouts = infer(launch, threads, self.groups, self.side)
+        _only_fragments(launch, choices.card)
+        unit = _unit(gemms, choices.card, launch.threads)
+        self.products, gemms = gemms, gemms if unit.name == "wgmma" else []
+        self.by_threads = unit.name == "fma"
+        self.groups, self.side = _warpgroups(gemms)
+        threads = 128 * self.groups if gemms else unit.threads or launch.threads or PLAIN_THREADS
+        layouts = infer(launch, threads, self.groups, self.side, unit.warps)
         ranges = dimensions(function)
-        self.cx = Context(function, launch, threads, self.groups, layouts, {}, ranges, notes)
+        self.cx = Context(
+            function, launch, threads, self.groups, layouts, {}, ranges, notes, choices.card, unit.warps
+        )
         self.cx.aligned = choices.aligned
         self.cx.names = _names(function)
-        for gemm, reason in refused:
-            self.cx.note(gemm.span, "gemm", "multiplied by threads, not by the matrix unit", reason)
+        for gemm, reason in unit.notes:
+            how = (
+                f"by mma, {unit.warps[0]} x {unit.warps[1]} warps"
+                if unit.warps
+                else "by threads, not by the matrix unit"
+            )
+            self.cx.note(gemm.span, "gemm", f"multiplied {how}", reason)
         self.cx.deferred = deferred_sums(launch.body) if self.side else frozenset()
         self.cx.sums = frozenset(x.c.buffer.name for x in gemms)
-        self.cx.packed = frozenset(x.a.buffer.name for x in gemms if x.a.buffer.scope == "fragment")
+        held = gemms if self.groups else self.products if unit.warps else []
+        self.cx.packed = frozenset(x.a.buffer.name for x in held if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
+        self.ahead: list[Ahead] = []
+        if not gemms:
+            written = {x.buffer.name for x in walk(launch) if isinstance(x, s.Store | s.Atomic)}
+            written |= {x.target.buffer.name for x in walk(launch) if isinstance(x, s.Copy)}
+            self.ahead = loops_ahead(
+                launch,
+                written,
+                lambda loop, why: self.cx.note(loop.span, "pipelined", "a copy does not run ahead", why),
+            )
         self.persistent = False  # until the tiles have their places
 
     def launch(self) -> s.Launch:
@@ -116,7 +137,9 @@ class _Lowering:
         threads = cx.threads + (128 if self.groups else 0)
         head = [s.Alloc(cx.memory, at=0)] if cx.memory.extents[0] else []
         # Blocks may start while the kernel before still runs; what touches tensors comes after its end.
-        start = (*self._barriers(threads), a.op("wait_dependencies"), a.op("launch_dependents"))
+        start = list(self._barriers(threads))
+        if cx.card.hopper:
+            start += [a.op("wait_dependencies"), a.op("launch_dependents")]
         return s.Launch((block,), extents, (*head, *start, *body), threads, span=launch.span)
 
     # Where tiles lie
@@ -129,36 +152,45 @@ class _Lowering:
                 rows, columns = (
                     (1, extents[0]) if len(extents) == 1 else (_product(extents[:-1]), extents[-1])
                 )
-                products = self.groups or self.plain_products
-                width = swizzle_for(columns, rows, node.buffer.dtype) if products and len(extents) == 2 else 0
-                cx.tiles[node.buffer.name] = SharedTile(
-                    node.buffer.name, rows, columns, node.buffer.dtype, width
+                width = (
+                    swizzle_for(columns, rows, node.buffer.dtype)
+                    if self.products and len(extents) == 2
+                    else 0
                 )
-        for gemm in self.plain_products:
+                cx.tiles[node.buffer.name] = SharedTile(
+                    node.buffer.name, rows, columns, node.buffer.dtype, width, outer=extents[:-1]
+                )
+        for gemm in self.products if self.by_threads else ():
             held = gemm.a.buffer
             if held.scope == "fragment":
                 rows, columns = held.extents
                 width = swizzle_for(columns, rows, held.dtype)
                 cx.tiles[fma.staged(held)] = SharedTile(fma.staged(held), rows, columns, held.dtype, width)
-        wanted = [ring.stages for ring in self.rings]
-        while (used := self._plan()) > SHARED_BYTES:
-            big = max((r for r in self.rings if r.stages > 1), key=self._ring_bytes, default=None)
+        room, wanted = cx.card.shared_bytes, [x.stages for x in self._staged()]
+        while (used := self._plan()) > room:
+            big = max((x for x in self._staged() if x.stages > 1), key=self._ring_bytes, default=None)
             if big is None:
-                problem = f"its tiles need {used} bytes of shared memory, a block has {SHARED_BYTES}"
+                problem = f"its tiles need {used} bytes of shared memory, a block has {room}"
                 cx.refuse(cx.launch, "grid", problem, "use smaller tiles")
-            self.rings[self.rings.index(big)] = with_stages(big, big.stages - 1)
-        for ring, stages in zip(self.rings, wanted, strict=True):
-            if ring.stages < stages:
-                reason = f"{stages} would not fit {SHARED_BYTES} bytes of shared memory"
-                span = ring.loop.span if ring.loop else cx.launch.span
-                cx.note(span, "pipelined", f"{ring.stages} stages of {', '.join(ring.tiles)}", reason)
+            if isinstance(big, Ring):
+                self.rings[self.rings.index(big)] = with_stages(big, big.stages - 1)
+            else:
+                self.ahead[self.ahead.index(big)] = replace(big, stages=big.stages - 1)
+        for made, stages in zip(self._staged(), wanted, strict=True):
+            if made.stages < stages:
+                reason = f"{stages} would not fit {room} bytes of shared memory"
+                span = made.loop.span if made.loop else cx.launch.span
+                cx.note(span, "pipelined", f"{made.stages} stages of {', '.join(made.tiles)}", reason)
         for ring in self.rings:
             self._how_filled(ring)
+
+    def _staged(self) -> list[Ring | Ahead]:
+        return [*self.rings, *self.ahead]
 
     def _plan(self) -> int:
         """Gives every tile its place; the bytes needed."""
         cx, at = self.cx, 0
-        staged = {tile: ring for ring in self.rings for tile in ring.tiles}
+        staged = {tile: x for x in self._staged() for tile in x.tiles}
         for name, tile in cx.tiles.items():
             cx.tiles[name] = replace(tile, base=at)
             at += tile.bytes * (staged[name].stages if name in staged else 1)
@@ -179,6 +211,11 @@ class _Lowering:
             if isinstance(x, s.Reduce)
             and any(d >= 32 for d in cx.layouts[x.source.buffer.name].lanes(x.axis))
         ]
+        exchanged += [
+            1
+            for x in walk(cx.launch)
+            if isinstance(x, s.Scan) and scans.crosses_warps(cx.layouts[x.source.buffer.name], x.axis)
+        ]
         if exchanged:
             cx.scratch = at
             at += 4 * cx.threads * max(exchanged)
@@ -187,7 +224,7 @@ class _Lowering:
         self.shared_end = self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
         return self.shared_end
 
-    def _ring_bytes(self, ring: Ring) -> int:
+    def _ring_bytes(self, ring: Ring | Ahead) -> int:
         return sum(self.cx.tiles[name].bytes for name in ring.tiles)
 
     def _how_filled(self, ring: Ring) -> None:
@@ -213,7 +250,7 @@ class _Lowering:
         with cx.block() as body:
             self._coordinates(block)
             cx.thread = cx.let("t", a.call("thread"))
-            Workers(cx, [], False).body(cx.launch.body)
+            Workers(cx, [], False, self.ahead).body(cx.launch.body)
         return body
 
     def _roles(self, block: e.Var, total: e.Expr) -> list[s.Stmt]:
@@ -346,6 +383,31 @@ class _Tiles:
             cx.emit(*self.body)
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What multiplies: wgmma; mma with so many warps below and beside one another; threads. notes: why not better."""
+
+    name: str
+    warps: tuple[int, int] | None = None
+    threads: int | None = None
+    notes: tuple[tuple[s.Gemm, str], ...] = ()
+
+
+def _unit(gemms: list[s.Gemm], card: Card, threads: int | None) -> _Unit:
+    """The same for all products of a launch."""
+    no_wgmma = [(x, why) for x in gemms if (why := why_no_wgmma(x) if card.hopper else "") is not None]
+    if not no_wgmma:
+        return _Unit("wgmma" if gemms else "")
+    no_mma = [(x, why) for x in gemms if (why := mma.why_no_mma(x, card)) is not None]
+    warps = mma.arranged(gemms, threads) if not no_mma else None
+    if warps is not None:
+        found = tuple(no_wgmma) if card.hopper else ()
+        return _Unit("mma", warps, 32 * warps[0] * warps[1], found)
+    if not no_mma:
+        no_mma = [(gemms[0], "no number of warps shares out its results by 16 rows and 8 columns")]
+    return _Unit("fma", None, threads or fma.THREADS, tuple(no_mma))
+
+
 def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
     """How many compute, and whether they share rows and split columns."""
     if not gemms:
@@ -357,6 +419,17 @@ def _warpgroups(gemms: list[s.Gemm]) -> tuple[int, bool]:
     if heights == {192}:
         return 3, False
     return (2, True) if heights == {64} and columns > 256 else (1, False)
+
+
+def _only_fragments(launch: s.Launch, card: Card) -> None:
+    """Raises UnsupportedError at a fold of what does not lie in registers."""
+    for x in walk(launch):
+        if isinstance(x, s.Reduce | s.Scan):
+            for region in (x.source, x.target):
+                if region.buffer.scope != "fragment":
+                    problem = f"{card.name}: {region.buffer.name} is a {region.buffer.scope} tile"
+                    name = "reduce" if isinstance(x, s.Reduce) else "scan"
+                    raise UnsupportedError(x.span, name, problem, "copy it to a fragment first")
 
 
 def _depending(body: s.Block, names: set[str]) -> set[str]:

@@ -197,6 +197,10 @@ def thread_loads(cx: Context, copy: s.Copy, tile: SharedTile, threads: int, thre
             target.append(a.add(offset, indices[dim_to]) if moved else offset)
             dim_to += moved
         value: e.Expr = build.load(from_.buffer, tuple(source))
+        if copy.pad != e.Const(copy.pad.dtype, 0.0):
+            ends = zip(source, from_.buffer.shape, strict=True)
+            inside = [test for i, x in ends for test in (build.binary("ge", i, a.const(0)), a.less(i, x))]
+            value = build.select(a.every(*inside), value, copy.pad)
         store_element(cx, tile, tuple(target), value)
     cx.emit(s.For(step, thread, a.const(total), a.const(threads), tuple(body), "serial", span=copy.span))
 

@@ -18,7 +18,8 @@ ALIGNMENT = 1024
 @dataclass(frozen=True, slots=True)
 class SharedTile:
     """base: byte offset in shared memory of its first version; version: bytes from one to the next; slot: which version
-    the current statement works on. width: of a panel in bytes, 0 for plain rows without swizzle."""
+    the current statement works on. width: of a panel in bytes, 0 for plain rows without swizzle. outer: extents of all
+    dimensions but the last; rows is their product."""
 
     name: str
     rows: int
@@ -27,6 +28,7 @@ class SharedTile:
     width: int
     base: int = 0
     slot: e.Expr | None = None
+    outer: tuple[int, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -8,6 +8,7 @@ Three schedules of a loop over rings, the first that fits:
 - anything else: statement by statement.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
-from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix, tensors
+from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix, mma, pipelines, scans, tensors
 from mortice.tile.passes.gpu.context import Context, Counter, advance
-from mortice.tile.passes.gpu.rings import Ring, is_load, thread_loads
+from mortice.tile.passes.gpu.pipelines import Ahead
+from mortice.tile.passes.gpu.rings import Ring, is_load
 from mortice.tile.passes.gpu.tiles import SharedTile
 
 TURN_BARRIER = 5  # of warpgroup 0; the next is warpgroup 1's
@@ -35,8 +37,11 @@ class Overlapped:
 
 
 class Workers:
-    def __init__(self, cx: Context, rings: list[Ring], side_by_side: bool) -> None:
-        self.cx, self.rings, self.side = cx, rings, side_by_side
+    def __init__(
+        self, cx: Context, rings: list[Ring], side_by_side: bool, ahead: Sequence[Ahead] = ()
+    ) -> None:
+        self.cx, self.rings, self.side, self.ahead = cx, rings, side_by_side, ahead
+        self.landing = False  # copies by all threads are on their way
         self.written = {
             x.buffer.name if isinstance(x, s.Store | s.Atomic) else x.target.buffer.name
             for x in walk(cx.launch.body)
@@ -108,6 +113,15 @@ class Workers:
                 ):
                     self.release(ring)
                     last[ring.name] = len(block)
+        self.land()
+
+    def land(self) -> None:
+        """Copies that all threads have started are waited for, and seen by all."""
+        if self.landing:
+            self.landing = False
+            self.cx.op("cp_async_commit")
+            self.cx.op("cp_async_wait", pending=0)
+            self.cx.sync()
 
     def statement(self, x: s.Stmt) -> None:  # noqa: C901 - a table of all statements
         cx = self.cx
@@ -117,12 +131,14 @@ class Workers:
             assert isinstance(x, s.Copy)
             ring = next((r for r in self.rings if any(c is x for c in r.copies)), None)
             if ring is None:
-                cx.sync()
-                thread_loads(cx, x, cx.tiles[x.target.buffer.name], cx.threads, cx.thread)
-                cx.sync()
+                if not self.landing:
+                    cx.sync()
+                self.landing = True
+                pipelines.load(cx, x, self.tiles()[x.target.buffer.name])
             elif x is ring.copies[-1]:
                 self.acquire(ring)
             return
+        self.land()
         match x:
             case s.Alloc():
                 if x.buffer.scope == "fragment":
@@ -143,8 +159,11 @@ class Workers:
             case s.Parallel():
                 with self._tiles_in_place():
                     elementwise.parallel(cx, x)
+            case s.Scan():
+                scans.scan(cx, x)
             case s.Gemm() if not cx.groups:
-                fma.multiply(cx, x)
+                with self._tiles_in_place():
+                    mma.multiply(cx, x) if cx.warps else fma.multiply(cx, x)
             case s.Gemm():
                 self._products(x)
                 cx.op("wgmma_wait", pending=0)
@@ -242,7 +261,7 @@ class Workers:
             case ("fragment", "shared"):
                 if cx.groups and cx.tiles[x.target.buffer.name].width:
                     epilogue.fragment_to_shared(cx, x, x.source.buffer)
-                else:
+                elif cx.groups or not mma.to_shared(cx, x):
                     self._through_loop(x)
             case ("shared", "fragment"):
                 self._through_loop(x)
@@ -288,6 +307,10 @@ class Workers:
 
     def _loop(self, loop: s.For) -> None:
         cx = self.cx
+        ahead = next((x for x in self.ahead if x.loop is loop and x.stages > 1), None)
+        if ahead is not None:
+            pipelines.run(cx, ahead, lambda loop, version: self._iteration(loop, ahead, version))
+            return
         mine = [ring for ring in self.rings if ring.loop is loop]
         work = tuple(x for x in loop.body if not is_load(x) and not isinstance(x, s.Let))
         if mine and work and all(isinstance(x, s.Gemm) and not x.clear for x in work):
@@ -304,6 +327,12 @@ class Workers:
             self.body(loop.body, loop)
         kind = "serial" if loop.kind == "pipelined" else loop.kind
         cx.emit(replace(loop, kind=kind, body=tuple(body)))
+
+    def _iteration(self, loop: s.For, ahead: Ahead, version: e.Expr) -> None:
+        self.held |= dict.fromkeys(ahead.tiles, version)
+        self.body(tuple(x for x in loop.body if not any(x is copy for copy in ahead.copies)), loop)
+        for tile in ahead.tiles:
+            del self.held[tile]
 
     def _products_only(self, loop: s.For, mine: list[Ring], work: s.Block) -> None:
         cx = self.cx

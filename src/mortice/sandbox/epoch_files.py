@@ -1,0 +1,48 @@
+"""Epochs on disk: one small file each, of the run whose folder it is in."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mortice.sandbox.contract import SnapshotRefused
+from mortice.sandbox.home import Home, NewerVersion, check_version, digest_of
+
+VERSION = 1  # of epochs that are written; older ones are read
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The state of a run after one of its turns. `journal` is the caller's: a step number, a database row, what it needs."""
+
+    run: str
+    number: int
+    journal: dict[str, Any]
+    box: str
+    snapshot: str
+    audit_chain: str
+    audit_seq: int
+    audit_head: str
+    num_effects: int
+    created_at: float
+    pinned: bool = False
+    version: int = 0
+    digest: str = ""
+
+
+def read_epochs(home: Home, run: str) -> list[Epoch]:
+    """Every sound epoch of a run, oldest first. Raises SnapshotRefused for one of a later version."""
+    found = (read_epoch(path, run) for path in sorted((home.runs / run / "epochs").glob("*.json")))
+    return [epoch for epoch in found if epoch is not None]
+
+
+def read_epoch(path: Path, run: str) -> Epoch | None:
+    """None for a damaged one. Raises SnapshotRefused for a later version's: passing it over would repeat its turn."""
+    try:
+        data = path.read_bytes()
+        check_version(data, VERSION)
+        epoch = msgspec.json.decode(data, type=Epoch)
+    except NewerVersion as error:
+        raise SnapshotRefused(f"epoch {path.stem} of run {run!r}: {error}") from None
+    except (OSError, msgspec.DecodeError):
+        return None
+    return epoch if epoch.digest == digest_of(epoch) else None

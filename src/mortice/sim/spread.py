@@ -1,0 +1,28 @@
+"""Draws from a spread of step times (specs/step_spread.py)."""
+
+import random
+
+from mortice.specs.step_spread import StepSpread
+
+
+class StepDraws:
+    """One worker's draws: the same seed and worker draw the same factors."""
+
+    __slots__ = ("_factors", "_random", "factor", "left", "run")
+
+    def __init__(self, spread: StepSpread, seed: int, worker_id: str) -> None:
+        self._factors = spread.factors
+        self._random = random.Random(f"{seed}/{worker_id}")
+        self.run = spread.run
+        self.left = 0  # steps for which `factor` still holds
+        self.factor = 1.0
+
+    def renew(self) -> float:
+        """The factor of the next step."""
+        if self.left <= 0:
+            self.factor = self._factors[int(self._random.random() * len(self._factors))]
+            self.left = self.run
+        return self.factor
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps

@@ -1,0 +1,197 @@
+"""What brings the simulator nearer to a live cluster: KV that is read where it lies, and steps that vary."""
+
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from mortice.cost.step_fit import measured_spread
+from mortice.sim.cluster import Cluster, Physics
+from mortice.sim.deployed import plan_of
+from mortice.sim.request import SimRequest
+from mortice.sim.scenario import arrivals, poisson, pools
+from mortice.sim.spread import StepDraws
+from mortice.specs.cluster import ClusterSpec
+from mortice.specs.deployment import Deployment, Transfer
+from mortice.specs.errors import RequestError
+from mortice.specs.slo import SLO
+from mortice.specs.step_spread import StepSpread
+from mortice.specs.worker_times import WorkerTimes
+
+TIMES = WorkerTimes(
+    prefill_base_s=0.006, prefill_token_s=2e-5, prefill_square_s=2e-10, decode_base_s=0.0048,
+    decode_sequence_s=2e-5, decode_context_s=2.5e-8, kv_tokens=800_000, kv_token_bytes=131_072,
+)  # fmt: skip
+SLOS = SLO(ttft_ms=500, tpot_ms=25)
+
+
+def run(
+    requests: list[SimRequest], counts: tuple[int, int], kv: int, physics: Physics, fidelity: str
+) -> Cluster:
+    """Decode workers hold `kv` tokens."""
+    small = msgspec.structs.replace(TIMES, kv_tokens=kv)
+    plan = pools(TIMES, *counts, slo=SLOS, decode_times=small, physics=physics)
+    cluster = Cluster(msgspec.structs.replace(plan, fidelity=fidelity), requests)
+    cluster.run()
+    cluster.check()
+    assert all(r.stage == "finished" and r.given == r.output_len for r in requests)
+    return cluster
+
+
+def percentiles(requests: list[SimRequest]) -> list[float]:
+    """P50 and P90 of TTFT, then of TPOT."""
+    ttft, tpot = [r.ttft_s for r in requests], [r.tpot_s for r in requests if r.tpot_s is not None]
+    return [*np.percentile(ttft, (50, 90)), *np.percentile(tpot, (50, 90))]
+
+
+# -- KV that is read in place ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "rate", "kv"), [((2, 2), 30, 800_000), ((2, 1), 40, 20_000), ((1, 1), 20, 8000)]
+)
+def test_lent_kv_by_counts_is_that_of_the_scheduler_itself(
+    counts: tuple[int, int], rate: int, kv: int
+) -> None:
+    """All within 1 %. With 8,000 tokens memory runs out: there P90 of TPOT is that of the few that are preempted, of whom
+    there must be as many within a fifth."""
+    found, preempted = [], []
+    for fidelity in ("macro", "exact"):
+        requests = poisson(200, rate, seed=9, longest=3000)
+        cluster = run(requests, counts, kv, Physics(lends=True), fidelity)
+        found.append(percentiles(requests))
+        preempted.append(sum(w.num_preemptions for w in cluster.workers.values()))
+    assert preempted[0] == pytest.approx(preempted[1], rel=0.2)
+    last = 3 if kv == 8000 else 4
+    assert found[0][:last] == pytest.approx(found[1][:last], rel=0.01)
+    assert (preempted[0] > 0) == (kv == 8000)
+
+
+def test_a_decode_workers_memory_includes_what_it_borrows() -> None:
+    """20,000 tokens are too few for what comes; half of what two prefill workers have is lent beside them."""
+    preempted = []
+    for lends in (False, True):
+        requests = poisson(250, 40, seed=9)
+        cluster = run(requests, (2, 1), 20_000, Physics(lends=lends), "macro")
+        preempted.append(sum(w.num_preemptions for w in cluster.workers.values()))
+    assert preempted[0] > 0
+    assert preempted[1] == 0
+
+
+@pytest.mark.parametrize("fidelity", ["macro", "exact"])
+def test_half_of_a_pool_is_lent_and_the_rest_fetched(fidelity: str) -> None:
+    """Ten prompts of a tenth of the prefill worker's memory: five stay there until their answers end."""
+    source = msgspec.structs.replace(TIMES, kv_tokens=10_080)
+    requests = arrivals([0.0] * 10, [1000] * 10, [2000] * 10)
+    plan = pools(source, 1, 1, slo=SLOS, decode_times=TIMES, physics=Physics(lends=True))
+    cluster = Cluster(msgspec.structs.replace(plan, fidelity=fidelity), requests)
+    cluster.run(until_s=2.0)
+    owner, reader = cluster.workers["w1"], cluster.workers["w2"]
+    assert len(owner.leased) == 5
+    assert sum(r.is_lent for r in requests) == 5
+    assert all(r.stage == "decode" for r in requests)
+    assert reader.capacity - reader.free_tokens < 10 * 500 + 5 * 1100
+    cluster.run()
+    assert not owner.leased
+    assert owner.free_tokens == owner.capacity
+
+
+def test_lent_kv_outlives_its_owner() -> None:
+    requests = arrivals([0.0] * 5, [1000] * 5, [500] * 5)
+    cluster = Cluster(pools(TIMES, 1, 1, slo=SLOS, physics=Physics(lends=True, start_s=1.0)), requests)
+    cluster.run(until_s=1.0)
+    assert all(r.stage == "decode" and r.is_lent for r in requests)
+    cluster.kill(cluster.workers["w1"])
+    cluster.run()
+    assert cluster.num_recomputed == 0
+    assert all(r.attempts == 0 and r.given == 500 for r in requests)
+
+
+# -- steps that vary ---------------------------------------------------------------------------------------------------
+
+WIDE = tuple(np.random.default_rng(0).gamma(2.0, 0.5, 64).tolist())
+
+
+def varied(spread: StepSpread | None, seed: int = 0) -> list[SimRequest]:
+    requests = poisson(400, 20, seed=3, output=40, spread=0.3)
+    run(requests, (1, 2), 800_000, Physics(spread=spread, seed=seed), "macro")
+    return requests
+
+
+def test_a_seed_draws_the_same_steps_and_another_others() -> None:
+    spread = StepSpread(factors=WIDE, run=4)
+    ends = [[r.end_s for r in varied(spread, seed)] for seed in (1, 1, 2)]
+    assert ends[0] == ends[1]
+    assert ends[0] != ends[2]
+
+
+def test_steps_that_vary_widen_the_tail_the_more_the_longer_one_lasts() -> None:
+    """A factor of 1 changes nothing at all. The mean TPOT stays, but that more arrivals fall into slow stretches; P90 grows
+    with the run."""
+    still = varied(None)
+    assert [r.end_s for r in varied(StepSpread(factors=(1.0,), run=3))] == pytest.approx(
+        [r.end_s for r in still]
+    )
+    mean = sum(WIDE) / len(WIDE)
+    factors = tuple(f / mean for f in WIDE)
+    tails = [percentiles(still)[3]]
+    for length in (1, 8, 64):
+        requests = varied(StepSpread(factors=factors, run=length))
+        assert np.mean([r.tpot_s for r in requests]) == pytest.approx(
+            np.mean([r.tpot_s for r in still]), rel=0.15
+        )
+        tails.append(percentiles(requests)[3])
+    assert tails[0] < tails[1] < tails[2] < tails[3]
+    assert tails[3] > 1.3 * tails[0]
+
+
+@pytest.mark.parametrize("run_length", [1, 5])
+def test_a_spread_is_found_again_in_the_steps_that_it_made(run_length: int) -> None:
+    made = StepSpread(factors=tuple(f * 1.7 for f in WIDE), run=run_length)
+    draws = StepDraws(made, 7, "w1")
+    rng = random.Random(7)
+    expected = [rng.uniform(0.01, 0.02) for _ in range(20_000)]
+    measured = []
+    for each in expected:
+        measured.append(each * draws.renew())
+        draws.spend(1)
+    found = measured_spread(measured, expected)
+    assert abs(found.run - run_length) <= 1
+    assert sum(found.factors) / len(found.factors) == pytest.approx(1.0)
+    shape = np.array(made.factors) / np.mean(made.factors)
+    assert np.quantile(found.factors, (0.1, 0.5, 0.9)) == pytest.approx(
+        np.quantile(shape, (0.1, 0.5, 0.9)), rel=0.1
+    )
+
+
+def test_what_is_no_spread_is_refused() -> None:
+    for factors, length, field in (((), 1, "factors"), ((1.0, -1.0), 1, "factors"), ((1.0, float("nan")), 1, "factors"),
+                                   ((1.0,), 0, "run")):  # fmt: skip
+        with pytest.raises(RequestError) as caught:
+            StepSpread(factors=factors, run=length).check()
+        assert caught.value.param == f"step_spread.{field}"
+    with pytest.raises(RequestError, match="3 measured steps are too few"):
+        measured_spread([1.0] * 3, [1.0] * 3)
+
+
+# -- how a document says so ----------------------------------------------------------------------------------------------
+
+
+def test_workers_of_one_host_lend_and_others_do_not() -> None:
+    local = ClusterSpec(
+        prefill_times=TIMES, decode_times=TIMES, step_spread=StepSpread(factors=(0.5, 1.5), run=2)
+    )
+    document = Deployment(model="fake", prefill=1, decode=1, cluster=local)
+    physics = plan_of(document).physics
+    assert physics.lends
+    assert physics.spread == StepSpread(factors=(0.5, 1.5), run=2)
+    apart = msgspec.structs.replace(local, port_bytes_per_s=1e9)
+    for other in (
+        msgspec.structs.replace(document, transfer=Transfer(mode="pull")),
+        msgspec.structs.replace(document, transfer=Transfer(transport="tcp")),
+        msgspec.structs.replace(document, cluster=apart),
+    ):
+        assert not plan_of(other).physics.lends
+    with pytest.raises(RequestError, match="run must be at least 1"):
+        msgspec.structs.replace(local, step_spread=StepSpread(factors=(1.0,), run=0)).check()
