@@ -1,4 +1,4 @@
-"""Hard cases of numbers, groups, atomics and the cache of compiled kernels that no kernel's own trials meet."""
+"""Hard cases of numbers, groups, atomics, stages and the cache of compiled kernels: see docs/tile/hard-cases.md."""
 
 from itertools import pairwise
 
@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from mortice import tile
+from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_grouped import grouped_gemm
 from mortice.ops.kernels.quantize import dequantize, quantize
 from mortice.tile.c import build
+from mortice.tile.explain.report import report
 
 both = pytest.mark.parametrize("target", ["interpreter", "c"])
 
@@ -93,6 +95,44 @@ def test_the_cache_is_keyed_by_source_flags_compiler_and_headers(monkeypatch, tm
     finally:
         build._surroundings.cache_clear()
     assert len(seen) == 5
+
+
+@tile.kernel
+def two_readers(A: tile.Tensor, B: tile.Tensor):
+    """A product wants b packed, the sum wants its rows."""
+    M, K = A.shape
+    N, K = B.shape
+    C, S = tile.empty((M, N), tile.f32), tile.empty((M, N), tile.f32)
+    for bm in tile.grid(tile.ceildiv(M, 32)):
+        a, b = tile.shared((32, K), A.dtype), tile.shared((N, K), B.dtype)
+        c, s = tile.fragment((32, N), tile.f32), tile.fragment((N,), tile.f32)
+        tile.copy(A[bm * 32 :, :], a)
+        tile.copy(B, b)
+        tile.gemm(a, b.T, c, clear=True)
+        tile.reduce_sum(b, s, axis=1)
+        tile.copy(c, C[bm * 32 :, :])
+        tile.copy(s, S[bm * 32, :])
+    return C, S
+
+
+def test_two_users_of_one_tile_who_want_it_laid_out_differently():
+    a, b = torch.randn(40, 64).bfloat16(), torch.randn(24, 64).bfloat16()
+    for target in ("interpreter", "c"):
+        c, s = two_readers.on(target)(a, b)
+        torch.testing.assert_close(c, a.float() @ b.float().T, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(s[0], b.float().sum(1), rtol=1e-4, atol=1e-4)
+    specs = tile.Spec((40, 64), tile.bf16), tile.Spec((24, 64), tile.bf16)
+    slow = [note.decision for note in report(two_readers, specs, "c").notes if note.slow]
+    assert "operand b is packed at each product" in slow
+    with pytest.raises(tile.UnsupportedError, match=r"reduce: .*b is a shared tile; copy it to a fragment"):
+        two_readers.on("simulator")(a, b)
+
+
+def test_stages_that_do_not_fit_are_fewer_and_that_is_said():
+    square = tile.Spec((4096, 4096), tile.bf16)
+    found = report(gemm_nt, (square, square), "sm_90a", {"stages": 12})
+    assert found.resources[0].stages == {"a": 4}
+    assert [n.decision for n in found.notes if "12 would not fit" in n.reason] == ["4 stages of a, b"]
 
 
 @tile.kernel

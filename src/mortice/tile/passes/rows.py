@@ -31,11 +31,11 @@ def fuse_rows(function: s.Function) -> s.Function:
 class _Names:
     taken: set[str]
 
-    def fresh(self) -> e.Var:
-        name, count = "row", 0
+    def fresh(self, wish: str = "row") -> e.Var:
+        name, count = wish, 0
         while name in self.taken:
             count += 1
-            name = f"row_{count}"
+            name = f"{wish}_{count}"
         self.taken.add(name)
         return e.Var(index, name)
 
@@ -159,7 +159,7 @@ def _fused(group: _Group, names: _Names) -> list[s.Stmt]:
         row = names.fresh()
         body = tuple(x for member in group.members for x in _one_row(member, row))
         return [s.For(row, e.const(0), e.const(group.rows), e.const(1), body, span=span)]
-    at = names.fresh()
+    at = names.fresh("band")
     first = build.binary("mul", at, e.const(band))
     out: list[s.Stmt] = []
     for flat, members in groupby(group.members, _flat):
