@@ -19,6 +19,7 @@ from mortice.sandbox.home import (
     NewerVersion,
     check_version,
     digest_of,
+    digest_of_json,
     new_id,
     sync_folder,
     write_whole,
@@ -141,7 +142,7 @@ class Snapshots:
             raise SnapshotRefused(f"snapshot {snapshot_id}: {error}") from None
         except (OSError, msgspec.DecodeError) as error:
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest cannot be read ({error})") from None
-        if manifest.digest != digest_of(manifest):
+        if manifest.digest != digest_of_json(data):
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest was altered")
         return manifest
 

@@ -73,6 +73,7 @@ class Cluster:
             for i in range(plan.physics.num_routers)
         ]
         self._records = journal is not None
+        self._when_sent, self._when_received = self._sent, self._received
         self._draining: set[str] = set()
         self._held: list[SimRequest] = []
         self._ended = 0
@@ -182,14 +183,14 @@ class Cluster:
         base = self.plan.physics.transfer_base_s
         base += delay_s
         move = request.move = Move(request)
-        source.out.send(num_bytes, self._sent, move, watched=True)
+        source.out.send(num_bytes, self._when_sent, move, watched=True)
         limit = worker.into.bytes_per_s
         if limit > 0:
-            worker.into.send(num_bytes + base * limit, self._received, move)
+            worker.into.send(num_bytes + base * limit, self._when_received, move)
         elif worker.into.is_cut:
-            worker.into.send(num_bytes, self._received, move)
+            worker.into.send(num_bytes, self._when_received, move)
         else:
-            self.clock.at(self.clock.now_s + base, self._received, move)
+            self.clock.at(self.clock.now_s + base, self._when_received, move)
 
     def finished(self, request: SimRequest, worker: Worker) -> None:
         request.stage = "finished"

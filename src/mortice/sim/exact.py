@@ -12,11 +12,11 @@ from mortice.kv.pool import BlockPool
 from mortice.sched.batching import LEND_SHARE, BatchScheduler
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.sequence import Arrival, Chunk, Sequence
+from mortice.sim.boss import Boss
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
 from mortice.sim.spread import StepDraws
-from mortice.sim.worker import Boss
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
 from mortice.specs.worker_times import WorkerTimes
