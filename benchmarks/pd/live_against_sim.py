@@ -93,18 +93,24 @@ async def run_live(deployment: Deployment, model_path: str, rows: Rows, log: Pat
         await live.stop(0)
 
 
-def fitted(ledger: str, kv_tokens: int) -> tuple[WorkerTimes, StepSpread]:
-    """Times from all steps, and the spread of the worker that took most of them."""
+Spreads = tuple[StepSpread | None, StepSpread | None]  # of steps that only decode, and with prompts
+
+
+def fitted(ledger: str, kv_tokens: int) -> tuple[WorkerTimes, Spreads]:
+    """Times from all steps; the spread of decoding and of prompts each from the worker that has most of the kind."""
     by_worker: list[list[Row]] = [ledger_rows(path) for path in sorted(glob.glob(f"{ledger}.*"))]
     steps = [row for some in by_worker for row in some]
     times = fit_steps(
         steps, kv_tokens=kv_tokens, kv_token_bytes=0.0, source=f"{len(steps)} steps of the ledger"
     )
-    return times, fit_spread(max(by_worker, key=len), times)
+    decoded, prompts = (
+        max(by_worker, key=lambda some: sum(bool(row[1]) == kind for row in some)) for kind in (False, True)
+    )
+    return times, (fit_spread(decoded, times)[0], fit_spread(prompts, times)[1])
 
 
 def run_simulated(
-    deployment: Deployment, rows: Rows, times: WorkerTimes, spread: StepSpread | None, seed: int
+    deployment: Deployment, rows: Rows, times: WorkerTimes, spreads: Spreads, seed: int
 ) -> list:
     limits = deployment.limits
     body = Body(times=times, token_budget=limits.token_budget, max_num_seqs=limits.max_num_seqs)
@@ -119,7 +125,8 @@ def run_simulated(
             transfer_base_s=0.0,
             flip_s=0.0,
             lends=deployment.transfer.mode == "map",
-            spread=spread,
+            spread=spreads[0],
+            prompt_spread=spreads[1],
             seed=seed,
         ),
     )
@@ -176,9 +183,9 @@ def main() -> None:
         path = str(store.pull(options.model, lambda line: print(line, file=sys.stderr)))
         answers, kv_tokens = asyncio.run(run_live(document, path, rows, log))
         again = replay(log)
-        times, spread = fitted(ledger, kv_tokens)
-        even = run_simulated(document, rows, times, None, 0)
-        varied = [a for seed in range(SEEDS) for a in run_simulated(document, rows, times, spread, seed)]
+        times, spreads = fitted(ledger, kv_tokens)
+        even = run_simulated(document, rows, times, (None, None), 0)
+        varied = [a for seed in range(SEEDS) for a in run_simulated(document, rows, times, spreads, seed)]
     live, model, wide = (figures(some, slo) for some in (answers, even, varied))
     print(
         json.dumps(
@@ -191,7 +198,7 @@ def main() -> None:
                 "with_spread": wide,
                 "with_spread_over_live_minus_1": off(wide, live),
                 "with_spread_attainment_points": 100 * (wide["attainment"] - live["attainment"]),
-                "spread": msgspec.to_builtins(spread),
+                "spreads": msgspec.to_builtins(spreads),
                 "replay": {"answers": again.num_answers, "differences": again.num_differences},
                 "times": msgspec.to_builtins(times),
             },

@@ -297,7 +297,10 @@ class Cluster:
         physics = self.plan.physics
         self._made += 1
         worker_id = f"w{self._made}"
-        draws = None if physics.spread is None else StepDraws(physics.spread, physics.seed, worker_id)
+        draws, prompt_draws = (
+            None if spread is None else StepDraws(spread, physics.seed, name)
+            for spread, name in ((physics.spread, worker_id), (physics.prompt_spread, f"{worker_id}/prompts"))
+        )
         if self.plan.fidelity == "exact":
             return ExactWorker(
                 worker_id,
@@ -312,6 +315,7 @@ class Cluster:
                 lease_s=physics.lease_s,
                 lends=physics.lends,
                 draws=draws,
+                prompt_draws=prompt_draws,
             )
         books = (PooledBooks if self._has_names else CountedBooks)(body.times.kv_tokens, block)
         return SimWorker(
@@ -326,6 +330,7 @@ class Cluster:
             order=body.order,
             lends=physics.lends,
             draws=draws,
+            prompt_draws=prompt_draws,
         )
 
     def _welcome(self, worker: Worker, role: Role) -> None:

@@ -42,6 +42,7 @@ class ExactWorker:
         lease_s: float = 30.0,
         lends: bool = False,
         draws: StepDraws | None = None,
+        prompt_draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times = clock, boss, times
@@ -57,7 +58,7 @@ class ExactWorker:
         )
         self.leases = LeaseTable(lease_s)
         self.lends = lends
-        self.draws = draws
+        self.draws, self.prompt_draws = draws, prompt_draws
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
         self.boundary = 0.0
@@ -227,9 +228,9 @@ class ExactWorker:
         self.num_prefill_tokens += tokens
         self._chunks, self._is_busy, self._start_s = plan.chunks, True, now_s
         duration = self.times.mixed_s(tokens, square, batch, context) * self.slow
-        if self.draws is not None:
-            duration *= self.draws.renew()
-            self.draws.spend(1)
+        draws = self.prompt_draws if tokens else self.draws
+        if draws is not None:
+            duration *= draws.next()
         self._ticket = self.clock.at(now_s + duration, self._end, None)
 
     def _give_back(self) -> None:

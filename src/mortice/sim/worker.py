@@ -29,7 +29,7 @@ class SimWorker:
         "_num_steps", "_pace", "_picked", "_start_s", "_ticket", "alive", "batch", "books", "boss", "boundary",
         "bridge", "busy_s", "clock", "context", "draws", "id", "into", "leased", "lends", "max_num_seqs", "moving",
         "num_leased_tokens", "num_moving_tokens", "num_preemptions", "num_prefill_tokens", "order", "out",
-        "paused_until_s", "piped", "prefilling", "slow", "steps", "times", "token_budget", "waiting",
+        "paused_until_s", "piped", "prefilling", "prompt_draws", "slow", "steps", "times", "token_budget", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +46,7 @@ class SimWorker:
         order: PrefillOrder | None = None,
         lends: bool = False,
         draws: StepDraws | None = None,
+        prompt_draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times, self.books = clock, boss, times, books
@@ -54,7 +55,7 @@ class SimWorker:
         self.token_budget, self.max_num_seqs = token_budget, max_num_seqs
         self.order = order
         self.lends = lends
-        self.draws = draws
+        self.draws, self.prompt_draws = draws, prompt_draws
         self.boundary = 0.0  # of the length-aware order; set by the cluster
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
@@ -284,9 +285,6 @@ class SimWorker:
         times = self.times
         self._start_s = now_s
         self._pace = self.slow
-        draws = self.draws
-        if draws is not None:
-            self._pace *= draws.renew()
         self._chunks = chunks
         if chunks:
             tokens = square = 0
@@ -295,6 +293,8 @@ class SimWorker:
                 tokens += count
                 square += count * (count + 2 * before)
             self.num_prefill_tokens += tokens
+            if self.prompt_draws is not None:
+                self._pace *= self.prompt_draws.next()
             duration = times.mixed_s(tokens, square, batch, self.context) * self._pace
             self._num_steps = 1
             if times.pp > 1 and not batch:
@@ -427,7 +427,7 @@ class SimWorker:
         if self.clock.ticket != self._ticket:
             return  # it was cut, or the worker died
         self._is_ending = True  # what the cluster answers must not start a step before this one is booked
-        if self.draws is not None:
+        if self.draws is not None and not self._chunks:
             self.draws.spend(self._num_steps)
         self._advance(self._num_steps)
         self.busy_s += self.clock.now_s - self._start_s
