@@ -182,6 +182,24 @@ class Snapshots:
                     continue
         return sorted(found, key=lambda m: m.created_at)
 
+    @contextlib.contextmanager
+    def held(self, snapshot_id: str) -> Iterator[None]:
+        """In use by this process until the end of the block, for all who look with `in_use`."""
+        fd = os.open(self._folder / snapshot_id, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    def in_use(self, snapshot_id: str) -> bool:
+        """Whether a living process holds it."""
+        try:
+            os.close(_locked(self._folder / snapshot_id, wait=False))
+        except BlockingIOError:
+            return True
+        return False
+
     def remove(self, snapshot_id: str) -> None:
         """Unpublish first, then delete."""
         self.manifest(snapshot_id)

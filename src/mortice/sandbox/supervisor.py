@@ -428,7 +428,10 @@ class Sandboxes:
     def remove_snapshot(self, snapshot_id: str, *, force: bool = False) -> None:
         """Raises WrongState if something refers to it, unless it is forced."""
         with self.home.lock():
+            self.snapshots.manifest(snapshot_id)
             holder = self.referred().get(snapshot_id)
+            if self.snapshots.in_use(snapshot_id):
+                holder = "a pool of a living process"
             if holder is not None and not force:
                 raise WrongState(f"{holder} refers to snapshot {snapshot_id}", param="snapshot")
             self._remove_snapshot(snapshot_id)
@@ -437,9 +440,8 @@ class Sandboxes:
         """Remove old snapshots to which nothing refers; those removed, or to be removed. Journals of agents are not looked
         at, and their snapshots are left alone."""
         with self.home.lock():  # who restores one has it in its books before the lock is free
-            found = prunable(
-                self.snapshots.list(), self.referred(), older_than_s=older_than_s, now_s=time.time()
-            )
+            free = [m for m in self.snapshots.list() if not self.snapshots.in_use(m.id)]
+            found = prunable(free, self.referred(), older_than_s=older_than_s, now_s=time.time())
             for manifest in found if not dry_run else ():
                 self._remove_snapshot(manifest.id)
         return found
