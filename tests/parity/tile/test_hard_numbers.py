@@ -9,6 +9,7 @@ import torch
 from mortice import tile
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_grouped import grouped_gemm
+from mortice.ops.kernels.gemv import gemv_int4
 from mortice.ops.kernels.quantize import dequantize, quantize
 from mortice.tile.c import build
 from mortice.tile.explain.report import report
@@ -48,6 +49,17 @@ def test_the_smallest_numbers_of_fp8(to, smallest, target):
     found = dequantize.on(target)(x.to(torch.float8_e4m3fn if to == tile.e4m3 else torch.float8_e5m2),
                                   torch.ones(1, 1), to=tile.f32)  # fmt: skip
     assert found.tolist() == [[smallest, 0, 2 * smallest, -smallest, smallest]]
+
+
+@pytest.mark.parametrize(("group", "BK"), [(32, 1024), (32, 48), (64, 64), (16, 64)])
+@both
+def test_four_bits_byte_by_byte(group, BK, target):
+    x, w = torch.randn(2, 320), torch.randint(0, 256, (19, 160), dtype=torch.uint8)
+    s, z = torch.randn(19, 320 // group), torch.randint(0, 16, (19, 320 // group)).float()
+    codes = torch.stack((w & 15, w >> 4), -1).flatten(1).float()
+    wide = (codes - z.repeat_interleave(group, 1)) * s.repeat_interleave(group, 1)
+    found = gemv_int4.on(target)(x, w, s, z, group=group, BK=BK, rows=8, paired=True)
+    torch.testing.assert_close(found, x @ wide.T, rtol=1e-4, atol=2e-3)
 
 
 @tile.kernel
