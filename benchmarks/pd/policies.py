@@ -45,7 +45,6 @@ CASES: dict[str, tuple[Make, SLO, int, float]] = {
     "code-then-conv": (phases("code", "conv", phase_s=270), USUAL, 16, 4.0),
     "arxiv-then-conv": (phases("arxiv", "conv", phase_s=270), USUAL, 16, 3.0),
 }
-TUNED = ("mix", "code")  # ours was looked at and changed on these; on the others nothing was tuned
 CHUNKS = (512, 1024, 2048)
 
 

@@ -1,10 +1,11 @@
-"""Accelerator hours on a day of real rates: a fixed fleet sized for the peak against ours, which starts and stops workers.
+"""Accelerator hours on a day of real rates: fixed fleets, undivided and divided in halves with decode workers that bend,
+against ours, which starts and stops workers.
 
     .venv/bin/python benchmarks/pd/scaling.py [--mean 8] [--hours 24] [--out build/pd-scaling.json]
 
 Rates are the 10-minute windows of ServeGen's language/m-small, scaled to a mean; Poisson within a window; lengths are Azure
-conv's. A start takes 45 s and counts from its order; a stopped worker counts until its last request is over. The fixed fleet
-is the smallest undivided one that keeps 90 % within the SLO over the whole day.
+conv's. A start takes 45 s and counts from its order; a stopped worker counts until its last request is over. Fixed fleets
+are the smallest that keep 90 % within the SLO over the whole day.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import traffic
-from policies import TIMES, USUAL
+from policies import TIMES
+from traffic import USUAL
 
 from mortice.sched.actions import Bounds
 from mortice.sched.controller import Pace
@@ -43,13 +45,16 @@ def day(mean: float, hours: float, seed: int = 0) -> list[SimRequest]:
     return arrivals(at, [rows[i].prompt_len for i in picked], [rows[i].output_len for i in picked])
 
 
-def fixed(workers: int) -> Plan:
-    return pools(TIMES, 0, 0, workers, slo=USUAL, token_budget=512)
+def fixed(workers: int, prefill: int) -> Plan:
+    """`prefill` workers of `workers` prefill and the others decode and bend; 0: undivided."""
+    if not prefill:
+        return pools(TIMES, 0, 0, workers, slo=USUAL, token_budget=512)
+    return pools(TIMES, prefill, workers - prefill, slo=USUAL, token_budget=1024, convertible=True)
 
 
 def ours(most: int) -> Plan:
     return pools(
-        TIMES, 0, 0, 2, slo=USUAL, policy="mortice", token_budget=512, convertible=True,
+        TIMES, 0, 0, 2, slo=USUAL, policy="mortice", token_budget=1024,
         bounds=Bounds(max_gpus=most * TIMES.gpus, prefill_gpus=TIMES.gpus, decode_gpus=TIMES.gpus),
         pace=Pace(period_s=10.0, start_s=45.0, patience=12),
     )  # fmt: skip
@@ -72,24 +77,44 @@ def measure(plan: Plan, mean: float, hours: float) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mean", type=float, default=8.0)
-    parser.add_argument("--hours", type=float, default=24.0)
-    parser.add_argument("--out", type=Path, default=Path("build/pd-scaling.json"))
-    options = parser.parse_args()
+def smallest(kind: str, options: argparse.Namespace) -> tuple[int, dict]:
+    """The smallest fixed fleet that keeps the target over the day: doubled until it holds, then bisected."""
     too_few, workers, found = 0, 0, {}
-    while workers - too_few != 1:  # doubled until it holds, then bisected
+    while workers - too_few != 1:
         middle = (too_few + workers) // 2 if workers else max(1, 2 * too_few)
-        tried = measure(fixed(middle), options.mean, options.hours)
-        print(middle, tried, flush=True)
+        tried: dict = {}
+        for prefill in [0] if kind == "undivided" else {middle // 2, (middle + 1) // 2}:
+            one = measure(fixed(middle, prefill), options.mean, options.hours)
+            print(kind, middle, prefill, one, flush=True)
+            tried = max(tried, one, key=lambda each: each.get("attainment", 0.0))
         if tried["attainment"] >= USUAL.target:
             workers, found = middle, tried
         else:
             too_few = middle
-    scaled = measure(ours(2 * workers), options.mean, options.hours)
-    saved = 1 - scaled["gpu_hours"] / found["gpu_hours"]
-    result = {"workers": workers, "fixed": found, "ours": scaled, "saved": saved}
+    return workers, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mean", type=float, default=8.0)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument(
+        "--fixed",
+        nargs="+",
+        choices=("undivided", "bent"),
+        default=["undivided", "bent"],
+        help="Fleets to compare.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/pd-scaling.json"))
+    options = parser.parse_args()
+    result = {}
+    for kind in options.fixed:
+        workers, found = smallest(kind, options)
+        result[kind] = {"workers": workers, **found}
+    most = 2 * max(each["workers"] for each in result.values())
+    scaled = measure(ours(most), options.mean, options.hours)
+    saved = {kind: 1 - scaled["gpu_hours"] / each["gpu_hours"] for kind, each in result.items()}
+    result |= {"ours": scaled, "saved": saved}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result))

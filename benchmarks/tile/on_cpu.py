@@ -18,8 +18,9 @@ from mortice import tile
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.elementwise import geglu, rotary, swiglu
 from mortice.ops.kernels.gemm import gemm_nt
-from mortice.ops.kernels.gemv import gemv
+from mortice.ops.kernels.gemv import gemv, gemv_int4, gemv_int8
 from mortice.ops.kernels.norm import rms_norm
+from mortice.ops.linear import PackedWeight, PanelWeight
 
 Row = dict[str, Any]
 Call = Callable[[], Any]
@@ -81,6 +82,27 @@ def rotary_pair(dtype: torch.dtype) -> tuple[Call, Call]:
 def gemv_pair(dtype: torch.dtype) -> tuple[Call, Call]:
     x, w = torch.randn(1, 4096).to(dtype), torch.randn(4096, 4096).to(dtype)
     return lambda: gemv(x, w), lambda: F.linear(x, w)
+
+
+def int8_pair() -> tuple[Call, Call]:
+    x, w = torch.randn(1, 4096).bfloat16(), torch.randint(-127, 128, (4096, 4096), dtype=torch.int8)
+    scale = torch.rand(4096)
+    narrow = scale.bfloat16()
+    return lambda: gemv_int8(x, w, scale), lambda: torch._weight_int8pack_mm(x, w, narrow)
+
+
+def int4_pair() -> tuple[Call, Call]:
+    """Beside the same product in bf16: torch's own order of 4-bit weights is private to it."""
+    x, w = torch.randn(1, 4096).bfloat16(), torch.randint(0, 256, (4096, 2048), dtype=torch.uint8)
+    scale, zero, wide = torch.rand(4096, 128), torch.rand(4096, 128), torch.randn(4096, 4096).bfloat16()
+    return lambda: gemv_int4(x, w, scale, zero), lambda: F.linear(x, wide)
+
+
+def panels_pair(rows: int) -> tuple[Call, Call]:
+    """The engine's weights in panels beside its weights in oneDNN's order."""
+    x, w = torch.randn(rows, 4096).bfloat16(), torch.randn(4096, 4096).bfloat16()
+    ours, theirs = PanelWeight(w), PackedWeight(w)
+    return lambda: ours.product(x, None), lambda: theirs.product(x, None)
 
 
 @tile.kernel
@@ -163,6 +185,10 @@ def rows(rounds: int, clock: Callable[[], float]) -> list[Row]:
         pairs[f"level 1 product 2048 {short}"] = level_one_pair(2048, 2048, dtype)
         pairs[f"level 1 product 32x2048x2048 {short}"] = level_one_pair(32, 2048, dtype)
         pairs[f"gemv 4096x4096 {short}"] = gemv_pair(dtype)
+    pairs["gemv int8 4096x4096"] = int8_pair()
+    pairs["gemv int4 4096x4096, torch in bf16"] = int4_pair()
+    for m in (1, 8, 64, 512):
+        pairs[f"weights in panels {m}x4096x4096 bfloat16"] = panels_pair(m)
     found: list[Row] = []
     for name, (ours, theirs) in pairs.items():
         mine, other = measured(ours, theirs, rounds, clock)

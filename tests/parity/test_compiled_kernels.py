@@ -8,7 +8,6 @@ from mortice.ops import compiled
 from mortice.ops.attention import attend, plan
 from mortice.ops.compiled import build
 from mortice.ops.compiled.kernels import Kernels
-from mortice.ops.linear import PanelWeight
 from mortice.ops.quantized import GROUP, GroupedWeight
 from mortice.ops.rope import RopeTable, default_frequencies, rotate
 
@@ -36,40 +35,6 @@ def seed():
 
 def relative_error(found, expected):
     return ((found.double() - expected).norm() / expected.norm()).item()
-
-
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_product_in_bfloat16(kernels, rows, columns):
-    weight, bias = torch.randn(rows, columns).bfloat16(), torch.randn(rows).bfloat16()
-    held = PanelWeight(weight, kernels)
-    x = torch.randn(max(COUNTS), columns).bfloat16()
-    whole = held.product(x, bias)
-    for count in COUNTS:
-        found = held.product(x[:count], bias)
-        expected = x[:count].double() @ weight.double().T + bias.double()
-        assert relative_error(found, expected) < 3e-3
-        assert torch.equal(found, whole[:count]), "a row's product depends on how many rows there are"
-
-
-def test_product_without_bias_of_rows_that_lie_apart(kernels):
-    weight = torch.randn(48, 64).bfloat16()
-    x = torch.randn(5, 128).bfloat16()[:, 64:]
-    found = PanelWeight(weight, kernels).product(x, None)
-    assert relative_error(found, x.double() @ weight.double().T) < 3e-3
-
-
-def test_more_rows_than_fit_the_second_cache(kernels):
-    weight, x = torch.randn(64, 4096).bfloat16(), torch.randn(300, 4096).bfloat16()
-    assert (
-        relative_error(PanelWeight(weight, kernels).product(x, None), x.double() @ weight.double().T) < 3e-3
-    )
-
-
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_rows_come_back_from_panels(kernels, rows, columns):
-    weight = torch.randn(rows, columns).bfloat16()
-    ids = torch.randint(0, rows, (20,))
-    assert torch.equal(PanelWeight(weight, kernels).rows(ids), weight[ids])
 
 
 @pytest.mark.parametrize("bits", [4, 8])

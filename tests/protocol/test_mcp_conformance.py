@@ -108,10 +108,10 @@ def test_our_server(suite, server_url, revision):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(960)
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
 def test_our_client(suite, revision):
     client = f"{sys.executable} {HERE / 'fixture_client.py'}"
     command = [*suite, "client", "--command", client, "--requirements", revision, "--timeout", "240000"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     judged(done.stdout + done.stderr, "client", revision)

@@ -9,7 +9,7 @@ import pytest
 from mortice.obs.audit_verify import records
 from mortice.sandbox import Egress, Limits, Sandboxes, SandboxSpec
 from mortice.sandbox.box import Box
-from mortice.sandbox.egress import Denied, Rules, check_addresses
+from mortice.sandbox.egress_rules import Denied, Rules, check_addresses
 from mortice.specs.errors import RequestError
 
 FETCH = """

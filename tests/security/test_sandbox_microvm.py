@@ -22,6 +22,7 @@ from mortice.sandbox import (
     SandboxLost,
     SandboxSpec,
     SnapshotRefused,
+    WarmPool,
     cgroups,
 )
 from mortice.sandbox.box import Box
@@ -119,6 +120,24 @@ async def test_clones_have_memory_in_common_and_nothing_that_names_them(boxes: S
         assert len({s[n] for s in seen}) == 3, seen
     clock = float((await forks[0].run_cell("import time; time.time()", cell_id="t")).value or 0)  # type: ignore[attr-defined]
     assert abs(clock - time.time()) < 5
+
+
+async def test_a_pool_boots_once_and_starts_every_other_machine_from_that(boxes: Sandboxes) -> None:
+    before = {m.id for m in boxes.snapshots.list()}
+    spec = SandboxSpec(backend="microvm", limits=LIMITS)
+    async with WarmPool(boxes, spec, size=1, prepare="import json\nready = [6]") as pool:
+        (template,) = {m.id for m in boxes.snapshots.list()} - before
+        boxes.backends["microvm"].start = None  # type: ignore[method-assign,assignment]  # nothing may boot from here on
+        try:
+            one, two = await pool.lease(), await pool.lease()
+            look = "import os, random\nready.append(len(ready)); (json.dumps(ready), random.random(), os.uname().nodename)"
+            seen = [eval((await box.run_cell(look, cell_id="look")).value or "") for box in (one, two)]
+        finally:
+            del boxes.backends["microvm"].start
+    assert [box.info.parent_snapshot for box in (one, two)] == [template, template]
+    assert [s[0] for s in seen] == ["[6, 1]", "[6, 1]"]
+    assert seen[0][1:] != seen[1][1:]
+    assert {m.id for m in boxes.snapshots.list()} == before
 
 
 async def test_a_cell_runs_once_over_a_snapshot(boxes: Sandboxes, box: Box) -> None:

@@ -159,7 +159,7 @@ def search(make_world: Callable[..., Any], *, max_examples: int, steps: int) -> 
 
 
 def test_any_order_of_events_keeps_every_text_and_leaks_nothing(make_world: Any) -> None:
-    search(make_world, max_examples=200, steps=50)
+    search(make_world, max_examples=120, steps=50)
 
 
 @pytest.mark.slow

@@ -328,6 +328,23 @@ def test_the_budget_holds_at_every_instant_and_idle_workers_go() -> None:
     assert len(cluster.workers) <= 2
 
 
+def test_a_worker_that_flips_takes_the_step_budget_of_its_new_role() -> None:
+    requests = poisson(600, 30, seed=3, prompt=4000, output=20, spread=0)
+    plan = pools(
+        TIMES,
+        1,
+        3,
+        slo=SLO(ttft_ms=2000, tpot_ms=50),
+        policy="mortice",
+        prefill_budget=8192,
+        token_budget=512,
+    )
+    cluster = run(plan, requests)
+    flipped = {w.id: w.token_budget for w in cluster.workers.values()}
+    assert any(d.actions for d in cluster.decisions)
+    assert flipped == {i: 8192 if role == "prefill" else 512 for i, role in cluster.roles.items()}
+
+
 @pytest.mark.parametrize("period_s", [10.0, 20.0, 90.0])
 def test_waves_of_load_do_not_make_roles_oscillate(period_s: float) -> None:
     """A square wave at the decision period, and a sinusoid at twice the start-up time: bounded flips."""

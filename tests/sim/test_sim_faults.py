@@ -54,6 +54,7 @@ def schedule(seed: int, fidelity: str) -> None:
             num_routers=rng.choice([1, 1, 3]),
             lends=more.random() < 0.5,
             spread=spread if more.random() < 0.5 else None,
+            prompt_spread=spread if more.random() < 0.5 else None,
             seed=seed,
         ),
         convertible=rng.random() < 0.5,

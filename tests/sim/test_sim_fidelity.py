@@ -115,7 +115,7 @@ WIDE = tuple(np.random.default_rng(0).gamma(2.0, 0.5, 64).tolist())
 
 def varied(spread: StepSpread | None, seed: int = 0) -> list[SimRequest]:
     requests = poisson(400, 20, seed=3, output=40, spread=0.3)
-    run(requests, (1, 2), 800_000, Physics(spread=spread, seed=seed), "macro")
+    run(requests, (1, 2), 800_000, Physics(spread=spread, prompt_spread=spread, seed=seed), "macro")
     return requests
 
 
@@ -146,6 +146,30 @@ def test_steps_that_vary_widen_the_tail_the_more_the_longer_one_lasts() -> None:
     assert tails[3] > 1.3 * tails[0]
 
 
+def test_prompts_and_decoding_vary_each_by_its_own() -> None:
+    slow = StepSpread(factors=(2.0,))
+    plain, decode, prompt = (poisson(100, 2, seed=3, output=40, spread=0.3) for _ in range(3))
+    for requests, physics in (
+        (plain, Physics()), (decode, Physics(spread=slow)), (prompt, Physics(prompt_spread=slow)),
+    ):  # fmt: skip
+        for fidelity in ("macro", "exact"):
+            run(
+                requests if fidelity == "macro" else list(map(again, requests)),
+                (1, 1),
+                800_000,
+                physics,
+                fidelity,
+            )
+    assert percentiles(decode)[:2] == pytest.approx(percentiles(plain)[:2])
+    assert percentiles(decode)[2] == pytest.approx(2 * percentiles(plain)[2], rel=0.1)
+    assert percentiles(prompt)[0] == pytest.approx(2 * percentiles(plain)[0], rel=0.1)
+    assert percentiles(prompt)[2] == pytest.approx(percentiles(plain)[2], rel=0.02)
+
+
+def again(request: SimRequest) -> SimRequest:
+    return SimRequest(request.index, request.arrival_s, request.prompt_len, request.output_len, [])
+
+
 @pytest.mark.parametrize("run_length", [1, 5])
 def test_a_spread_is_found_again_in_the_steps_that_it_made(run_length: int) -> None:
     made = StepSpread(factors=tuple(f * 1.7 for f in WIDE), run=run_length)
@@ -169,8 +193,8 @@ def test_what_is_no_spread_is_refused() -> None:
     for factors, length, field in (((), 1, "factors"), ((1.0, -1.0), 1, "factors"), ((1.0, float("nan")), 1, "factors"),
                                    ((1.0,), 0, "run")):  # fmt: skip
         with pytest.raises(RequestError) as caught:
-            StepSpread(factors=factors, run=length).check()
-        assert caught.value.param == f"step_spread.{field}"
+            StepSpread(factors=factors, run=length).check("cluster.step_spread")
+        assert caught.value.param == f"cluster.step_spread.{field}"
     with pytest.raises(RequestError, match="3 measured steps are too few"):
         measured_spread([1.0] * 3, [1.0] * 3)
 

@@ -78,6 +78,15 @@ async def test_only_what_is_old_and_needed_by_nobody_goes(boxes: Sandboxes) -> N
     assert parent not in {m.id for m in boxes.snapshots.list()}
 
 
+async def test_what_a_living_process_uses_stays(boxes: Sandboxes) -> None:
+    template = saved(boxes, "template")
+    with boxes.snapshots.held(template), boxes.snapshots.held(template):
+        assert boxes.prune(older_than_s=0.0) == []
+        with pytest.raises(WrongState, match="a pool of a living process refers"):
+            boxes.remove_snapshot(template)
+    assert [m.id for m in boxes.prune(older_than_s=0.0)] == [template]
+
+
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["mortice", *args])
     with pytest.raises(SystemExit) as ended:

@@ -97,7 +97,7 @@ class MemoryDurable:
         async def until() -> Json:
             return time.time() + seconds
 
-        await asyncio.sleep(max(await self.step("sleep", until) - time.time(), 0))
+        await asyncio.sleep(max(await self.step("DBOS.sleep", until) - time.time(), 0))
 
     async def recv(self, topic: str, timeout_s: float) -> Json:
         run = self._runs[self.run_id]
@@ -118,7 +118,7 @@ class MemoryDurable:
                 self._runs[run_id] = _Run(kind, payload, parent=parent)
                 self._go(run_id)
 
-        await self.step(f"spawn {run_id}", begin)
+        await self.step(f"DBOS.spawn {run_id}", begin)
 
     async def join(self, run_id: str) -> Json:
         async def wait() -> Json:
@@ -129,7 +129,7 @@ class MemoryDurable:
             except (RunFailed, Cancelled) as error:
                 return [None, str(error)]
 
-        output, error = await self.step(f"join {run_id}", wait)
+        output, error = await self.step(f"DBOS.getResult {run_id}", wait)
         if error is not None:
             raise RunFailed(error)
         return output

@@ -15,7 +15,7 @@ import msgspec
 from mortice.agent.durable import Json, StepRecord
 from mortice.agent.logview import LogView
 
-STEPS = ("think", "call", "ask", "approved", "compact")  # the journal has those of the store beside them
+OF_THE_STORE = ("DBOS.", "mortice.run")  # how its own steps in a journal begin
 
 
 class MachineState(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,8 +29,8 @@ class MachineState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
-    """All that came before `turn`. `journal` is the digest of the steps; `chain`, `seq` and `head` name the audit record
-    that states the rest of this manifest.
+    """All that came before `turn` (of a workflow: before that use of a sandbox). `journal` is the digest of the
+    steps; `chain`, `seq` and `head` name the audit record that states the rest of this manifest.
     """
 
     turn: int
@@ -39,6 +39,9 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     chain: str
     seq: int
     head: str
+    steps: tuple[str, ...] | None = (
+        None  # of a workflow, whose steps may run at once: those since the epoch before
+    )
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +52,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     turn: int | None  # None: no epoch was sealed yet
     altered: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    unit: str = "turn"
     agents: tuple[str, ...] = ()  # sub-agents whose proofs are part of this one
 
     def said(self) -> str:
@@ -56,10 +60,12 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
         if self.turn is None:
             return "no epoch was sealed yet"
         if self.altered:
-            return f"the run does not match its epoch before turn {self.turn}: {'; '.join(self.altered)}"
+            return (
+                f"the run does not match its epoch before {self.unit} {self.turn}: {'; '.join(self.altered)}"
+            )
         lacks = f" ({'; '.join(self.absent)})" if self.absent else ""
         too = f", those of {len(self.agents)} sub-agents too" if self.agents else ""
-        return f"epoch before turn {self.turn}: journal, sandbox and audit log match{too}{lacks}"
+        return f"epoch before {self.unit} {self.turn}: journal, sandbox and audit log match{too}{lacks}"
 
     def with_agent(self, run: str, proof: "Proof") -> "Proof":
         """This proof and that of a sub-agent, or of one below it."""
@@ -69,6 +75,28 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
             absent=(*self.absent, *(f"sub-agent {run}: {text}" for text in proof.absent)),
             agents=(*self.agents, run, *proof.agents),
         )
+
+
+class FlowDigest:
+    """Runs along with a workflow, whose steps may run at once: each seal says which steps it covers."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._num = 0
+        self._since: dict[str, str] = {}
+
+    def add(self, name: str, output: Json) -> None:
+        """A step that has ended. One with an epoch in it is known to come after all that this epoch covers."""
+        sealed = output.get("sealed") if isinstance(output, dict) else None
+        if sealed is not None:
+            self._last, self._num = sealed["journal"], sealed["turn"] + 1
+            for covered in sealed["steps"]:
+                self._since.pop(covered, None)
+        self._since[name] = step_digest(name, output)
+
+    def seal(self) -> tuple[int, str, tuple[str, ...]]:
+        """(number, digest, names) of an epoch here. Nothing changes before the step that has it has ended."""
+        return self._num, _sha256([self._last, sorted(self._since.items())]), tuple(sorted(self._since))
 
 
 class JournalDigest:
@@ -100,11 +128,13 @@ def prove(
     *,
     machine_of: Callable[[str], MachineState | None],
     boxes_log: LogView | None,
+    flow: bool = False,
 ) -> Proof:
-    """Compare the journal's steps with the epochs in it, the audit log, the snapshots, and the sandboxes' log.
-    `machine_of` gives a snapshot's state as it is now, None if it is gone; it may raise if it was altered.
+    """Compare the journal's steps (`flow`: a workflow's) with the epochs in it, the audit log, the snapshots, and the
+    sandboxes' log. `machine_of` gives a snapshot's state as it is now, None if it is gone; it may raise if it was altered.
     """
-    altered, epoch, tail = _journal(steps)
+    own = [step for step in steps if not step.name.startswith(OF_THE_STORE)]
+    altered, epoch, tail = (_flow_journal if flow else _journal)(own)
     if epoch is None:
         return Proof(turn=None, altered=tuple(altered))
     absent: list[str] = []
@@ -121,7 +151,8 @@ def prove(
                 altered.append(f"the audit log has another outcome of the step {step.name!r}")
     if epoch.machine is not None:
         _machine(epoch.machine, machine_of, boxes_log, altered, absent)
-    return Proof(turn=epoch.turn, altered=tuple(altered), absent=tuple(absent))
+    unit = "use of a sandbox" if flow else "turn"
+    return Proof(turn=epoch.turn, altered=tuple(altered), absent=tuple(absent), unit=unit)
 
 
 def _journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list[StepRecord]]:
@@ -129,8 +160,6 @@ def _journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list
     altered: list[str] = []
     digest, last, tail = JournalDigest(), None, list[StepRecord]()
     for step in steps:
-        if step.name.partition(" ")[0] not in STEPS:
-            continue
         output = step.output if isinstance(step.output, dict) else {}
         if step.name.startswith("think ") and output.get("epoch"):
             last, tail = msgspec.convert(output["epoch"], Epoch), []
@@ -140,6 +169,26 @@ def _journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list
             digest.add(step.name, step.output)
         tail.append(step)
     return altered, last, tail
+
+
+def _flow_journal(steps: Iterable[StepRecord]) -> tuple[list[str], Epoch | None, list[StepRecord]]:
+    """As `_journal`; epochs come in the order of their numbers, which need not be that of the steps they are in."""
+    altered: list[str] = []
+    by_name = {step.name: step for step in steps}
+    outputs = (step.output for step in by_name.values() if isinstance(step.output, dict))
+    epochs = sorted(
+        (msgspec.convert(o["sealed"], Epoch) for o in outputs if o.get("sealed")), key=lambda e: e.turn
+    )
+    before, covered = "", set[str]()
+    for epoch in epochs:
+        names = epoch.steps or ()
+        items = sorted((n, step_digest(n, by_name[n].output)) for n in names if n in by_name)
+        if len(items) < len(names) or _sha256([before, [list(item) for item in items]]) != epoch.journal:
+            altered.append(f"the journal is not what it was before use {epoch.turn} of a sandbox")
+        before = epoch.journal
+        covered |= set(names)
+    tail = [step for name, step in by_name.items() if name not in covered]
+    return altered, epochs[-1] if epochs else None, tail
 
 
 def _machine(

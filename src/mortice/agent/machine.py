@@ -297,7 +297,9 @@ _PYTHON = (
 
 
 def egress_of(machine: Machine) -> Egress:
-    return Egress(mode="allowlist", allow=machine.allow) if machine.allow else Egress()
+    if not machine.allow and not machine.secrets:
+        return Egress()
+    return Egress(mode="allowlist", allow=machine.allow, secrets=machine.secrets)
 
 
 async def copy_in(box: Sandbox, files: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from mortice.agent.act import Actor, Ask
 from mortice.agent.artifacts import Artifacts
-from mortice.agent.durable import RESUMABLE, Durable, Json, StepRecord
+from mortice.agent.durable import RESUMABLE, Durable, Json
 from mortice.agent.durable_dbos import DbosDurable
 from mortice.agent.endpoint import EndpointModel
 from mortice.agent.epochs import MachineState, Proof, prove, step_digest
@@ -20,11 +20,13 @@ from mortice.agent.logview import LogView
 from mortice.agent.loop import BRANCH, Environment, Result, run_agent
 from mortice.agent.machine import Boxes, SandboxTools
 from mortice.agent.model import Model, ScriptSpec
+from mortice.agent.retention import snapshots_of
 from mortice.agent.runlog import RunLog
 from mortice.agent.scripted import ScriptedModel
 from mortice.agent.spec import AgentSpec
+from mortice.agent.spec_machine import Machine
 from mortice.agent.toolbox import OpenSources, Source, Toolbox, own_tools
-from mortice.agent.workflow import run_workflow
+from mortice.agent.workflow import Surroundings, run_workflow
 from mortice.obs.log import Log
 from mortice.sandbox import Sandboxes, SandboxNotFound
 from mortice.specs.errors import MorticeError, NotFound, RequestError, WrongState
@@ -94,9 +96,13 @@ class Agents:
             log=self.log,
             machine_of=self._machine_of,
         )
+        surroundings = Surroundings(
+            durable=self.durable, log=self.log, make_tools=self._flow_tools, machine_of=self._machine_of,
+            keep=self._keep,
+        )  # fmt: skip
         self.durable.bodies = {  # type: ignore[attr-defined]
             "agent": lambda payload: run_agent(environment, payload),
-            "workflow": lambda payload: run_workflow(self.durable, payload),
+            "workflow": lambda payload: run_workflow(surroundings, payload),
         }
         return self
 
@@ -127,7 +133,7 @@ class Agents:
         not; `unproven` goes on all the same. The proof; None where there is nothing to go on with.
         """
         record = await self.durable.find(run_id)
-        if record is None or record.kind != "agent" or record.state not in RESUMABLE:
+        if record is None or record.state not in RESUMABLE:
             await self.durable.resume(run_id)
             return None
         proof = await self.prove(run_id)
@@ -139,21 +145,22 @@ class Agents:
 
     async def prove(self, run_id: str) -> Proof:
         """Does the run match its last epoch, and does each of its sub-agents match its own?"""
-        proof = await self._prove_alone(run_id)
+        record = await self.durable.find(run_id)
+        proof = await self._prove_alone(run_id, flow=record is not None and record.kind == "workflow")
         for child in await self.durable.children(run_id):
-            if child.kind == "agent":
-                proof = proof.with_agent(child.id, await self.prove(child.id))
+            proof = proof.with_agent(child.id, await self.prove(child.id))
         return proof
 
-    async def _prove_alone(self, run_id: str) -> Proof:
+    async def _prove_alone(self, run_id: str, *, flow: bool) -> Proof:
         steps = await self.durable.steps(run_id)
-        boxes = await self.boxes() if any(_saved(step) for step in steps) else None
+        boxes = await self.boxes() if snapshots_of(steps) else None
         if self._boxes_log is None and isinstance(boxes, Sandboxes):
             self._boxes_log = LogView(boxes.home.audit)
         async with self._proving:  # one after the other: they read the same chains
             return await asyncio.to_thread(
-                prove, run_id, steps, self._log_view, machine_of=self._machine_of, boxes_log=self._boxes_log
-            )
+                prove, run_id, steps, self._log_view, machine_of=self._machine_of, boxes_log=self._boxes_log,
+                flow=flow,
+            )  # fmt: skip
 
     async def result(self, run_id: str) -> Result:
         return msgspec.convert(await self.durable.result(run_id), Result)
@@ -193,6 +200,11 @@ class Agents:
             return sources
 
         return open_sources
+
+    async def _flow_tools(
+        self, run_id: str, name: str, machine: Machine, last_epoch: Callable[[], str | None]
+    ) -> SandboxTools:
+        return SandboxTools(await self.boxes(), f"{run_id}-{name}", machine, self.artifacts, last_epoch)
 
     def _host(self, spec: AgentSpec, stack: AsyncExitStack) -> "McpHost":
         # The SDK costs most of a second that runs without servers need not pay.
@@ -243,10 +255,6 @@ class Agents:
             await machine.destroy()
         except MorticeError as error:
             _log.warning("a sandbox could not be ended", run=run_id, why=error.message)
-
-
-def _saved(step: StepRecord) -> bool:
-    return isinstance(step.output, dict) and bool(step.output.get("epoch"))
 
 
 def make_model(spec: AgentSpec) -> Model:

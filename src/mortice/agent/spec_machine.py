@@ -2,6 +2,8 @@
 
 import msgspec
 
+from mortice.sandbox import Secret
+
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of an agent: where `run_python`, `run_command`, `read_file` and `write_file` work. Of an MCP server: where it runs."""
@@ -11,3 +13,4 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     timeout_s: float = 60.0
     files: dict[str, str] = {}  # path in the sandbox: file or folder here, copied in when the machine is made
     allow: tuple[str, ...] = ()  # hosts that may be reached; none by default
+    secrets: tuple[Secret, ...] = ()  # put into requests to some of them, outside of the sandbox

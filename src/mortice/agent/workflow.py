@@ -12,15 +12,22 @@ clocks, chance or the world except through `flow`. When it fails, what was done 
 
 import asyncio
 import inspect
+import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from mortice.agent.durable import Cancelled, Durable, Json, RunFailed, StepFailed
+from mortice.agent.epochs import Epoch, FlowDigest, MachineState, step_digest
+from mortice.agent.flow_box import FlowBox
+from mortice.agent.machine import SandboxTools
 from mortice.agent.policy import digest_of
+from mortice.agent.runlog import RunLog
 from mortice.agent.spec import AgentSpec
+from mortice.agent.spec_machine import Machine
 from mortice.agent.toolbox import load_function
 from mortice.agent.trace import Spans
 from mortice.specs.errors import RequestError
@@ -41,12 +48,26 @@ class Refused(Exception):
     """A human said no, or nobody answered in time."""
 
 
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What workflows share in a process. `make_tools`: of a sandbox of a run. `machine_of`: of a snapshot."""
+
+    durable: Durable
+    log: RunLog
+    make_tools: Callable[[str, str, Machine, Callable[[], str | None]], Awaitable[SandboxTools]]
+    machine_of: Callable[[str], MachineState | None]
+    keep: bool = False  # sandboxes, at the end
+
+
 class Flow:
     """What a workflow may do. Steps are named by their function, or by `name` where one comes more than once."""
 
-    def __init__(self, durable: Durable, spans: Spans) -> None:
-        self._durable = durable
+    def __init__(self, around: Surroundings, spans: Spans) -> None:
+        self._around = around
+        self._durable = around.durable
         self._spans = spans
+        self._digest = FlowDigest()
+        self._sealing = asyncio.Lock()
+        self._boxes: list[FlowBox] = []
         self._undo: list[tuple[str, Act, tuple[Any, ...]]] = []
         self._names: dict[str, int] = {}
 
@@ -71,7 +92,7 @@ class Flow:
         for attempt in range(1, retry.attempts + 1):
             label = name if attempt == 1 else f"{name} (attempt {attempt})"
             try:
-                result = await self._durable.step(label, lambda: self._do(name, act, args, timeout_s))
+                result = await self._step(label, lambda: self._do(name, act, args, timeout_s))
                 break
             except StepFailed as error:
                 if attempt == retry.attempts or (retry.only and error.kind not in retry.only):
@@ -96,7 +117,7 @@ class Flow:
         async def write() -> Json:
             return ask
 
-        await self._durable.step(f"ask {name}", write)
+        await self._step(f"ask {name}", write)
         answer = await self._durable.recv(f"approve {name}", timeout_s)
         if not isinstance(answer, dict):
             raise Refused(f"{what}: nobody answered in time")
@@ -118,7 +139,7 @@ class Flow:
         """Several `(act, *args)` at once; results in order. The first failure fails all, once the others have ended."""
         names = [self._unique(act[0].__name__) for act in acts]
         jobs = [
-            self._durable.step(name, lambda name=name, act=act: self._tried(name, act, retry))  # type: ignore[misc]
+            self._step(name, lambda name=name, act=act: self._tried(name, act, retry))  # type: ignore[misc]
             for name, act in zip(names, acts, strict=True)
         ]
         results = await asyncio.gather(*jobs, return_exceptions=True)
@@ -140,7 +161,58 @@ class Flow:
         async def clock() -> Json:
             return time.time()
 
-        return float(await self._durable.step(self._unique("now"), clock))
+        return float(await self._step(self._unique("now"), clock))
+
+    def sandbox(self, machine: Machine = Machine(), *, name: str = "box") -> FlowBox:  # noqa: B008 - frozen
+        """A machine for code nobody trusts. It is made at its first use and ends with the workflow."""
+        name = self._unique(name)
+
+        async def make(name: str, machine: Machine, last: Callable[[], str | None]) -> SandboxTools:
+            return await self._around.make_tools(self.run_id, name, machine, last)
+
+        box = FlowBox(self.run_id, name, machine, make=make, step=self._one_use, seal=self._seal)
+        self._boxes.append(box)
+        return box
+
+    async def close(self) -> None:
+        """End the sandboxes."""
+        for box in self._boxes if not self._around.keep else ():
+            await box.destroy()
+
+    async def _one_use(self, name: str, act: Callable[[], Awaitable[Json]]) -> Json:
+        async with self._sealing:  # an epoch follows the one before it
+            return await self._step(name, act)
+
+    async def _seal(self, snapshot: str | None) -> Epoch:
+        number, journal, steps = self._digest.seal()
+        machine = await asyncio.to_thread(self._around.machine_of, snapshot) if snapshot else None
+        log = self._around.log
+        seq, head = await log.safe(
+            self.run_id, "epoch", turn=number, journal=journal, machine=msgspec.to_builtins(machine)
+        )
+        return Epoch(
+            turn=number, journal=journal, machine=machine, chain=log.chain, seq=seq, head=head, steps=steps
+        )
+
+    async def _step(self, name: str, act: Callable[[], Awaitable[Json]]) -> Json:
+        """A durable step whose digest stands in the audit log; what it gives is the same the first time and from the
+        journal."""
+
+        async def noted() -> Json:
+            note = partial(self._around.log.note, self.run_id, "workflow_step", step=name)
+            try:
+                output = json.loads(json.dumps(await act(), allow_nan=False))
+            except Cancelled:
+                raise
+            except Exception as error:
+                note(error=type(error).__name__)
+                raise
+            note(sha256=step_digest(name, output))
+            return output
+
+        output = await self._durable.step(name, noted)
+        self._digest.add(name, output)
+        return output
 
     async def compensate(self) -> list[str]:
         """Undo what was done, latest first; the names of steps that could not be undone."""
@@ -181,21 +253,23 @@ class Flow:
 Program = Callable[[Flow, Any], Awaitable[Json]]
 
 
-async def run_workflow(durable: Durable, payload: Json) -> Json:
+async def run_workflow(around: Surroundings, payload: Json) -> Json:
     """Body of runs of kind `workflow`; the payload names the function and has its input."""
     program = load_workflow(payload["workflow"])
     spans = Spans()
-    flow = Flow(durable, spans)
-    with spans.workflow(payload["workflow"].rpartition(":")[2], durable.run_id):
+    flow = Flow(around, spans)
+    with spans.workflow(payload["workflow"].rpartition(":")[2], flow.run_id):
         try:
-            return {"state": "done", "output": await program(flow, payload["input"])}
-        except Cancelled:
+            result = {"state": "done", "output": await program(flow, payload["input"])}
+        except Cancelled:  # its sandboxes are kept for when it goes on
             raise
         except Exception as error:
             stuck = await flow.compensate()
             trouble = f"; could not be undone: {', '.join(stuck)}" if stuck else ""
             reason = str(error) if isinstance(error, StepFailed | Refused | RunFailed) else repr(error)
-            return {"state": "stopped", "output": None, "reason": f"{reason}{trouble}"}
+            result = {"state": "stopped", "output": None, "reason": f"{reason}{trouble}"}
+        await flow.close()
+        return result
 
 
 def load_workflow(name: str) -> Program:

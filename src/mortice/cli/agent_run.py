@@ -154,6 +154,7 @@ def drive_workflow(
     given: str = "null",
     stop_on_ask: bool,
     as_json: bool,
+    unproven: bool = False,
 ) -> None:
     """Begin (with a program) or resume, wait for the end or for a question, print."""
     payload: dict[str, Any] | None = None
@@ -163,10 +164,7 @@ def drive_workflow(
 
     async def go() -> dict[str, Any]:
         async with Agents(place, takes_over=payload is None) as agents:
-            if payload is not None:
-                await agents.start_workflow(payload, run_id)
-            else:
-                await agents.resume(run_id)
+            await _begin(agents, run_id, payload, unproven=unproven)
             print(f"run {run_id}", file=sys.stderr, flush=True)
             waiting = asyncio.create_task(agents.durable.result(run_id))
             told: str | None = None
@@ -197,6 +195,14 @@ def drive_workflow(
         typer.echo(result.get("reason") or msgspec.json.encode(result["output"]).decode())
     if result["state"] == "stopped":
         raise typer.Exit(1)
+
+
+async def _begin(agents: Agents, run_id: str, payload: Any, *, unproven: bool) -> None:
+    if payload is not None:
+        return await agents.start_workflow(payload, run_id)
+    proof = await agents.resume(run_id, unproven=unproven)
+    if proof is not None and proof.turn is not None:
+        print(proof.said(), file=sys.stderr)
 
 
 def command_for(run_id: str) -> str:

@@ -40,6 +40,9 @@ def run_workflow(
 @workflow.command("resume")
 def resume_workflow(
     run_id: Annotated[str, typer.Argument(metavar="ID", help="Of the run.")],
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Go on though journal, sandbox and audit log do not match.")
+    ] = False,
     stop_on_ask: WaitOption = False,
     folder: HomeOption = None,
     db: DbOption = None,
@@ -49,7 +52,7 @@ def resume_workflow(
     from mortice.agent.home import home
     from mortice.cli.agent_run import drive_workflow
 
-    drive_workflow(home(folder, db), run_id, stop_on_ask=stop_on_ask, as_json=as_json)
+    drive_workflow(home(folder, db), run_id, unproven=unproven, stop_on_ask=stop_on_ask, as_json=as_json)
 
 
 @workflow.command("ls")

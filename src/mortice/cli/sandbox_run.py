@@ -18,6 +18,7 @@ from mortice.sandbox import (
     Sandboxes,
     SandboxNotFound,
     SandboxSpec,
+    Secret,
 )
 from mortice.specs.errors import RequestError
 
@@ -37,6 +38,15 @@ Allow = Annotated[
     typer.Option("--allow", help="host:port that may be reached through the egress proxy; repeatable."),
 ]
 
+Secrets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--secret",
+        help="NAME@host:port: the value of $NAME goes as bearer token into requests to that host, and not into the "
+        "sandbox; repeatable.",
+    ),
+]
+
 
 def run(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")],
@@ -46,11 +56,12 @@ def run(
     memory_mib: Memory = 512,
     timeout_s: Timeout = 60.0,
     allow: Allow = None,
+    secret: Secrets = None,
     stdin: Annotated[bool, typer.Option("--stdin", help="Give the command what this command reads.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a command in a sandbox. Exits with 0 if it did, with 1 if it did not, with 2 for a wrong request."""
-    spec = _spec(backend, memory_mib, allow)
+    spec = _spec(backend, memory_mib, allow, secret)
     if keep and name is None:
         raise RequestError("--keep needs --name, or nobody could find the sandbox again", param="keep")
     result = asyncio.run(
@@ -101,12 +112,13 @@ def shell(
     keep: Keep = False,
     memory_mib: Memory = 512,
     allow: Allow = None,
+    secret: Secrets = None,
     python: Annotated[
         bool, typer.Option("--python", help="Cells of the Python interpreter instead of sh.")
     ] = False,
 ) -> None:
     """A line at a time into a sandbox: each line runs in /work, or as a cell whose variables live on."""
-    asyncio.run(_shell(_spec(backend, memory_mib, allow), name, keep, python))
+    asyncio.run(_shell(_spec(backend, memory_mib, allow, secret), name, keep, python))
 
 
 async def _shell(spec: SandboxSpec, name: str | None, keep: bool, python: bool) -> None:
@@ -136,9 +148,18 @@ async def _shell(spec: SandboxSpec, name: str | None, keep: bool, python: bool) 
                 print(f"{result.failure.message}; {result.failure.remedy}", file=sys.stderr)
 
 
-def _spec(backend: str, memory_mib: int, allow: list[str] | None) -> SandboxSpec:
+def _spec(backend: str, memory_mib: int, allow: list[str] | None, secrets: list[str] | None) -> SandboxSpec:
     names = ("auto", *get_args(BackendName))
     if backend not in names:
         raise RequestError(f"{backend!r} is none of {', '.join(names)}", param="backend")
-    egress = Egress(mode="allowlist", allow=tuple(allow)) if allow else Egress()
+    bound = [_secret(text) for text in secrets or ()]
+    targets = tuple(dict.fromkeys([*(allow or ()), *(target for secret in bound for target in secret.hosts)]))
+    egress = Egress(mode="allowlist", allow=targets, secrets=tuple(bound)) if targets else Egress()
     return SandboxSpec(backend=backend, limits=Limits(memory_bytes=memory_mib * MIB), egress=egress)  # type: ignore[arg-type]
+
+
+def _secret(text: str) -> Secret:
+    name, at, target = text.partition("@")
+    if not at:
+        raise RequestError(f"{text!r} is not NAME@host:port", param="secret")
+    return Secret(name=name, hosts=(target,))

@@ -15,6 +15,9 @@ from mortice.specs.worker_times import WorkerTimes
 Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that decoded, their context tokens
 
 
+FEWEST = 32  # steps, to tell of their spread
+
+
 def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, source: str) -> WorkerTimes:
     """Non-negative least squares of relative errors over steps that only prefilled, and over those that only decoded; steps
     that did both are predicted, not fitted. Each fit is scaled to the sum of its steps: where other work on the machine
@@ -76,10 +79,21 @@ def ledger_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def fit_spread(rows: Iterable[Row], times: WorkerTimes) -> StepSpread:
-    """How far measured steps, in the order in which they ran, fall from what `times` says of them."""
-    table = [row for row in rows if row[0] > 0 and (row[1] or row[3])]
-    return measured_spread([row[0] for row in table], [times.mixed_s(*row[1:]) for row in table])
+def fit_spread(rows: Iterable[Row], times: WorkerTimes) -> tuple[StepSpread | None, StepSpread | None]:
+    """How far one worker's steps, in the order in which they ran, fall from what `times` says of them: those that only
+    decoded, and those with prompts in them. None where there are too few."""
+    decoded: list[Row] = []
+    prompts: list[Row] = []
+    for row in rows:
+        if row[0] > 0 and (row[1] or row[3]):
+            (prompts if row[1] else decoded).append(row)
+    found = [
+        measured_spread([row[0] for row in some], [times.mixed_s(*row[1:]) for row in some])
+        if len(some) >= FEWEST
+        else None
+        for some in (decoded, prompts)
+    ]
+    return found[0], found[1]
 
 
 def measured_spread(
@@ -91,7 +105,7 @@ def measured_spread(
     between steps k apart, the variance of a mean over n is s^2/n (1 + 2 sum_k (1 - k/n) r(k)), that of runs of m about
     s^2 m/n. Raises RequestError for fewer than 32 steps.
     """
-    if len(measured_s) < 32 or len(measured_s) != len(expected_s):
+    if len(measured_s) < FEWEST or len(measured_s) != len(expected_s):
         raise RequestError(f"{len(measured_s)} measured steps are too few for a spread", param="rows")
     ratios = np.asarray(measured_s, float) / np.asarray(expected_s, float)
     weights = np.asarray(expected_s, float)

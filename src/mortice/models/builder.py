@@ -154,7 +154,7 @@ def hold(weight: Tensor, form: Form) -> Weight:
     compiled = kernels_for(weight)
     if compiled is not None and weight.shape[1] % GROUP == 0 and form != "dense":
         if form == "packed":
-            return PanelWeight(weight, compiled)
+            return PanelWeight(weight)
         return GroupedWeight.quantize(weight, 8 if form == "int8" else 4, compiled)
     if form == "int4" and Int4Weight.fits(*weight.shape):
         return Int4Weight.quantize(weight)

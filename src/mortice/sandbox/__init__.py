@@ -25,6 +25,7 @@ from mortice.sandbox.contract import (
     SandboxLost,
     SandboxNotFound,
     SandboxSpec,
+    Secret,
     SnapshotRefused,
     Strength,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "SandboxNotFound",
     "SandboxSpec",
     "Sandboxes",
+    "Secret",
     "SnapshotRefused",
     "Strength",
     "WarmPool",

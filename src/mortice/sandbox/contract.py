@@ -47,6 +47,26 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Wall time of one cell or command that names none."""
 
 
+class Secret(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A credential that never enters the guest: the proxy on the host puts it into requests on their way out.
+
+    `name` is an environment variable. On the host it holds the value; inside it holds `placeholder`, so that programs that
+    want a key find one. The value goes to `hosts` alone (`host:port`, on the allow list, spoken to over TLS), as `header`
+    in `format`, into requests of `methods` below one of `paths` (empty: any); other requests to those hosts are refused.
+    """
+
+    name: str
+    hosts: tuple[str, ...]
+    header: str = "authorization"
+    format: str = "Bearer {}"
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    @property
+    def placeholder(self) -> str:
+        return f"held-outside-{self.name}"
+
+
 class Egress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What may leave the sandbox. There is no route and no name server inside: one proxy is the only way out.
 
@@ -56,6 +76,7 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     mode: Literal["none", "allowlist", "public"] = "none"
     allow: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
     max_bytes: int = 256 * MIB
     max_connections: int = 16
     max_requests_per_minute: int = 600

@@ -8,93 +8,34 @@ model can read, never silence.
 
 import asyncio
 import base64
-import ipaddress
+import contextlib
 import json
+import os
 import re
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from mortice.sandbox.channel import CHUNK, Channel, Message
 from mortice.sandbox.contract import Egress
-from mortice.specs.errors import RequestError
+from mortice.sandbox.egress_rules import Denied, Rules, check_addresses
+from mortice.sandbox.egress_tls import Authority, Stream, TlsEnd
+from mortice.sandbox.secrets import Keyring, ReadValue
 
 MAX_HEAD = 64 * 1024
 WINDOW = 256 * 1024
 CONNECT_TIMEOUT_S = 15.0
 HEAD_TIMEOUT_S = 15.0
 IDLE_TIMEOUT_S = 120.0
+_COMPRESSED = re.compile(rb"\r\ncontent-encoding:(?!\s*identity\s*(\r|$))", re.IGNORECASE)
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 CheckAddresses = Callable[[str, list[str]], str]
-
-_NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
-_NUMBERLIKE = re.compile(r"(0x[0-9a-f]+|[0-9.]+|[0-9a-fx.]*)")
-
-
-class Denied(Exception):
-    """A flow that is not allowed: the rule that says so, and what to do."""
-
-    def __init__(self, rule: str, hint: str) -> None:
-        super().__init__(rule)
-        self.rule = rule
-        self.hint = hint
-
-
-class Rules:
-    """An `Egress`, read once. Raises RequestError for a rule that cannot be."""
-
-    def __init__(self, egress: Egress) -> None:
-        self.egress = egress
-        self._exact: set[tuple[str, int]] = set()
-        self._under: set[tuple[str, int]] = set()
-        for rule in egress.allow:
-            host, _, port = rule.rpartition(":")
-            if not port.isdigit() or not 1 <= int(port) <= 65535:
-                raise RequestError(f"{rule!r} is not host:port", param="egress.allow")
-            wild = host.startswith("*.")
-            name = host.removeprefix("*.").lower()
-            if not _NAME.fullmatch(name):
-                raise RequestError(
-                    f"{rule!r}: {host!r} is no host name (addresses are not allowed by number)",
-                    param="egress.allow",
-                )
-            (self._under if wild else self._exact).add((name.rstrip("."), int(port)))
-        if egress.mode == "allowlist" and not egress.allow:
-            raise RequestError("mode allowlist needs at least one host:port", param="egress.allow")
-
-    def check_name(self, host: str, port: int) -> str:
-        """The name to look up. Raises Denied before anything is looked up."""
-        name = host.lower().rstrip(".")
-        if ":" in name or _NUMBERLIKE.fullmatch(name):
-            raise Denied("no_address_literals", "use the host's name; addresses by number are not allowed")
-        if not _NAME.fullmatch(name) or len(name) > 253:
-            raise Denied("bad_name", "the host name is malformed")
-        if self.egress.mode == "public":
-            if port not in (80, 443):
-                raise Denied("port", "only ports 80 and 443 are open")
-            return name
-        if (name, port) in self._exact:
-            return name
-        parts = name.split(".")
-        if any((".".join(parts[i:]), port) in self._under for i in range(1, len(parts))):
-            return name
-        allowed = ", ".join(self.egress.allow) or "nothing"
-        raise Denied("not_on_allow_list", f"{name}:{port} is not allowed here; allowed: {allowed}")
-
-
-def check_addresses(name: str, addresses: list[str]) -> str:
-    """The address to connect to. One private address among public ones denies all: that is how rebinding looks."""
-    if not addresses:
-        raise Denied("no_such_name", f"{name} has no address")
-    for text in addresses:
-        address = ipaddress.ip_address(text.split("%")[0])
-        inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-        if not address.is_global or not inner.is_global or address.is_multicast:
-            raise Denied("private_address", f"{name} leads to {text}, which is not a public address")
-    return addresses[0]
 
 
 async def resolve(name: str, port: int) -> list[str]:
@@ -107,6 +48,13 @@ async def resolve(name: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+class Tls(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed where TLS of guests ends: who makes certificates for them, and how real hosts are checked."""
+
+    authority: Callable[[], Authority]
+    upstream: ssl.SSLContext
+
+
 class Gate:
     """The host's end of one sandbox's way out. `record` writes to the box's chain."""
 
@@ -117,8 +65,12 @@ class Gate:
         *,
         resolve: Resolve = resolve,
         check_addresses: CheckAddresses = check_addresses,
+        read_secret: ReadValue = os.environ.get,
+        tls: Tls | None = None,
     ) -> None:
         self._rules = Rules(egress)
+        self._keyring = Keyring(egress, read_secret)
+        self._tls = tls
         self._egress = egress
         self._record = record
         self._resolve = resolve
@@ -175,46 +127,92 @@ class Gate:
 
     async def _serve(self, flow: "_Flow") -> None:
         began = time.monotonic()
+        call = _Call(flow)
         target, verdict = "", "closed"
-        writer: asyncio.StreamWriter | None = None
         try:
-            head, rest = await asyncio.wait_for(flow.read_head(), HEAD_TIMEOUT_S)
+            head, rest = await asyncio.wait_for(_read_head(flow), HEAD_TIMEOUT_S)
             method, host, port, first = _understand(head)
             target = f"{host}:{port}"
             self._admit()
             name = self._rules.check_name(host, port)
             address = self._check_addresses(name, await self._resolve(name, port))
-            self._record("egress", target=target, method=method, address=address, decision="allow")
-            reader, out = await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_TIMEOUT_S)
-            writer = out
-            flow.relaying = True
-            if method == "CONNECT":
-                await flow.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            out.write(first + rest)
-            await _relay(flow, reader, out)
+            if self._keyring.of(name, port):
+                await self._with_secrets(call, method, name, port, address, rest)
+            else:
+                self._record("egress", target=target, method=method, address=address, decision="allow")
+                reader, out = await call.connect(address, port)
+                flow.relaying = True
+                if method == "CONNECT":
+                    await flow.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                out.write(first + rest)
+                await _relay(self, flow, reader, out, flow.write)
             verdict = "done"
         except Denied as denial:
             verdict = denial.rule
             self._record("egress", target=target[:300], decision="deny", rule=denial.rule)
-            await flow.answer(
+            await call.answer(
                 403, {"error": "egress_denied", "target": target, "rule": denial.rule, "hint": denial.hint}
             )
         except (TimeoutError, OSError) as error:
             verdict = type(error).__name__
             hint = "the host did not answer; this is no denial"
-            await flow.answer(502, {"error": "egress_failed", "target": target, "hint": hint})
+            await call.answer(502, {"error": "egress_failed", "target": target, "hint": hint})
         except ValueError as error:
             verdict = "bad_request"
-            await flow.answer(400, {"error": "bad_request", "hint": str(error)})
+            await call.answer(400, {"error": "bad_request", "hint": str(error)})
         finally:
-            if writer is not None:
-                writer.close()
+            if call.writer is not None:
+                call.writer.close()
             self.send(flow.number, "close")
             self._flows.pop(flow.number, None)
             self._record(
                 "egress_end", target=target[:300], verdict=verdict, bytes_out=flow.num_in, bytes_in=flow.num_out,
-                wall_s=round(time.monotonic() - began, 3),
+                wall_s=round(time.monotonic() - began, 3), **call.noted,
             )  # fmt: skip
+
+    async def _with_secrets(
+        self, call: "_Call", method: str, name: str, port: int, address: str, rest: bytes
+    ) -> None:
+        """TLS ends here and begins anew; between the two the request is checked and gets its secrets."""
+        if method != "CONNECT" or self._tls is None:
+            raise Denied("secret_needs_tls", f"a secret is bound to {name}:{port}: speak https to it")
+        await call.flow.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        call.flow.relaying = True  # from here on an answer goes inside TLS, or nowhere
+        inside = TlsEnd(call.flow, self._tls.authority().context(name), rest)
+        await asyncio.wait_for(inside.handshake(), HEAD_TIMEOUT_S)
+        call.inside = inside
+        head, rest = await asyncio.wait_for(_read_head(inside), HEAD_TIMEOUT_S)
+        head, request, redactor = self._keyring.put_in(head, name, port)
+        self._record(
+            "egress", target=f"{name}:{port}", method="CONNECT", address=address, decision="allow", request=request,
+            put_in=[secret.name for secret in self._keyring.of(name, port)],
+        )  # fmt: skip
+        reader, out = await call.connect(address, port, tls=self._tls.upstream, name=name)
+        out.write(head + rest)
+        await out.drain()
+
+        answer = bytearray()  # its head, until it is whole
+
+        async def black(data: bytes) -> None:
+            if not call.answered:
+                answer.extend(data)
+                if b"\r\n\r\n" not in answer:
+                    if len(answer) > MAX_HEAD:
+                        raise OSError("the host's answer has no head")
+                    return
+                if _COMPRESSED.search(answer.partition(b"\r\n\r\n")[0]):
+                    raise Denied(
+                        "secret_encoding", f"{name} answers compressed, where a secret could not be found"
+                    )
+                call.answered, data = True, bytes(answer)
+            await inside.write(redactor.feed(data))
+
+        await _relay(self, inside, reader, out, black)
+        if not call.answered:
+            raise OSError("the host's answer has no head")
+        await inside.write(redactor.end())
+        await inside.end()
+        call.noted["echoes"] = redactor.num_found
 
     def _admit(self) -> None:
         now = time.monotonic()
@@ -272,16 +270,6 @@ class _Flow:
             self.gate.spend(len(data))
         return data
 
-    async def read_head(self) -> tuple[bytes, bytes]:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = await self.read()
-            head += data
-            if not data or len(head) > MAX_HEAD:
-                raise ValueError("this is an HTTP proxy: send a whole request head of at most 64 KiB")
-        start, _, rest = head.partition(b"\r\n\r\n")
-        return start, rest
-
     async def write(self, data: bytes) -> None:
         self.num_out += len(data)
         for start in range(0, len(data), CHUNK):
@@ -292,19 +280,53 @@ class _Flow:
             self._room -= len(piece)
             self.gate.send(self.number, "data", d=base64.b64encode(piece).decode())
 
+
+class _Call:
+    """What has become of one connection so far: an answer of ours goes wherever the guest still reads one."""
+
+    def __init__(self, flow: _Flow) -> None:
+        self.flow = flow
+        self.inside: TlsEnd | None = None
+        self.answered = False  # the host has begun to
+        self.writer: asyncio.StreamWriter | None = None
+        self.noted: dict[str, Any] = {}
+
+    async def connect(
+        self, address: str, port: int, *, tls: ssl.SSLContext | None = None, name: str | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_connection(address, port, ssl=tls, server_hostname=name, limit=MAX_HEAD),
+            CONNECT_TIMEOUT_S,
+        )
+        self.writer = writer
+        return reader, writer
+
     async def answer(self, status: int, body: dict[str, Any]) -> None:
         """Say why not; in the middle of someone's body there is no place for it, and the connection just ends."""
-        if self.relaying:
+        if self.answered or (self.flow.relaying and self.inside is None):
             return
         data = json.dumps(body).encode()
         words = {400: "Bad Request", 403: "Forbidden", 502: "Bad Gateway"}[status]
         head = (
             f"HTTP/1.1 {status} {words}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
         )
-        try:
-            await asyncio.wait_for(self.write(head.encode() + b"Connection: close\r\n\r\n" + data), 5)
-        except TimeoutError:
-            return
+        end: Stream = self.inside or self.flow
+        with contextlib.suppress(OSError):  # of which a timeout is one
+            async with asyncio.timeout(5):
+                await end.write(head.encode() + b"Connection: close\r\n\r\n" + data)
+                if self.inside is not None:
+                    await self.inside.end()
+
+
+async def _read_head(end: Stream) -> tuple[bytes, bytes]:
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = await end.read()
+        head += data
+        if not data or len(head) > MAX_HEAD:
+            raise ValueError("this is an HTTP proxy: send a whole request head of at most 64 KiB")
+    start, _, rest = head.partition(b"\r\n\r\n")
+    return start, rest
 
 
 def _understand(head: bytes) -> tuple[str, str, int, bytes]:
@@ -337,9 +359,17 @@ def _understand(head: bytes) -> tuple[str, str, int, bytes]:
     return method, url.hostname, url.port or 80, b"\r\n".join(out) + b"\r\n\r\n"
 
 
-async def _relay(flow: _Flow, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _relay(
+    gate: Gate,
+    end: Stream,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    give: Callable[[bytes], Awaitable[None]],
+) -> None:
+    """Both ways until the host has said all; `give` takes what it says."""
+
     async def outward() -> None:
-        while data := await flow.read():
+        while data := await end.read():
             writer.write(data)
             await writer.drain()
         if writer.can_write_eof():
@@ -347,8 +377,8 @@ async def _relay(flow: _Flow, reader: asyncio.StreamReader, writer: asyncio.Stre
 
     async def inward() -> None:
         while data := await asyncio.wait_for(reader.read(CHUNK), IDLE_TIMEOUT_S):
-            flow.gate.spend(len(data))
-            await flow.write(data)
+            gate.spend(len(data))
+            await give(data)
 
     sending = asyncio.ensure_future(outward())
     try:

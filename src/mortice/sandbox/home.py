@@ -94,6 +94,12 @@ def digest_of(value: msgspec.Struct) -> str:
     return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
 
 
+def digest_of_json(data: bytes) -> str:
+    """The same over what was written: fields that this version has and the writer had not change nothing."""
+    fields = msgspec.json.decode(data, type=dict[str, Any]) | {"digest": ""}
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+
+
 def check_version(data: bytes, newest: int) -> None:
     """Raises NewerVersion if this JSON says it is of a later version than `newest`; other damage is for the decoder."""
     try:

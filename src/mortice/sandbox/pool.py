@@ -26,6 +26,7 @@ class WarmPool:
         self._template: str | None = None
         self._wanted = asyncio.Event()
         self._filler: asyncio.Task[None] | None = None
+        self._stack = contextlib.ExitStack()
 
     async def open(self) -> "WarmPool":
         """Make the template (`prepare` runs in its interpreter, imports for example) and fill the pool."""
@@ -36,6 +37,7 @@ class WarmPool:
                 if not result.ok:
                     raise SandboxError(f"the template's code failed: {result.error or result.failure}")
             self._template = await first.snapshot()
+            self._stack.enter_context(self._boxes.snapshots.held(self._template))
         finally:
             await first.destroy()
         await self._fill()
@@ -66,6 +68,7 @@ class WarmPool:
         for box in self._ready:
             await box.destroy()
         self._ready.clear()
+        self._stack.close()
         if self._template is not None:
             self._boxes.snapshots.remove(self._template)
             self._template = None

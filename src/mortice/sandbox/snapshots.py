@@ -19,6 +19,7 @@ from mortice.sandbox.home import (
     NewerVersion,
     check_version,
     digest_of,
+    digest_of_json,
     new_id,
     sync_folder,
     write_whole,
@@ -141,7 +142,7 @@ class Snapshots:
             raise SnapshotRefused(f"snapshot {snapshot_id}: {error}") from None
         except (OSError, msgspec.DecodeError) as error:
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest cannot be read ({error})") from None
-        if manifest.digest != digest_of(manifest):
+        if manifest.digest != digest_of_json(data):
             raise SnapshotRefused(f"snapshot {snapshot_id}: its manifest was altered")
         return manifest
 
@@ -180,6 +181,24 @@ class Snapshots:
                 except SnapshotRefused:
                     continue
         return sorted(found, key=lambda m: m.created_at)
+
+    @contextlib.contextmanager
+    def held(self, snapshot_id: str) -> Iterator[None]:
+        """In use by this process until the end of the block, for all who look with `in_use`."""
+        fd = os.open(self._folder / snapshot_id, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    def in_use(self, snapshot_id: str) -> bool:
+        """Whether a living process holds it."""
+        try:
+            os.close(_locked(self._folder / snapshot_id, wait=False))
+        except BlockingIOError:
+            return True
+        return False
 
     def remove(self, snapshot_id: str) -> None:
         """Unpublish first, then delete."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 
@@ -33,7 +34,9 @@ from mortice.sandbox.contract import (
     SandboxSpec,
     Strength,
 )
-from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Rules, check_addresses, resolve
+from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Tls, resolve
+from mortice.sandbox.egress_rules import Rules, check_addresses
+from mortice.sandbox.egress_tls import GUEST_BUNDLE, Authority, upstream_context
 from mortice.sandbox.guest.source import agent_digest
 from mortice.sandbox.home import Home, new_id
 from mortice.sandbox.images import emulation_wanted, find_image
@@ -42,6 +45,7 @@ from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
 from mortice.sandbox.retention import prunable, referred
+from mortice.sandbox.secrets import Keyring, ReadValue
 from mortice.sandbox.snapshots import Manifest, Snapshots
 from mortice.sandbox.workspace import changes, load, save
 from mortice.specs.errors import MorticeError, RequestError, WrongState
@@ -70,6 +74,8 @@ class Sandboxes:
         }
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
+        self.read_secret: ReadValue = os.environ.get
+        self.upstream_context = upstream_context  # of TLS to real hosts
         self.wasm = Wasm()
         self.microsandbox = Microsandbox()
         self._mine: dict[str, Box] = {}
@@ -114,11 +120,19 @@ class Sandboxes:
     ) -> Box:
         """As `create`, for back ends that have a machine."""
         Rules(spec.egress)  # a rule that cannot be is told before anything is made
+        Keyring(spec.egress, self.read_secret).must_be_here()
         backend = await self.choose(spec)
         record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
         box = await self._bring_up(record, place, lease, backend, None)
+        if spec.egress.secrets:
+            await box.write(GUEST_BUNDLE, self.authority.bundle())
         box.tree = {}
         return box
+
+    @cached_property
+    def authority(self) -> Authority:
+        """Whose certificates guests with secrets trust."""
+        return Authority(self.home)
 
     async def restore(self, snapshot_id: str, *, name: str | None = None, keep: bool = False) -> Box:
         """A sandbox that goes on where the snapshot was taken, as an instance of its own."""
@@ -130,6 +144,7 @@ class Sandboxes:
                 f"snapshot {snapshot_id} needs {manifest.backend} with image {manifest.spec.image!r}"
             )
         self.snapshots.check_origin(manifest, backend_version=backend.version, image_digest=image.digest)
+        Keyring(manifest.spec.egress, self.read_secret).must_be_here()
         checked = asyncio.ensure_future(asyncio.to_thread(self.snapshots.check_files, manifest))
         checked.add_done_callback(_heard)
         return await self._restore(snapshot_id, backend, manifest.spec, checked, name, keep=keep)
@@ -236,10 +251,17 @@ class Sandboxes:
         box = Box(
             record, place, machine, backend, lease, self.audit, self._gone, self._save_snapshot, self._fork
         )  # fmt: skip
-        if record.spec.egress.mode != "none":
-            box.gate = Gate(
-                record.spec.egress, box.note, resolve=self.resolve, check_addresses=self.check_addresses
+        egress = record.spec.egress
+        if egress.mode != "none":
+            tls = (
+                Tls(authority=lambda: self.authority, upstream=self.upstream_context())
+                if egress.secrets
+                else None
             )
+            box.gate = Gate(
+                egress, box.note, resolve=self.resolve, check_addresses=self.check_addresses,
+                read_secret=self.read_secret, tls=tls,
+            )  # fmt: skip
         return box
 
     def _gone(self, box: Box) -> None:
@@ -406,7 +428,10 @@ class Sandboxes:
     def remove_snapshot(self, snapshot_id: str, *, force: bool = False) -> None:
         """Raises WrongState if something refers to it, unless it is forced."""
         with self.home.lock():
+            self.snapshots.manifest(snapshot_id)
             holder = self.referred().get(snapshot_id)
+            if self.snapshots.in_use(snapshot_id):
+                holder = "a pool of a living process"
             if holder is not None and not force:
                 raise WrongState(f"{holder} refers to snapshot {snapshot_id}", param="snapshot")
             self._remove_snapshot(snapshot_id)
@@ -415,9 +440,8 @@ class Sandboxes:
         """Remove old snapshots to which nothing refers; those removed, or to be removed. Journals of agents are not looked
         at, and their snapshots are left alone."""
         with self.home.lock():  # who restores one has it in its books before the lock is free
-            found = prunable(
-                self.snapshots.list(), self.referred(), older_than_s=older_than_s, now_s=time.time()
-            )
+            free = [m for m in self.snapshots.list() if not self.snapshots.in_use(m.id)]
+            found = prunable(free, self.referred(), older_than_s=older_than_s, now_s=time.time())
             for manifest in found if not dry_run else ():
                 self._remove_snapshot(manifest.id)
         return found

@@ -1,8 +1,8 @@
 """How much load a division of workers carries within the SLO, from queueing theory on length distributions.
 
-Prefill is an M/G/n queue (waits from the second moment of the prompts, not from their mean), decode a batch by Little's law
-with room for its own fluctuation, undivided workers both at once with prompt chunks riding on decode steps. DOPD's ratio
-(`dopd_ratio`) is the limit of the first at full utilisation, where its queue diverges.
+Prefill is an M/G/n queue (waits from the second moment of the prompts, not from their mean), decode a batch by Little's
+law with room for its own fluctuation; decode workers that bend take what prefill cannot, and undivided ones are the case
+without prefill. DOPD's ratio (`dopd_ratio`) is the limit of the first at full utilisation, where its queue diverges.
 """
 
 import math

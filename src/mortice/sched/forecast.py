@@ -63,19 +63,18 @@ class Arima:
 
 
 class Quantile:
-    """EWMA plus the `share` quantile of how far the peak of the next `steps` intervals was above it in the past."""
+    """EWMA plus the `share` quantile of how far its own peak over the next `steps` intervals was above it in the past.
+    Of the level, not of single intervals: how far chance lifts these above it is in what a fleet carries already."""
 
     def __init__(self, share: float = 0.9, weight: float = 0.5) -> None:
         self.share, self.weight = share, weight
 
     def predict(self, past: Sequence[float], steps: int) -> float:
-        level = past[0]
-        above: list[float] = []
-        for i, value in enumerate(past):
-            level = self.weight * value + (1 - self.weight) * level
-            ahead = past[i + 1 : i + 1 + steps]
-            if ahead:
-                above.append(max(ahead) - level)
+        levels = [past[0]]
+        for value in past[1:]:
+            levels.append(self.weight * value + (1 - self.weight) * levels[-1])
+        level = levels[-1]
+        above = [max(levels[i + 1 : i + 1 + steps]) - levels[i] for i in range(len(levels) - 1)]
         if len(above) < 4:
             return max(level, past[-1])
         above.sort()

@@ -121,20 +121,21 @@ class Mortice:
     """The division, or none, that carries the most of the expected mix within the SLO, its decode workers bending to prompts
     that would be late; where workers can be started and stopped, the fewest that carry it."""
 
-    def __init__(self, capacity: Capacity, *, headroom: float = 1.15) -> None:
+    def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
-        self.headroom = headroom  # carried rate over expected rate
 
     def target(self, demand: Demand, seen: Observation, now: Target, scope: Scope) -> tuple[Target, Target]:
         if demand.prompt_mean <= 0:
             return msgspec.structs.replace(now, reason="no lengths yet"), now
         if not scope.can_scale:
             return self._divide(scope.workers, demand)
-        wanted = demand.rate * self.headroom
+        # No margin on top: what is carried holds at the target's quantile, what is expected is a quantile of the forecast.
         low, high = 0, max(1, scope.most)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._divide(middle, demand)[0].score >= wanted else (middle, high)
+            low, high = (
+                (low, middle) if self._divide(middle, demand)[0].score >= demand.rate else (middle, high)
+            )
         return self._divide(high, demand)
 
     def score(self, target: Target, demand: Demand) -> float:

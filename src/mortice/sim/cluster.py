@@ -73,6 +73,7 @@ class Cluster:
             for i in range(plan.physics.num_routers)
         ]
         self._records = journal is not None
+        self._when_sent, self._when_received = self._sent, self._received
         self._draining: set[str] = set()
         self._held: list[SimRequest] = []
         self._ended = 0
@@ -182,14 +183,14 @@ class Cluster:
         base = self.plan.physics.transfer_base_s
         base += delay_s
         move = request.move = Move(request)
-        source.out.send(num_bytes, self._sent, move, watched=True)
+        source.out.send(num_bytes, self._when_sent, move, watched=True)
         limit = worker.into.bytes_per_s
         if limit > 0:
-            worker.into.send(num_bytes + base * limit, self._received, move)
+            worker.into.send(num_bytes + base * limit, self._when_received, move)
         elif worker.into.is_cut:
-            worker.into.send(num_bytes, self._received, move)
+            worker.into.send(num_bytes, self._when_received, move)
         else:
-            self.clock.at(self.clock.now_s + base, self._received, move)
+            self.clock.at(self.clock.now_s + base, self._when_received, move)
 
     def finished(self, request: SimRequest, worker: Worker) -> None:
         request.stage = "finished"
@@ -296,7 +297,10 @@ class Cluster:
         physics = self.plan.physics
         self._made += 1
         worker_id = f"w{self._made}"
-        draws = None if physics.spread is None else StepDraws(physics.spread, physics.seed, worker_id)
+        draws, prompt_draws = (
+            None if spread is None else StepDraws(spread, physics.seed, name)
+            for spread, name in ((physics.spread, worker_id), (physics.prompt_spread, f"{worker_id}/prompts"))
+        )
         if self.plan.fidelity == "exact":
             return ExactWorker(
                 worker_id,
@@ -311,6 +315,7 @@ class Cluster:
                 lease_s=physics.lease_s,
                 lends=physics.lends,
                 draws=draws,
+                prompt_draws=prompt_draws,
             )
         books = (PooledBooks if self._has_names else CountedBooks)(body.times.kv_tokens, block)
         return SimWorker(
@@ -325,6 +330,7 @@ class Cluster:
             order=body.order,
             lends=physics.lends,
             draws=draws,
+            prompt_draws=prompt_draws,
         )
 
     def _welcome(self, worker: Worker, role: Role) -> None:

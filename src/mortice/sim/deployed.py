@@ -52,6 +52,7 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
             lease_s=deployment.transfer.lease_s,
             lends=deployment.transfer.mode == "map" and _shares_memory(deployment, spec),
             spread=spec.step_spread,
+            prompt_spread=spec.prompt_spread,
         ),
         convertible=spec.convertible,
     )

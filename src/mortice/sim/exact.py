@@ -12,11 +12,11 @@ from mortice.kv.pool import BlockPool
 from mortice.sched.batching import LEND_SHARE, BatchScheduler
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sched.sequence import Arrival, Chunk, Sequence
+from mortice.sim.boss import Boss
 from mortice.sim.clock import Clock
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
 from mortice.sim.spread import StepDraws
-from mortice.sim.worker import Boss
 from mortice.specs.request import Request
 from mortice.specs.sampling import SamplingParams
 from mortice.specs.worker_times import WorkerTimes
@@ -42,6 +42,7 @@ class ExactWorker:
         lease_s: float = 30.0,
         lends: bool = False,
         draws: StepDraws | None = None,
+        prompt_draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times = clock, boss, times
@@ -57,7 +58,7 @@ class ExactWorker:
         )
         self.leases = LeaseTable(lease_s)
         self.lends = lends
-        self.draws = draws
+        self.draws, self.prompt_draws = draws, prompt_draws
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
         self.boundary = 0.0
@@ -227,9 +228,9 @@ class ExactWorker:
         self.num_prefill_tokens += tokens
         self._chunks, self._is_busy, self._start_s = plan.chunks, True, now_s
         duration = self.times.mixed_s(tokens, square, batch, context) * self.slow
-        if self.draws is not None:
-            duration *= self.draws.renew()
-            self.draws.spend(1)
+        draws = self.prompt_draws if tokens else self.draws
+        if draws is not None:
+            duration *= draws.next()
         self._ticket = self.clock.at(now_s + duration, self._end, None)
 
     def _give_back(self) -> None:

@@ -11,7 +11,17 @@ from mortice.sim.clock import Clock
 class Link:
     """One direction of one worker's port. `bytes_per_s` 0: no limit."""
 
-    __slots__ = ("_active", "_at_s", "_clock", "_sent", "_served", "_ticket", "bytes_per_s", "is_cut")
+    __slots__ = (
+        "_active",
+        "_at_s",
+        "_clock",
+        "_is_through",
+        "_sent",
+        "_served",
+        "_ticket",
+        "bytes_per_s",
+        "is_cut",
+    )
 
     def __init__(self, clock: Clock, bytes_per_s: float) -> None:
         self._clock = clock
@@ -22,6 +32,7 @@ class Link:
         self._active: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._ticket = -1
         self._sent = 0  # breaks ties by order of sending
+        self._is_through = self._through
 
     def __len__(self) -> int:
         return len(self._active)
@@ -97,7 +108,7 @@ class Link:
         if left < 0.0:
             left = 0.0
         clock, rate = self._clock, self.bytes_per_s or math.inf
-        self._ticket = clock.at(clock.now_s + left * len(self._active) / rate, self._through, None)
+        self._ticket = clock.at(clock.now_s + left * len(self._active) / rate, self._is_through, None)
 
     def _through(self, _: None) -> None:
         if self._clock.ticket != self._ticket:

@@ -31,7 +31,8 @@ class Physics(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     num_routers: int = 1  # each knows what it routed itself, the rest from reports
     lends: bool = False  # all workers map one memory: a decode worker reads a prompt's KV where it lies
-    spread: StepSpread | None = None  # of step times; None: a step takes what its counts say
+    spread: StepSpread | None = None  # of steps that only decode; None: a step takes what its counts say
+    prompt_spread: StepSpread | None = None  # of steps with prompts in them
     seed: int = 0  # of what is drawn
 
 

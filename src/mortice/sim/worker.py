@@ -10,40 +10,26 @@ where memory runs out. tests/sim compares it with that scheduler itself, step by
 import math
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol
 
 from mortice.sched.batching import ACCEPT_SHARE, LEND_SHARE
 from mortice.sched.prefill_order import PrefillOrder
 from mortice.sim.books import Books
+from mortice.sim.boss import Boss
 from mortice.sim.clock import Clock
+from mortice.sim.decode_steps import DecodeSteps
 from mortice.sim.link import Link
 from mortice.sim.request import SimRequest
 from mortice.sim.spread import StepDraws
 from mortice.specs.worker_times import WorkerTimes
 
 
-class Boss(Protocol):
-    """What a worker, of either kind, tells the cluster."""
-
-    def first_or_next(self, request: SimRequest, worker: Any) -> None:
-        """Its prompt is computed and a token came out of it."""
-
-    def finished(self, request: SimRequest, worker: Any) -> None: ...
-
-    def fetch(self, request: SimRequest, worker: Any, delay_s: float) -> None:
-        """Room is made: bring its KV, from `delay_s` on."""
-
-    def returned(self, request: SimRequest) -> None:
-        """What was lent for it, or waits for it, is not wanted any more."""
-
-
 class SimWorker:
     __slots__ = (
-        "_chunks", "_decoding", "_is_ahead", "_is_ending", "_is_resting", "_joining", "_num_steps", "_pace",
-        "_picked", "_start_s", "_ticket", "alive", "batch", "books", "boss", "boundary", "bridge", "busy_s",
-        "clock", "context", "draws", "id", "into", "leased", "lends", "max_num_seqs", "moving",
+        "_chunks", "_decode_steps", "_decoding", "_ends", "_is_ahead", "_is_ending", "_is_resting", "_joining",
+        "_num_steps", "_pace", "_picked", "_start_s", "_ticket", "alive", "batch", "books", "boss", "boundary",
+        "bridge", "busy_s", "clock", "context", "draws", "id", "into", "leased", "lends", "max_num_seqs", "moving",
         "num_leased_tokens", "num_moving_tokens", "num_preemptions", "num_prefill_tokens", "order", "out",
-        "paused_until_s", "piped", "prefilling", "slow", "steps", "times", "token_budget", "waiting",
+        "paused_until_s", "piped", "prefilling", "prompt_draws", "slow", "steps", "times", "token_budget", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -60,13 +46,16 @@ class SimWorker:
         order: PrefillOrder | None = None,
         lends: bool = False,
         draws: StepDraws | None = None,
+        prompt_draws: StepDraws | None = None,
     ) -> None:
         self.id = worker_id
         self.clock, self.boss, self.times, self.books = clock, boss, times, books
+        self._decode_steps = DecodeSteps(times)
+        self._ends = self._end
         self.token_budget, self.max_num_seqs = token_budget, max_num_seqs
         self.order = order
         self.lends = lends
-        self.draws = draws
+        self.draws, self.prompt_draws = draws, prompt_draws
         self.boundary = 0.0  # of the length-aware order; set by the cluster
         self.out = Link(clock, bytes_per_s)
         self.into = Link(clock, bytes_per_s)
@@ -93,9 +82,8 @@ class SimWorker:
         self.piped: list[SimRequest] = []  # between two pipeline stages
         self._is_ending = False
         self._pace = 1.0  # of the running step
-        self._start_s = (
-            0.0  # of the running macro-step; ahead of now while the step before it is still under way
-        )
+        # When the running macro-step began; ahead of now while the step before it is still under way.
+        self._start_s = 0.0
         self._is_resting = False  # no step runs, and none begins before an instant
         self._is_ahead = False  # the tokens of that step before it are counted already
         self._num_steps = 0  # of the running macro-step; 0: idle
@@ -187,28 +175,12 @@ class SimWorker:
 
     @property
     def is_empty(self) -> bool:
-        return not (
-            self.waiting
-            or self.prefilling
-            or self.bridge
-            or self.moving
-            or self.leased
-            or self.batch
-            or self._joining
-            or self.piped
-        )
+        return not (self.leased or self.num_requests)
 
     @property
     def num_requests(self) -> int:
-        return (
-            len(self.waiting)
-            + len(self.prefilling)
-            + len(self.bridge)
-            + len(self.moving)
-            + self.batch
-            + len(self._joining)
-            + len(self.piped)
-        )
+        queues = (self.waiting, self.prefilling, self.bridge, self.moving, self._joining, self.piped)
+        return self.batch + sum(map(len, queues))
 
     def die(self) -> None:
         """Everything here is lost but the tokens that went out with whole steps."""
@@ -313,9 +285,6 @@ class SimWorker:
         times = self.times
         self._start_s = now_s
         self._pace = self.slow
-        draws = self.draws
-        if draws is not None:
-            self._pace *= draws.renew()
         self._chunks = chunks
         if chunks:
             tokens = square = 0
@@ -324,6 +293,8 @@ class SimWorker:
                 tokens += count
                 square += count * (count + 2 * before)
             self.num_prefill_tokens += tokens
+            if self.prompt_draws is not None:
+                self._pace *= self.prompt_draws.next()
             duration = times.mixed_s(tokens, square, batch, self.context) * self._pace
             self._num_steps = 1
             if times.pp > 1 and not batch:
@@ -332,7 +303,7 @@ class SimWorker:
         else:
             self._decode_on()
             return
-        self._ticket = self.clock.at(now_s + duration, self._end, None)
+        self._ticket = self.clock.at(now_s + duration, self._ends, None)
 
     def _decode_on(self) -> None:
         """A macro-step of the batch from `_start_s` on: until its first answer is done, or memory is."""
@@ -347,10 +318,8 @@ class SimWorker:
             if steps > draws.left:
                 steps = draws.left
         self._num_steps = steps
-        times, read = self.times, self.times.decode_context_s
-        one = times.decode_base_s + times.decode_sequence_s * batch + read * self.context
-        lasts = (steps * one + read * batch * (steps * (steps - 1) / 2)) * self._pace  # as _lasts
-        self._ticket = self.clock.at(self._start_s + lasts, self._end, None)
+        lasts = self._decode_steps.last(steps, batch, self.context) * self._pace
+        self._ticket = self.clock.at(self._start_s + lasts, self._ends, None)
 
     def _splice(self) -> None:
         """Who joins does so when the step that runs now is over; what follows is planned at once, without an event between
@@ -401,10 +370,8 @@ class SimWorker:
         self._ticket = self.clock.at(until_s, self._resume, None)
 
     def _lasts(self, steps: int) -> float:
-        """Seconds of so many decode steps from now: each reads `batch` tokens more than the one before."""
-        times, batch = self.times, self.batch
-        one = times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
-        return (steps * one + times.decode_context_s * batch * (steps * (steps - 1) / 2)) * self._pace
+        """Seconds of so many decode steps from the running macro-step's start."""
+        return self._decode_steps.last(steps, self.batch, self.context) * self._pace
 
     def _until_boundary(self) -> float:
         """Seconds until the step that runs now is over."""
@@ -418,25 +385,14 @@ class SimWorker:
                 self._rest(self._start_s)
         elif steps < self._num_steps:
             self._num_steps = steps
-            self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._end, None)
+            self._ticket = self.clock.at(self._start_s + self._lasts(steps), self._ends, None)
 
     def _whole_steps(self) -> int:
         """Steps of the macro-step that are over when the one that runs now is."""
-        times, batch = self.times, self.batch
-        spent = self.clock.now_s - self._start_s
-        if spent < 0:
+        spent_s = self.clock.now_s - self._start_s
+        if spent_s < 0:
             return 0
-        one = (
-            times.decode_base_s + times.decode_sequence_s * batch + times.decode_context_s * self.context
-        ) * self._pace
-        grow = times.decode_context_s * batch * self._pace
-        half = one - grow / 2
-        if grow > 0:
-            steps = int((math.sqrt(half * half + 2 * grow * spent) - half) / grow)
-        else:
-            steps = int(spent / one) if one else 0
-        if steps == 0 or self._lasts(steps) < spent:
-            steps += 1
+        steps = self._decode_steps.until(spent_s / self._pace, self.batch, self.context)
         return steps if steps < self._num_steps else self._num_steps
 
     def _pipeline(self, duration: float) -> None:
@@ -450,7 +406,7 @@ class SimWorker:
         if ready:
             self.piped += ready
             self.clock.at(self.clock.now_s + duration, self._piped, ready)
-        self._ticket = self.clock.at(self.clock.now_s + duration / self.times.pp, self._end, None)
+        self._ticket = self.clock.at(self.clock.now_s + duration / self.times.pp, self._ends, None)
 
     def _piped(self, ready: list[SimRequest]) -> None:
         if self.alive:
@@ -471,7 +427,7 @@ class SimWorker:
         if self.clock.ticket != self._ticket:
             return  # it was cut, or the worker died
         self._is_ending = True  # what the cluster answers must not start a step before this one is booked
-        if self.draws is not None:
+        if self.draws is not None and not self._chunks:
             self.draws.spend(self._num_steps)
         self._advance(self._num_steps)
         self.busy_s += self.clock.now_s - self._start_s
@@ -552,40 +508,28 @@ class SimWorker:
             slots = self.batch + len(self.prefilling) + len(self.moving)
             if slots >= self.max_num_seqs and slots:
                 return
-            if (
-                self.waiting
-                and self.waiting[0].arrival_s < request.arrival_s
-                and (self.batch or self.prefilling)
-            ):
+            works = self.batch or self.prefilling
+            if works and self.waiting and self.waiting[0].arrival_s < request.arrival_s:
                 return  # not before a prompt that came earlier and waits for memory
             if request.is_lent:
-                if not self._read_in_place(request, spare, delay_s):
-                    return
-                continue
-            if not self.books.admit(request, request.known - 1, spare):
+                has_room = self.books.admit_lent(request, spare + len(self._joining) * self.books.block_size)
+            else:
+                has_room = self.books.admit(request, request.known - 1, spare)
+            if not has_room:
                 if self._is_stuck():
-                    self.bridge.popleft()
-                    self._decline(request)
+                    self._decline(self.bridge.popleft())
                 return
             self.bridge.popleft()
-            request.stage = "moving"
             request.accepted_s = self.clock.now_s
+            if request.is_lent:  # it is read where it lies, from the next step on
+                request.stage = "decode"
+                request.moved_s = self.clock.now_s + delay_s
+                self._joining.append(request)
+                continue
+            request.stage = "moving"
             self.moving[request.index] = request
             self.num_moving_tokens += self.books.held(request)
             self.boss.fetch(request, self, delay_s)
-
-    def _read_in_place(self, request: SimRequest, spare: int, delay_s: float) -> bool:
-        """Start it on KV that stays where it is; False if not even what it will write has room."""
-        if not self.books.admit_lent(request, spare + len(self._joining) * self.books.block_size):
-            if self._is_stuck():
-                self.bridge.popleft()
-                self._decline(request)
-            return False
-        self.bridge.popleft()
-        request.stage = "decode"
-        request.accepted_s = request.moved_s = self.clock.now_s + delay_s
-        self._joining.append(request)
-        return True
 
     def _is_stuck(self) -> bool:
         """Nothing here is going to make room: leases of this worker hold it (BatchScheduler._is_stuck)."""

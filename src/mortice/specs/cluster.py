@@ -49,8 +49,11 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flip_s: float = 0.05  # of a change of role
     period_s: float = 10.0  # of the control loop
     port_bytes_per_s: float | None = None  # of one device, each direction; None: the hardware's link
-    step_spread: StepSpread | None = None  # of simulated steps around their expected time; None: none
-    convertible: bool = False  # decode workers may prefill in a burst
+    step_spread: StepSpread | None = (
+        None  # of simulated steps of decoding around their expected time; None: none
+    )
+    prompt_spread: StepSpread | None = None  # of those with prompts in them
+    convertible: bool = False  # decode workers may prefill in a burst; under policy mortice they always may
     min_prefill: int = 0
     min_decode: int = 1  # decode and undivided workers together
     patience: int = 6  # decisions that must agree before a pool shrinks
@@ -72,8 +75,10 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if times is not None:
                 times.check()
         self.slo.check()
-        if self.step_spread is not None:
-            self.step_spread.check()
+        for name in ("step_spread", "prompt_spread"):
+            spread = getattr(self, name)
+            if spread is not None:
+                spread.check(f"cluster.{name}")
         if self.prefill_times and self.decode_times:
             ours, theirs = self.prefill_times.kv_token_bytes, self.decode_times.kv_token_bytes
             if ours != theirs:

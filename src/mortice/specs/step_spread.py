@@ -17,11 +17,11 @@ class StepSpread(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     factors: tuple[float, ...]
     run: int = 1
 
-    def check(self) -> None:
-        """Raise RequestError naming the field that makes no sense."""
+    def check(self, where: str) -> None:
+        """Raise RequestError naming the field of `where` that makes no sense."""
         if not self.factors or not all(math.isfinite(f) and f > 0 for f in self.factors):
             raise RequestError(
-                "step_spread.factors must be finite and above 0, at least one", param="step_spread.factors"
+                f"{where}.factors must be finite and above 0, at least one", param=f"{where}.factors"
             )
         if self.run < 1:
-            raise RequestError(f"step_spread.run must be at least 1, not {self.run}", param="step_spread.run")
+            raise RequestError(f"{where}.run must be at least 1, not {self.run}", param=f"{where}.run")

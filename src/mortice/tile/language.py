@@ -266,6 +266,14 @@ def view(source: Any, dtype: Any) -> Any:
     raise NotImplementedError
 
 
+@construct
+def panels(source: Any) -> Any:
+    """W [N, K] of a bf16 tensor [N / 32, K / 32, 1024] that holds it in the order of a CPU's matrix unit, as
+    `mortice.ops.kernels.panels.pack_panels` makes it. Read element by element or by `copy`; a tile that only `gemm` reads,
+    as `w.T`, is then read where it lies. Stores go to the tensor itself."""
+    raise NotImplementedError
+
+
 # Scalars. Python's min, max, abs, ternary, and/or/not work too; f32(x), bf16(x), i32(x) cast.
 
 

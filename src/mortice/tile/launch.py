@@ -49,6 +49,7 @@ class Launches:
         self.last: Callable[..., Any] = _nothing
         self.forms: dict[Any, Callable[..., Any]] = {}
         self.tables: dict[Any, dict[Any, Any]] = {}
+        self.deciding: dict[Any, set[int]] = {}  # positions of scalars whose values a launch hangs on
 
     def other(self, args: tuple[Any, ...], out: Any, constants: dict[str, Any]) -> Any:
         """The results, or LONG, of a call that `last` does not take."""
@@ -77,12 +78,18 @@ class Launches:
             for x, var in zip(given, scalars, strict=True)
         )
         library = _library([*(args[i] for i in self.tensors if args[i] is not None), *made])
-        if library is None or not fitting or any(_decides(function, var) for var in scalars):
+        places = [i for i, x in enumerate(args) if type(x) in (int, float, bool)]
+        deciding = {i for i, var in zip(places, scalars, strict=False) if _decides(function, var)}
+        if library is None or not fitting or any(type(args[i]) is float for i in deciding):
             return
         form = self._form(args, out, constants)
         if form not in self.forms:
-            self.tables[form] = {}
-            self.forms[form] = self._write(args, out, constants, len(made), library, self.tables[form])
+            self.tables[form], self.deciding[form] = {}, deciding
+            self.forms[form] = self._write(
+                args, out, constants, len(made), library, self.tables[form], deciding
+            )
+        if deciding - self.deciding[form]:
+            return
         table = self.tables[form]
         if len(table) >= LIMIT:
             table.clear()
@@ -104,6 +111,7 @@ class Launches:
         results: int,
         library: str,
         table: Any,
+        deciding: set[int],
     ) -> Callable[..., Any]:
         sight, address = SIGHT[library]
         names = [f"a{i}" for i in range(len(args))]
@@ -111,9 +119,8 @@ class Launches:
         outs = [f"o{i}" for i in range(results)]
         whole = present if out is None else present + outs
         key = "".join(sight.format(x=x) + ", " for x in whole)
-        key += "".join(
-            f"type({x}), " for x, v in zip(names, args, strict=True) if type(v) in (int, float, bool)
-        )
+        scalars = [i for i, x in enumerate(args) if type(x) in (int, float, bool)]
+        key += "".join(f"type(a{i}), " + f"a{i}, " * (i in deciding) for i in scalars)
         values = [
             address.format(x=x) if x in present else x
             for x, v in zip(names, args, strict=True)

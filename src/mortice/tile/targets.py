@@ -14,6 +14,7 @@ from mortice.tile.ir.printer import text
 from mortice.tile.ir.stmt import Function
 from mortice.tile.passes import run
 from mortice.tile.passes.fission import FISSION
+from mortice.tile.passes.panels import PANELS
 from mortice.tile.passes.tiling import GPU, tiling
 from mortice.tile.simulator.target import simulate_hopper, simulate_sm_80
 
@@ -36,7 +37,7 @@ class Interpreted:
         return text(self.function)
 
     def __call__(self, bound: Bound) -> None:
-        interpret(run(self.function, (FISSION,)), bound)
+        interpret(run(self.function, (PANELS, FISSION)), bound)
 
 
 TARGETS: dict[str, Callable[[Function], Executable]] = {
@@ -53,5 +54,5 @@ def prepare(function: Function, target: str) -> Executable:
             function.span, function.name, f"there is no target {target}", f"use one of {known}"
         )
     if target not in ("c", "interpreter"):  # C tiles with its other passes; the interpreter needs no tiles
-        function = run(function, (tiling(GPU),))
+        function = run(function, (PANELS, tiling(GPU)))
     return TARGETS[target](function)

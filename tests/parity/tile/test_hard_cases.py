@@ -136,7 +136,7 @@ def test_a_broken_divisibility_is_one_line_before_launch():
 # Pipelines
 
 
-@pytest.mark.parametrize("stages", [0, 1, 2, 4, 7])
+@pytest.mark.parametrize("stages", [0, 1, 2, 3, 4, 7])
 @both
 def test_stages_and_iterations(stages, target):
     for k in (0, 1, 16 * max(stages - 1, 0), 16 * stages, 16 * (stages + 1), 100):

@@ -108,7 +108,7 @@ def arguments_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 async def main() -> None:
-    server = McpServer(url=sys.argv[-1], connect_timeout_s=60.0, call_timeout_s=15.0)
+    server = McpServer(url=sys.argv[-1], connect_timeout_s=60.0, call_timeout_s=30.0)
     auth = make_auth if SCENARIO.startswith("auth/") else None
     connection = Connection("suite", server, Gate("suite", server, Yes(), None), make_auth=auth)
     await connection.start()

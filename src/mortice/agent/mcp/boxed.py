@@ -91,10 +91,21 @@ class BoxedServer:
             ) from error
         try:
             await copy_in(box, machine.files)
+            await self._must_be_there(box)
         except BaseException:
             await box.destroy()
             raise
         return box
+
+    async def _must_be_there(self, box: Sandbox) -> None:
+        program = self._argv[0]
+        found = await box.exec(["sh", "-c", 'command -v -- "$1"', "sh", program], cell_id="is-there")
+        if not found.ok:
+            raise RequestError(
+                f"the sandbox has no {program}: its image has Python and a shell, and no Node. Bring the program in by "
+                "`files`, or run this server without `sandbox`",
+                param="mcpServers",
+            )
 
     async def _run(self, box: Sandbox, lines: "_Lines") -> None:
         """Until it ends; whatever ends it, the session hears that nothing more will come."""

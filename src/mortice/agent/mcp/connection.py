@@ -5,14 +5,14 @@ changes, and comes back after a loss.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2 as httpx
 import mcp_types as types
 import pydantic
-from mcp import Client, MCPError
+from mcp import Client, ClientSession, MCPError
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import FileUrl
@@ -22,6 +22,7 @@ from mortice.agent.mcp.boxed import BoxedServer
 from mortice.agent.mcp.config import McpServer
 from mortice.agent.mcp.consent import Gate
 from mortice.agent.mcp.http_client import connect_http, resolved
+from mortice.agent.mcp.login import LOGIN_WAIT_S
 from mortice.agent.mcp.stdio import StdioServer
 from mortice.agent.schema import Unchecked, mistakes
 from mortice.agent.tool import OnProgress, ToolError
@@ -92,17 +93,22 @@ class Connection:
                 self.trouble = str(error)
         raise Gone(self.trouble, began=False)
 
+    @property
+    def _patience_s(self) -> float:
+        """For a connection to come about; a user who has to log in takes time of his own."""
+        return self.server.connect_timeout_s + (LOGIN_WAIT_S if self._make_auth is not None else 0.0)
+
     async def _start(self) -> None:
         await self.close()
         self._stop = asyncio.Event()
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._live(ready), name=f"mcp {self.name}")
         try:
-            async with asyncio.timeout(self.server.connect_timeout_s):
+            async with asyncio.timeout(self._patience_s):
                 await asyncio.shield(ready)
         except TimeoutError:
             await self.close()
-            text = f"{self.name} did not answer within {self.server.connect_timeout_s:g} s"
+            text = f"{self.name} did not answer within {self._patience_s:g} s"
             raise Gone(text + self._last_words(), began=False) from None
 
     async def close(self) -> None:
@@ -193,7 +199,7 @@ class Connection:
             )
 
         # Only what is wired is declared.
-        return Client(
+        client = Client(
             transport,
             client_info=_CLIENT,
             elicitation_callback=elicit if self.server.elicitation != "off" else None,
@@ -202,6 +208,9 @@ class Connection:
             message_handler=self._hear,
             read_timeout_seconds=self.server.call_limit_s,
         )
+        if self.server.url:
+            _ask_patiently(client, self._patience_s)
+        return client
 
     async def _hear(self, message: Any) -> None:
         if isinstance(message, types.ToolListChangedNotification):
@@ -338,6 +347,28 @@ class Connection:
     def _last_words(self) -> str:
         lines = list(self._stdio.stderr)[-3:] if self._stdio else []
         return "".join(f"\n  {line}" for line in lines)
+
+
+def _ask_patiently(client: Client, timeout_s: float) -> None:
+    """The SDK takes ten seconds of silence at `server/discover` for an older server and begins the handshake of those. A
+    process may be silent; over HTTP an answer comes, and a user's login or a busy machine may come before it.
+    """
+    build = client._build_session
+
+    async def patient(stack: AsyncExitStack) -> ClientSession:
+        session = await build(stack)
+        dispatcher = session._dispatcher
+        send = dispatcher.send_raw_request
+
+        async def send_raw_request(method: str, params: Any, opts: Any = None, **more: Any) -> dict[str, Any]:
+            if method == "server/discover":
+                opts = {**(opts or {}), "timeout": timeout_s}
+            return await send(method, params, opts, **more)
+
+        dispatcher.send_raw_request = send_raw_request  # type: ignore[method-assign]
+        return session
+
+    client._build_session = patient  # type: ignore[assignment, method-assign]
 
 
 def _innermost(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from pydantic import AnyUrl
 from mortice.agent.mcp.config import McpServer
 from mortice.agent.mcp.consent import Consent
 
-_WAIT_S = 300.0
+LOGIN_WAIT_S = 300.0
 _PAGE = b"<!doctype html><title>mortice</title><p>You may close this page and go back to the terminal."
 
 
@@ -74,7 +74,7 @@ class Loopback:
 
     async def answer(self) -> AuthorizationCodeResult:
         assert self._answer is not None
-        async with asyncio.timeout(_WAIT_S):
+        async with asyncio.timeout(LOGIN_WAIT_S):
             return await asyncio.shield(self._answer)
 
     async def close(self) -> None:

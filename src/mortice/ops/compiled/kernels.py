@@ -19,9 +19,6 @@ MAX_HEAD_DIM = 512
 
 P, L, N, F = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 SIGNATURES: dict[str, list[type]] = {
-    "pack_bf16": [P, P, L, L],
-    "unpack_rows": [P, P, P, L, L],
-    "matmul_bf16": [P, P, P, P, L, L, L, N],
     "pack_groups": [P, P, P, P, L, L, N],
     "matmul_groups": [P, P, P, P, L, L, L, N, N],
     "add_rms_norm": [P, P, P, P, L, L, L, F, N],
@@ -46,30 +43,6 @@ class Kernels:
         # Linux gives a process the matrix unit's registers on request only.
         ctypes.CDLL(None).syscall(ARCH_PRCTL, REQUEST_STATE, TILE_DATA)
 
-    def pack_bf16(self, weight: Tensor) -> Tensor:
-        """`weight` [N, K], K a multiple of GROUP, in the order that `matmul_bf16` reads."""
-        rows, columns = weight.shape
-        packed = torch.empty(-(-rows // PANEL) * PANEL, columns, dtype=torch.bfloat16)
-        self.c.pack_bf16(weight.data_ptr(), packed.data_ptr(), rows, columns)
-        return packed
-
-    def unpack_rows(self, packed: Tensor, ids: Tensor) -> Tensor:
-        """Rows `ids` [T] int64 of the weight that was packed."""
-        rows = torch.empty(len(ids), packed.shape[1], dtype=torch.bfloat16)
-        self.c.unpack_rows(packed.data_ptr(), ids.data_ptr(), rows.data_ptr(), len(ids), packed.shape[1])
-        return rows
-
-    def matmul_bf16(self, x: Tensor, packed: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-        """x W^T + bias, [M, N] for `x` [M, K] and W [N = `rows`, K]."""
-        x = x.contiguous()
-        y = x.new_empty(len(x), rows)
-        shift = None if bias is None else bias.data_ptr()
-        threads = torch.get_num_threads()
-        self.c.matmul_bf16(
-            x.data_ptr(), packed.data_ptr(), shift, y.data_ptr(), len(x), rows, x.shape[1], threads
-        )
-        return y
-
     def pack_groups(self, codes: Tensor, scale: Tensor, low: Tensor, bits: int) -> Tensor:
         """`codes` [N, K] uint8 below 2^bits, `scale` and `low` [N, K / GROUP] float16: w = code * scale + low for
         4 bits, (code - 128) * scale for 8."""
@@ -88,7 +61,7 @@ class Kernels:
         return rows
 
     def matmul_groups(self, x: Tensor, packed: Tensor, bias: Tensor | None, rows: int, bits: int) -> Tensor:
-        """As `matmul_bf16`, for a weight of `pack_groups`."""
+        """x W^T + bias, [M, N] for `x` [M, K] and W [N = `rows`, K] of `pack_groups`."""
         x = x.contiguous()
         y = x.new_empty(len(x), rows)
         shift = None if bias is None else bias.data_ptr()

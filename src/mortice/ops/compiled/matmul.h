@@ -18,6 +18,7 @@ static inline void shape_tiles(long above, long below) {
         shapes.rows[t] = rows[t] ? rows[t] : 1;
         shapes.row_bytes[t] = 64;
     }
+    __asm__ volatile("" : : "m"(shapes)); /* gcc 12 thinks that the next instruction reads 8 bytes of them */
     _tile_loadconfig(&shapes);
 }
 static inline void matrix_unit_off(void) { _tile_release(); }

@@ -30,6 +30,7 @@ from mortice.ops.kernels.gemm_thin import gemm_thin, gemm_thin_split
 from mortice.ops.kernels.gemv import gemv, gemv_int4, gemv_int8
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import add_rms_norm, rms_norm
+from mortice.ops.kernels.panels import linear_panels, pack_panels, rows_of_panels
 from mortice.ops.kernels.quantize import dequantize, quantize
 from mortice.ops.kernels.sampling import sample
 
@@ -123,6 +124,34 @@ def trial_linear(draw: Draw) -> Trial:
     return Trial(
         (a, b, bias), (reference.activated(y, name),), PRECISION[dtype], {"activation": name, **SMALL}
     )
+
+
+def in_panels(w: Tensor) -> Tensor:
+    """w [N, K] bf16 as `pack_panels` makes it."""
+    n, k = w.shape
+    padded = torch.nn.functional.pad(w, (0, -k % 32, 0, -n % 32))
+    squares = padded.reshape(-(-n // 32), 2, 16, -(-k // 32), 16, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(-(-n // 32), -(-k // 32), 1024)
+
+
+def trial_pack_panels(draw: Draw) -> Trial:
+    w = draw.normal(draw.size(), draw.size(), dtype=torch.bfloat16)
+    return Trial((w,), (in_panels(w),), 0)
+
+
+def trial_rows_of_panels(draw: Draw) -> Trial:
+    w = draw.normal(draw.size(), draw.choice((32, 64, 96)), dtype=torch.bfloat16)
+    ids = draw.whole(0, len(w), draw.size(), dtype=torch.int64)
+    return Trial((in_panels(w), ids), (w[ids],), 0)
+
+
+def trial_linear_panels(draw: Draw) -> Trial:
+    m, n, k = draw.size(), draw.size(), draw.choice((32, 64, 96, 128))
+    x, w = draw.normal(m, k, dtype=torch.bfloat16), draw.normal(n, k, dtype=torch.bfloat16)
+    bias = draw.choice((None, draw.normal(n, dtype=torch.bfloat16)))
+    y = reference.dense(x, w.T) + (bias.double() if bias is not None else 0)
+    tiles = {"BM": draw.choice((16, 32)), "BN": draw.choice((32, 64)), "BK": draw.choice((32, 64))}
+    return Trial((x, in_panels(w), bias, n), (y,), 5e-3, tiles)
 
 
 def trial_split_k(draw: Draw) -> Trial:
@@ -481,6 +510,9 @@ CASES: dict[str, Case] = {
     "gemm_nn": Case(gemm_nn, trial_gemm_nn),
     "gemm_tn": Case(gemm_tn, trial_gemm_tn),
     "linear": Case(linear, trial_linear, "M,N,K", lambda shape, dtype: (*of_mnk(shape, dtype), None)),
+    "linear_panels": Case(linear_panels, trial_linear_panels),
+    "pack_panels": Case(pack_panels, trial_pack_panels),
+    "rows_of_panels": Case(rows_of_panels, trial_rows_of_panels),
     "gemm_split_k": Case(gemm_split_k, trial_split_k, "M,N,K", of_mnk),
     "sum_splits": Case(sum_splits, trial_sum_splits),
     "grouped_gemm": Case(grouped_gemm, trial_grouped),

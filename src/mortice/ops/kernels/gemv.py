@@ -58,7 +58,10 @@ def gemv_int8(X: tile.Tensor, W: tile.Tensor, S: tile.Tensor, *, rows: int = 4, 
     return Y
 
 
-@tile.kernel(cpu={"rows": 16, "BK": 1024}, choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)})
+@tile.kernel(
+    cpu={"rows": 16, "BK": 1024, "paired": True},
+    choices={"rows": (4, 8, 16, 32), "BK": (256, 512, 1024, 2048)},
+)
 def gemv_int4(
     X: tile.Tensor,
     W: tile.Tensor,
@@ -68,9 +71,11 @@ def gemv_int4(
     group: int = 32,
     rows: int = 4,
     BK: int = 512,
+    paired: bool = False,
 ) -> Any:
     """Y [M, N] = X [M, K] @ ((W - Z) S)^T: W [N, K / 2] u8, two 4-bit numbers each, the even column in the low half;
-    scales S and zero points Z [N, K / group] f32."""
+    scales S and zero points Z [N, K / group] f32. paired: byte by byte, group by group, which a CPU has vectors for; else
+    element by element."""
     M, K = X.shape
     N, KH = W.shape
     N, KG = S.shape
@@ -80,15 +85,37 @@ def gemv_int4(
     codes = tile.view(W, tile.u4)
     Y = tile.empty((M, N), X.dtype)
     for n, m in tile.grid(tile.ceildiv(N, rows), M):
-        product = tile.fragment((rows, BK), tile.f32)
         y = tile.fragment((rows,), tile.f32, fill=0)
-        for k in range(tile.ceildiv(K, BK)):
-            for i, j in tile.parallel(rows, BK):
-                at = k * BK + j
-                weight = (codes[n * rows + i, at] - Z[n * rows + i, at // group]) * S[
-                    n * rows + i, at // group
-                ]
-                product[i, j] = weight * X[m, at]
-            tile.reduce_sum(product, y, axis=1, clear=False)
+        if paired:
+            half, at_once = group // 2, max(BK // group, 1)
+            half_piece = at_once * half
+            even, odd = tile.fragment((half_piece,), tile.f32), tile.fragment((half_piece,), tile.f32)
+            both = tile.fragment((half_piece,), tile.f32)
+            sums = tile.fragment((rows, half), tile.f32, fill=0)
+            for k in range(tile.ceildiv(KG, at_once)):
+                for j in tile.parallel(half_piece):
+                    even[j] = X[m, 2 * (k * half_piece + j)]
+                    odd[j] = X[m, 2 * (k * half_piece + j) + 1]
+                    both[j] = even[j] + odd[j]
+                for g in range(min(at_once, KG - k * at_once)):
+                    for i, j in tile.parallel(rows, half):
+                        byte = W[n * rows + i, (k * at_once + g) * half + j]
+                        zero = Z[n * rows + i, k * at_once + g]
+                        codes_x = (
+                            tile.f32(byte & 15) * even[g * half + j] + tile.f32(byte >> 4) * odd[g * half + j]
+                        )
+                        value = codes_x - zero * both[g * half + j]
+                        sums[i, j] = sums[i, j] + value * S[n * rows + i, k * at_once + g]
+            tile.reduce_sum(sums, y, axis=1)
+        else:
+            product = tile.fragment((rows, BK), tile.f32)
+            for k in range(tile.ceildiv(K, BK)):
+                for i, j in tile.parallel(rows, BK):
+                    at = k * BK + j
+                    weight = (codes[n * rows + i, at] - Z[n * rows + i, at // group]) * S[
+                        n * rows + i, at // group
+                    ]
+                    product[i, j] = weight * X[m, at]
+                tile.reduce_sum(product, y, axis=1, clear=False)
         tile.copy(y, Y[m, n * rows :])
     return Y

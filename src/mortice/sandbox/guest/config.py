@@ -3,6 +3,7 @@
 import json
 
 from mortice.sandbox.contract import MIB, SandboxSpec
+from mortice.sandbox.egress_tls import GUEST_BUNDLE, GUEST_VARIABLES
 
 MAPPED_BEYOND = (
     256 * MIB
@@ -27,7 +28,15 @@ def agent_config(spec: SandboxSpec, **more: object) -> str:
         "process_bytes": limits.memory_bytes + MAPPED_BEYOND,
         "cpus": str(max(1, round(limits.cpus))),
         "egress": spec.egress.mode != "none",
-        "env": spec.env,
+        "env": spec.env | _for_secrets(spec),
         **more,
     }
     return json.dumps(config, separators=(",", ":"))
+
+
+def _for_secrets(spec: SandboxSpec) -> dict[str, str]:
+    """Programs find a placeholder where they look for a key, and trust the proxy that puts the key in."""
+    if not spec.egress.secrets:
+        return {}
+    trust = dict.fromkeys(GUEST_VARIABLES, GUEST_BUNDLE)
+    return trust | {secret.name: secret.placeholder for secret in spec.egress.secrets}

@@ -66,9 +66,10 @@ def _surroundings(compiler: str) -> tuple[str, ...]:
     return (compiler, str(found.st_size), str(found.st_mtime_ns), *FLAGS, _processor(), *headers)
 
 
-def has_matrix_unit() -> bool:
-    """Whether compiled code multiplies bf16 in AMX."""
-    return "amx_bf16" in _processor().split()
+def packs_bf16() -> bool:
+    """Whether compiled code multiplies bf16 as it is (PANELS_BF16 of gemm.h), in AMX or in AVX-512."""
+    flags = set(_processor().split())
+    return {"avx512bw", "avx512dq", "avx512vl"} <= flags and bool({"amx_bf16", "avx512_bf16"} & flags)
 
 
 @functools.cache

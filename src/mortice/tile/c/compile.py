@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from mortice.tile.c.build import has_matrix_unit, library
+from mortice.tile.c.build import library, packs_bf16
 from mortice.tile.c.checks import Site
 from mortice.tile.c.emit import Emitter, whole_names
 from mortice.tile.host import Bound
@@ -21,7 +21,7 @@ NO_MEMORY = -1
 
 def compile_function(function: s.Function) -> "Compiled":
     """Raises UnsupportedError if there is no compiler, or the kernel has what C cannot do."""
-    emitter = Emitter(run(function, cpu_passes(has_matrix_unit())))
+    emitter = Emitter(run(function, cpu_passes(packs_bf16())))
     source = emitter.source()
     entry = ctypes.CDLL(str(library(source))).kernel
     kinds = [_ctype(param) for param in function.params]

@@ -13,9 +13,10 @@ from mortice.tile.c import regions
 from mortice.tile.c.checks import Checks
 from mortice.tile.c.expression import Expressions
 from mortice.tile.c.names import name, storage, stored, value
+from mortice.tile.c.vectors import lanes
 from mortice.tile.c.writer import Writer
 from mortice.tile.diagnostics import UnsupportedError
-from mortice.tile.dtypes import index
+from mortice.tile.dtypes import bf16, index
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
@@ -159,12 +160,14 @@ class Emitter:
                 self.allocate(x)
             case s.Store():
                 guard = self.c.guard(x.buffer, x.indices, x.guards)
-                text = self.c.store(x.buffer, x.indices, self.c(x.value))
+                text = self.moved(x) or self.c.store(x.buffer, x.indices, self.c(x.value))
                 self.out.line(f"if {guard} {text}" if guard else text)
             case s.Copy() if x.target.buffer.scope.startswith("panels"):
                 regions.pack(self.out, self.c, x)
             case s.Copy():
                 regions.copy(self.out, self.c, x)
+            case s.Unpack():
+                regions.unpack(self.out, self.c, x)
             case s.Fill():
                 regions.fill(self.out, self.c, x)
             case s.Gemm():
@@ -192,6 +195,15 @@ class Emitter:
                 raise UnsupportedError(
                     x.span, type(x).__name__, "the C back end has no form of it", "use tile operators"
                 )
+
+    def moved(self, x: s.Store) -> str:
+        """An element that goes from one buffer to another as it is; empty if it is more than that."""
+        load = x.value
+        if not isinstance(load, e.Load) or load.buffer.dtype != x.buffer.dtype:
+            return ""
+        if self.c.guard(load.buffer, load.indices, load.guards):
+            return ""
+        return f"{self.c.element(x.buffer, x.indices)} = {self.c.element(load.buffer, load.indices)};"
 
     def launch(self, x: s.Launch) -> None:
         out = self.out
@@ -260,6 +272,12 @@ class Emitter:
         kind, buffer = storage(x.buffer.dtype), name(x.buffer.name)
         if x.buffer.name in self.offsets:
             offset = self.offsets[x.buffer.name]
+            if x.buffer.scope == "panels_there":
+                self.out.line(
+                    f"bf16 *const {buffer}here__ = (bf16 *)(memory + {offset}), *{buffer} = {buffer}here__;"
+                )
+                self.out.line(f"int64_t {buffer}pitch__ = 0; (void){buffer}pitch__;")
+                return
             self.out.line(f"{kind} *const restrict {buffer} = ({kind} *)(memory + {offset});")
             return
         if size(x.buffer) > SMALL:
@@ -350,17 +368,23 @@ class Emitter:
 
     def nest(self, x: s.Parallel, low: str, high: str) -> None:
         """low, high: of the last variable."""
-        vector = vectorises(x)
-        for i, (var, extent) in enumerate(zip(x.vars, x.extents, strict=True)):
-            last = i == len(x.vars) - 1
-            if last and vector:
-                self.out.line("#pragma omp simd")
-            v, start, stop = name(var.name), low if last else "0", high if last else self.c(extent)
-            self.out.line(f"for (int64_t {v} = {start}; {v} < {stop}; {v}++) {{", open=True)
+        *outer, inner = x.vars
+        for var, extent in zip(outer, x.extents, strict=False):
+            v = name(var.name)
+            self.out.line(f"for (int64_t {v} = 0; {v} < {self.c(extent)}; {v}++) {{", open=True)
         self.in_parallel = True
+        vector = vectorises(x)
+        in_lanes = vector and lanes(self.out, self.c, x.body, inner, low, high)
+        if vector:
+            self.out.line("#pragma omp simd")
+        v = name(inner.name)
+        self.out.line(f"for (int64_t {v} = {low}; {v} < {high}; {v}++) {{", open=True)
         self.block(x.body)
+        self.out.close()
+        if in_lanes:
+            self.out.line("#endif")
         self.in_parallel = False
-        for _ in x.vars:
+        for _ in outer:
             self.out.close()
 
     def inside(self, body: s.Block, reach: dict[str, tuple[e.Expr, e.Expr]], last: str) -> "_Inside":
@@ -416,6 +440,10 @@ class Emitter:
         da, db = x.a.buffer.dtype, x.b.buffer.dtype
         kind = str(da) if da == db else f"{da}_{db}"
         a, b, c = (f"{regions.start(self.c, r)}, {regions.pitch(r)}" for r in (x.a, x.b, x.c))
+        if x.b.buffer.scope == "panels_there":
+            b = f"{name(x.b.buffer.name)}, {name(x.b.buffer.name)}pitch__"
+        elif form(x.b, False) == "PANELS" and db == bf16:
+            b = f"{name(x.b.buffer.name)}, {-(-k // 32) * 1024}"
         flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), int(x.clear)
         scratch = f"memory + {self.scratch}"
         self.out.line(

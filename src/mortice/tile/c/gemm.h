@@ -1,7 +1,7 @@
 /* c [m, n] (+)= a [m, k] b [k, n] on tiles in a thread's memory. All sizes are compile-time constants at each call.
 
    b is packed into panels of NR columns; a is read where it lies. float32 through vectors of the compiler, bfloat16
-   through the matrix unit (AMX) where it is there, everything else through float32. */
+   through the matrix unit (AMX) or dot products (AVX-512) where they are there, everything else through float32. */
 #pragma once
 #include "prelude.h"
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -17,11 +17,35 @@ enum { LANES = 16, MR = 12, NR = 32 };
 enum { LANES = 8, MR = 6, NR = 16 };
 #endif
 enum { STRAIGHT, TURNED, PANELS }; /* forms of an operand */
+#if defined(VECTORS) && (defined(__AMX_BF16__) || defined(__AVX512BF16__))
+#define PANELS_BF16 1 /* packed operands of bf16 */
+#endif
 typedef float vf __attribute__((vector_size(LANES * 4), aligned(4)));
 
-#ifdef __AVX512BW__
-/* 16 rows of 16 words, `stride` bytes apart, turned over; rows beyond the count and half words not in the mask are 0. */
+#ifdef VECTORS
+/* 16 rows of 16 words, `stride` bytes apart, turned over. Quarters of rows 4 apart are put side by side as they are loaded,
+   which leaves half of the shuffles. */
+INLINE void transpose16_whole(const void *from, int64_t stride, uint32_t *to) {
+    for (int q = 0; q < 4; q++) {
+        __m512i z[4];
+        for (int i = 0; i < 4; i++) {
+            const char *row = (const char *)from + i * stride + q * 16;
+            z[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row));
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 4 * stride)), 1);
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 8 * stride)), 2);
+            z[i] = _mm512_inserti32x4(z[i], _mm_loadu_si128((const __m128i *)(row + 12 * stride)), 3);
+        }
+        const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+        const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+        _mm512_storeu_si512(to + q * 64, _mm512_unpacklo_epi64(a, c));
+        _mm512_storeu_si512(to + q * 64 + 16, _mm512_unpackhi_epi64(a, c));
+        _mm512_storeu_si512(to + q * 64 + 32, _mm512_unpacklo_epi64(b, d));
+        _mm512_storeu_si512(to + q * 64 + 48, _mm512_unpackhi_epi64(b, d));
+    }
+}
+/* The same where rows beyond the count and half words not in the mask are 0. */
 INLINE void transpose16(const void *from, int64_t stride, int rows, __mmask32 halves, uint32_t *to) {
+    if (rows == 16 && halves == 0xffffffff) { transpose16_whole(from, stride, to); return; }
     __m512i r[16], t[16];
     for (int i = 0; i < 16; i++)
         r[i] = i < rows ? _mm512_maskz_loadu_epi16(halves, (const char *)from + i * stride) : _mm512_setzero_si512();
@@ -57,7 +81,7 @@ INLINE void pack_f32(const float *b, int64_t ldb, int turned, int n, int k, int6
             }
             continue;
         }
-#ifdef __AVX512BW__
+#ifdef VECTORS
         uint32_t square[256] __attribute__((aligned(64)));
         for (int half = 0; half < NR; half += 16)
             for (int p0 = 0; p0 < k; p0 += 16) {
@@ -133,7 +157,7 @@ INLINE void gemm_f32(const float *a, int64_t lda, int a_form, const float *b, in
     gemm_panels_f32(a, lda, panels, c, ldc, m, n, k, clear);
 }
 
-#ifdef __AMX_BF16__
+#ifdef PANELS_BF16
 /* b [k, n] or (turned) [n, k] into tiles [n / 32][k / 32][2][16 pairs of k][16 columns][2]; of it columns and depth are
    there, the rest is 0. */
 INLINE void pack_bf16(const bf16 *b, int64_t ldb, int turned, int n, int k, int64_t columns, int64_t depth, bf16 *panels) {
@@ -160,6 +184,14 @@ INLINE void pack_bf16(const bf16 *b, int64_t ldb, int turned, int n, int k, int6
                 }
             }
 }
+/* Squares of a matrix in panels [above, deep, 1024], from (p, s) on; what is not there is 0. */
+INLINE void copy_panels(const bf16 *from, int64_t above, int64_t deep, int64_t p, int64_t s, int tall, int wide, bf16 *to) {
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++, to += 1024)
+            if (p + i >= 0 && p + i < above && s + j >= 0 && s + j < deep)
+                memcpy(to, from + ((p + i) * deep + s + j) * 1024, 2048);
+            else memset(to, 0, 2048);
+}
 /* Row i of a tile of left operands, [m / 16][k / 32][16][32]: of it depth numbers are there, the rest is 0. */
 INLINE void pack_row_bf16(const bf16 *from, int i, int k, int64_t depth, bf16 *panels) {
     const int steps = (k + 31) / 32;
@@ -176,7 +208,7 @@ INLINE void pack_row_f32_bf16(const float *from, int i, int k, bf16 *panels) {
         for (int half = 0; half < 2; half++) {
             const int at = 32 * s + 16 * half, deep = k < at ? 0 : k - at < 16 ? k - at : 16;
             const __m512 x = _mm512_maskz_loadu_ps((__mmask16)((1u << deep) - 1), from + at);
-            _mm256_storeu_si256((__m256i *)(to + s * 512 + 16 * half), narrow_bf16(x));
+            _mm256_storeu_si256((__m256i *)(to + s * 512 + 16 * half), lanes_to_bf16(x));
         }
 }
 INLINE void pack_left_bf16(const bf16 *a, int64_t lda, int m, int k, int64_t rows, int64_t depth, bf16 *panels) {
@@ -186,18 +218,20 @@ INLINE void pack_left_f32_bf16(const float *a, int64_t lda, int m, int k, int64_
     (void)rows, (void)depth;
     for (int i = 0; i < m; i++) pack_row_f32_bf16(a + i * lda, i, k, panels);
 }
+/* Where a left operand is found: bytes from row to row, elements from one 16 rows to the next and from one 32
+   of k to the next. */
+typedef struct { const bf16 *first; int64_t row_bytes, rows, steps; } left_bf16;
+INLINE left_bf16 in_place(const bf16 *a, int64_t lda) { return (left_bf16){a, lda * 2, 16 * lda, 32}; }
+INLINE left_bf16 in_panels(const bf16 *a, int k) { return (left_bf16){a, 64, (int64_t)((k + 31) / 32) * 512, 512}; }
+#ifdef __AMX_BF16__
 typedef struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } tile_shapes;
 INLINE void shape_tiles(int above, int below) {
     tile_shapes shapes = {.palette = 1};
     const uint8_t rows[8] = {above, above, below, below, above, below, 16, 16};
     for (int t = 0; t < 8; t++) shapes.rows[t] = rows[t] ? rows[t] : 1, shapes.bytes[t] = 64;
+    __asm__ volatile("" : : "m"(shapes)); /* gcc 12 thinks that the next instruction reads 8 bytes of them */
     _tile_loadconfig(&shapes);
 }
-/* Where the matrix unit finds a left operand: bytes from row to row, elements from one 16 rows to the next and from one 32
-   of k to the next. */
-typedef struct { const bf16 *first; int64_t row_bytes, rows, steps; } left_bf16;
-INLINE left_bf16 in_place(const bf16 *a, int64_t lda) { return (left_bf16){a, lda * 2, 16 * lda, 32}; }
-INLINE left_bf16 in_panels(const bf16 *a, int k) { return (left_bf16){a, 64, (int64_t)((k + 31) / 32) * 512, 512}; }
 /* 32 x 32 of c; a needs `steps` * 32 readable numbers a row. */
 INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear) {
     float edge[32 * 32] __attribute__((aligned(64)));
@@ -221,6 +255,7 @@ INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, in
         }
     else
         for (int s = 0; s < steps; s++, panel += 1024, upper += a.steps) {
+            for (int line = 0; line < 32; line++) _mm_prefetch(panel + 4096 + line * 32, _MM_HINT_T0);
             _tile_loadd(4, upper, a.row_bytes); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
             _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
         }
@@ -228,7 +263,38 @@ INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, in
     if (rows > 16) { _tile_stored(2, to + 16 * ld, ld * 4); _tile_stored(3, to + 16 * ld + 16, ld * 4); }
     if (columns < 32) for (int i = 0; i < rows; i++) memcpy(c + i * ldc, edge + i * 32, columns * 4);
 }
-INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, float *c, int64_t ldc, int m, int n, int k, int clear) {
+#else /* two numbers of k at a time (dot products of AVX-512) */
+INLINE void shape_tiles(int above, int below) { (void)above, (void)below; }
+INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear) {
+    const __mmask16 here[2] = {first_lanes(columns), columns > 16 ? first_lanes(columns - 16) : 0};
+    for (int first = 0; first < rows; first += 8) {
+        const int count = rows - first < 8 ? rows - first : 8;
+        const char *const left = (const char *)(a.first + first / 16 * a.rows) + first % 16 * a.row_bytes;
+        __m512 sums[8][2];
+        for (int i = 0; i < 8; i++)
+            for (int half = 0; half < 2; half++)
+                sums[i][half] = clear || i >= count ? _mm512_setzero_ps()
+                                                    : _mm512_maskz_loadu_ps(here[half], c + (first + i) * ldc + half * 16);
+        for (int s = 0; s < steps; s++)
+            for (int pair = 0; pair < 16; pair++) {
+                const bf16 *const right = panel + s * 1024 + pair * 32;
+                const __m512bh x = (__m512bh)_mm512_loadu_si512(right), y = (__m512bh)_mm512_loadu_si512(right + 512);
+                for (int i = 0; i < count; i++) {
+                    int32_t both;
+                    memcpy(&both, left + i * a.row_bytes + (s * a.steps + 2 * pair) * 2, 4);
+                    const __m512bh v = (__m512bh)_mm512_set1_epi32(both);
+                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], v, x), sums[i][1] = _mm512_dpbf16_ps(sums[i][1], v, y);
+                }
+            }
+        for (int i = 0; i < count; i++)
+            for (int half = 0; half < 2; half++)
+                _mm512_mask_storeu_ps(c + (first + i) * ldc + half * 16, here[half], sums[i][half]);
+    }
+}
+#endif
+/* pitch: elements from one panel to the next. */
+INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, int64_t pitch, float *c, int64_t ldc, int m, int n, int k,
+                             int clear) {
     const int steps = (k + 31) / 32;
     for (int i = 0; i < m; i += 32) {
         const int rows = m - i < 32 ? m - i : 32;
@@ -236,7 +302,7 @@ INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, float *c, int64_t 
         left_bf16 here = a;
         here.first += i / 16 * a.rows;
         for (int j = 0; j < n; j += 32)
-            block_bf16(here, panels + (int64_t)(j / 32 * steps) * 1024, c + i * ldc + j, ldc, rows,
+            block_bf16(here, panels + j / 32 * pitch, c + i * ldc + j, ldc, rows,
                        n - j < 32 ? n - j : 32, steps, clear);
     }
 }
@@ -245,14 +311,15 @@ INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, float *c, int64_t 
 /* scratch: for each side as many float32 as its padded size. */
 INLINE void gemm_bf16(const bf16 *a, int64_t lda, int a_form, const bf16 *b, int64_t ldb, int b_form, float *c,
                       int64_t ldc, int m, int n, int k, int clear, char *scratch) {
-#ifdef __AMX_BF16__
+#ifdef PANELS_BF16
     const int64_t deep = (k + 31) / 32 * 32;
     bf16 *straight = (bf16 *)scratch;
     bf16 *panels = straight + (a_form == PANELS ? 0 : ((int64_t)m * deep + 31) / 32 * 32);
+    const int64_t pitch = b_form == PANELS ? ldb : deep * 32;
     if (b_form == PANELS) panels = (bf16 *)b;
     else pack_bf16(b, ldb, b_form == TURNED, n, k, n, k, panels);
     if (a_form == PANELS) {
-        gemm_panels_bf16(in_panels(a, k), panels, c, ldc, m, n, k, clear);
+        gemm_panels_bf16(in_panels(a, k), panels, pitch, c, ldc, m, n, k, clear);
         return;
     }
     if (a_form == TURNED || k % 32) {
@@ -261,7 +328,7 @@ INLINE void gemm_bf16(const bf16 *a, int64_t lda, int a_form, const bf16 *b, int
                 straight[i * deep + p] = p >= k ? 0 : a_form == TURNED ? a[p * lda + i] : a[i * lda + p];
         a = straight, lda = deep;
     }
-    gemm_panels_bf16(in_place(a, lda), panels, c, ldc, m, n, k, clear);
+    gemm_panels_bf16(in_place(a, lda), panels, pitch, c, ldc, m, n, k, clear);
 #else
     float *wide_a = (float *)scratch, *wide_b = wide_a + (int64_t)m * k;
     const int ra = a_form ? k : m, ca = a_form ? m : k, rb = b_form ? n : k, cb = b_form ? k : n;

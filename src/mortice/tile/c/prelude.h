@@ -34,15 +34,45 @@ INLINE f16 to_f16(float x) { /* to nearest even; what is below 2^-14 is rounded 
     const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
     return (f16)(bits >> 16 & 0x8000) | (size >= 0x47800000 ? large : size < 0x38800000 ? small : plain);
 }
-#ifdef __AVX512BW__
-INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16; the processor's own instruction loses small numbers */
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define VECTORS 1 /* 16 lanes; see c/vectors.py */
+INLINE __m256i narrow_bf16(__m512 x) { /* as to_bf16 */
     const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
 }
+#ifdef __AVX512BF16__
+/* The processor's own instruction makes zeros of numbers below 2^-126. */
+INLINE __m256i lanes_to_bf16(__m512 x) {
+    return __builtin_expect(_mm512_fpclass_ps_mask(x, 0x20), 0) ? narrow_bf16(x) : (__m256i)_mm512_cvtneps_pbh(x);
+}
+#else
+INLINE __m256i lanes_to_bf16(__m512 x) { return narrow_bf16(x); }
 #endif
+INLINE __m256i lanes_to_f16(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE __m512 lanes_from_bf16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+INLINE __m512 lanes_from_f16(__m256i x) { return _mm512_cvtph_ps(x); }
+INLINE __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : (__mmask16)((1u << count) - 1); }
+#define NARROW(kind)                                                                                                   \
+    INLINE void to_##kind##_row(const float *from, kind *to, int64_t n) {                                              \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 16 <= n; i += 16) _mm256_storeu_si256((__m256i *)(to + i), lanes_to_##kind(_mm512_loadu_ps(from + i))); \
+        if (i >= n) return;                                                                                            \
+        const __mmask16 rest = first_lanes(n - i);                                                                     \
+        _mm256_mask_storeu_epi16(to + i, rest, lanes_to_##kind(_mm512_maskz_loadu_ps(rest, from + i)));      \
+    }
+#else
+#define NARROW(kind)                                                                                                   \
+    INLINE void to_##kind##_row(const float *from, kind *to, int64_t n) {                                              \
+        for (int64_t i = 0; i < n; i++) to[i] = to_##kind(from[i]);                                                    \
+    }
+#endif
+NARROW(bf16)
+NARROW(f16)
 INLINE float from_e5m2(e5m2 x) { /* the upper half of an f16 */
     const uint32_t sign = (uint32_t)(x & 0x80) << 24, rest = x & 0x7f;
     if (rest >= 0x7c) return as_float(sign | 0x7f800000 | (rest & 3) << 21);
@@ -89,15 +119,11 @@ INLINE void refuse(int *failed, int site) {
 #define MIN(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ < right__ ? left__ : right__; })
 #define MAX(a, b) ({ __typeof__(a) left__ = (a); __typeof__(left__) right__ = (b); left__ > right__ ? left__ : right__; })
 
-#if defined(__AVX512F__) && defined(__linux__) && __GNUC__ >= 9 && !defined(__clang__)
-/* 2^x and e^x within 2 units of the last place: 2^n p(f), |f| <= 1/2. Loops call the vector forms, whose names are those of
-   the vector ABI for x86-64 ("e": 16 lanes, "d": 8); infinities and what is too small come out of scalef by themselves. */
-__attribute__((simd("notinbranch"), const, nothrow)) float exp2_f32(float x);
-__attribute__((simd("notinbranch"), const, nothrow)) float exp_f32(float x);
-#define HIDDEN __attribute__((used, visibility("hidden")))
+#ifdef VECTORS
+/* 2^x and e^x within 2 units of the last place: 2^n p(f), |f| <= 1/2; infinities and what is too small come out of scalef
+   by themselves. */
 INLINE __m512 exp2_lanes(__m512 x) {
-    x = _mm512_min_ps(_mm512_set1_ps(160), _mm512_max_ps(_mm512_set1_ps(-160), x)); /* NaN stays */
-    const __m512 n = _mm512_roundscale_ps(x, 8), f = _mm512_sub_ps(x, n);
+    const __m512 f = _mm512_reduce_ps(x, 8), n = _mm512_sub_ps(x, f); /* of an infinity the rest is 0 */
     __m512 p = _mm512_set1_ps(1.5403530e-4f);
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.3333558e-3f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291e-3f));
@@ -122,19 +148,6 @@ INLINE __m512 exp_lanes(__m512 x) { /* ln 2 taken off in two parts so that large
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, n);
 }
-#define FORMS(name)                                                                                                    \
-    HIDDEN __m512 name##_16(__m512 x) __asm__("_ZGVeN16v_" #name "_f32");                                              \
-    HIDDEN __m512 name##_16(__m512 x) { return name##_lanes(x); }                                                      \
-    HIDDEN __m256 name##_8(__m256 x) __asm__("_ZGVdN8v_" #name "_f32");                                                \
-    HIDDEN __m256 name##_8(__m256 x) { return _mm512_castps512_ps256(name##_lanes(_mm512_castps256_ps512(x))); }       \
-    HIDDEN __m256 name##_avx(__m256 x) __asm__("_ZGVcN8v_" #name "_f32");                                              \
-    HIDDEN __m256 name##_avx(__m256 x) { return name##_8(x); }                                                         \
-    HIDDEN __m128 name##_4(__m128 x) __asm__("_ZGVbN4v_" #name "_f32");                                                \
-    HIDDEN __m128 name##_4(__m128 x) { return _mm512_castps512_ps128(name##_lanes(_mm512_castps128_ps512(x))); }       \
-    HIDDEN float name##_1(float x) __asm__(#name "_f32");                                                              \
-    HIDDEN float name##_1(float x) { return _mm512_cvtss_f32(name##_lanes(_mm512_set1_ps(x))); }
-__attribute__((simd("notinbranch"), const, nothrow)) float sigmoid_f32(float x);
-__attribute__((simd("notinbranch"), const, nothrow)) float tanh_f32(float x);
 INLINE __m512 sigmoid_lanes(__m512 x) {
     const __m512 one = _mm512_set1_ps(1);
     return _mm512_div_ps(one, _mm512_add_ps(one, exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), x))));
@@ -148,6 +161,26 @@ INLINE __m512 tanh_lanes(__m512 x) { /* by a series where e^2x - 1 would lose pl
     p = _mm512_mul_ps(x, _mm512_fnmadd_ps(square, p, one));
     return _mm512_mask_mov_ps(large, _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(0.05f), _CMP_LT_OQ), p);
 }
+#endif
+
+#if defined(VECTORS) && defined(__linux__) && __GNUC__ >= 9 && !defined(__clang__)
+/* Loops call the vector forms, whose names are those of the vector ABI for x86-64 ("e": 16 lanes, "d": 8). */
+__attribute__((simd("notinbranch"), const, nothrow)) float exp2_f32(float x);
+__attribute__((simd("notinbranch"), const, nothrow)) float exp_f32(float x);
+__attribute__((simd("notinbranch"), const, nothrow)) float sigmoid_f32(float x);
+__attribute__((simd("notinbranch"), const, nothrow)) float tanh_f32(float x);
+#define HIDDEN __attribute__((used, visibility("hidden")))
+#define FORMS(name)                                                                                                    \
+    HIDDEN __m512 name##_16(__m512 x) __asm__("_ZGVeN16v_" #name "_f32");                                              \
+    HIDDEN __m512 name##_16(__m512 x) { return name##_lanes(x); }                                                      \
+    HIDDEN __m256 name##_8(__m256 x) __asm__("_ZGVdN8v_" #name "_f32");                                                \
+    HIDDEN __m256 name##_8(__m256 x) { return _mm512_castps512_ps256(name##_lanes(_mm512_castps256_ps512(x))); }       \
+    HIDDEN __m256 name##_avx(__m256 x) __asm__("_ZGVcN8v_" #name "_f32");                                              \
+    HIDDEN __m256 name##_avx(__m256 x) { return name##_8(x); }                                                         \
+    HIDDEN __m128 name##_4(__m128 x) __asm__("_ZGVbN4v_" #name "_f32");                                                \
+    HIDDEN __m128 name##_4(__m128 x) { return _mm512_castps512_ps128(name##_lanes(_mm512_castps128_ps512(x))); }       \
+    HIDDEN float name##_1(float x) __asm__(#name "_f32");                                                              \
+    HIDDEN float name##_1(float x) { return _mm512_cvtss_f32(name##_lanes(_mm512_set1_ps(x))); }
 FORMS(exp2)
 FORMS(exp)
 FORMS(sigmoid)
@@ -193,6 +226,39 @@ INLINE float tanh_f32(float x) {
     return fabsf(x) < 0.05f ? small : large;
 }
 #endif
+/* n numbers folded into a. (gcc takes the sums of a vector loop apart lane by lane, one after the other.) */
+#ifdef VECTORS
+#define FOLD(name, lanes, all, neutral, two)                                                                           \
+    INLINE float name(const float *x, int64_t n, float a) {                                                            \
+        __m512 s[4];                                                                                                   \
+        for (int j = 0; j < 4; j++) s[j] = _mm512_set1_ps(neutral);                                                    \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 64 <= n; i += 64)                                                                                   \
+            for (int j = 0; j < 4; j++) s[j] = lanes(_mm512_loadu_ps(x + i + 16 * j), s[j]);                           \
+        for (; i < n; i += 16) {                                                                                       \
+            const __mmask16 here = first_lanes(n - i);                                                                 \
+            s[0] = lanes(_mm512_mask_loadu_ps(_mm512_set1_ps(neutral), here, x + i), s[0]);                            \
+        }                                                                                                              \
+        const float v = all(lanes(lanes(s[0], s[1]), lanes(s[2], s[3])));                                              \
+        return two;                                                                                                    \
+    }
+FOLD(fold_sum, _mm512_add_ps, _mm512_reduce_add_ps, 0, v + a)
+FOLD(fold_max, _mm512_max_ps, _mm512_reduce_max_ps, -INFINITY, v > a ? v : a)
+FOLD(fold_min, _mm512_min_ps, _mm512_reduce_min_ps, INFINITY, v < a ? v : a)
+#else
+#define FOLD(name, clause, two)                                                                                        \
+    INLINE float name(const float *x, int64_t n, float a) {                                                            \
+        _Pragma(clause) for (int64_t i = 0; i < n; i++) {                                                              \
+            const float v = x[i];                                                                                      \
+            a = two;                                                                                                   \
+        }                                                                                                              \
+        return a;                                                                                                      \
+    }
+FOLD(fold_sum, "omp simd reduction(+: a)", a + v)
+FOLD(fold_max, "omp simd reduction(max: a)", v > a ? v : a)
+FOLD(fold_min, "omp simd reduction(min: a)", v < a ? v : a)
+#endif
+
 INLINE float rsqrt_f32(float x) { return 1.0f / sqrtf(x); }
 
 /* Memory of one thread, kept from call to call. NULL if there is none left. */

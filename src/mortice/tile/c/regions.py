@@ -1,6 +1,7 @@
 """Tile operators on boxes as C loops. The last dimension is the vector; a box that reaches out of its tensor is clipped
 by the bounds of the loops, never by a test an element."""
 
+from mortice.tile import dtypes
 from mortice.tile.c.expression import Expressions, strides
 from mortice.tile.c.names import loaded, name, storage, stored, value
 from mortice.tile.c.writer import Writer
@@ -67,10 +68,21 @@ def copy(out: Writer, c: Expressions, x: s.Copy) -> None:
         out.line(f"for (int64_t i = low; i < high; i++) line[i * g{last}] = {moved};")
         out.line(f"for (int64_t i = high; i < t{last}high; i++) line[i * g{last}] = {_converted(x, 'pad')};")
     else:
-        out.line("#pragma omp simd")
-        out.line(f"for (int64_t i = t{last}low; i < t{last}high; i++) line[i * g{last}] = {moved};")
+        if _narrows(x):
+            width = f"t{last}high - t{last}low"
+            to = x.target.buffer.dtype
+            out.line(f"to_{to}_row(row + t{last}low, line + t{last}low, {width});")
+        else:
+            out.line("#pragma omp simd")
+            out.line(f"for (int64_t i = t{last}low; i < t{last}high; i++) line[i * g{last}] = {moved};")
     for _ in range(rank + 1):
         out.close()
+
+
+def _narrows(x: s.Copy) -> bool:
+    """Rows of float32 without gaps to rows of 16 bits without gaps."""
+    unit = all(strides(r.buffer)[r.kept[-1]] == "1" for r in (x.source, x.target))
+    return unit and x.source.buffer.dtype == dtypes.f32 and x.target.buffer.dtype in (dtypes.bf16, dtypes.f16)
 
 
 def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
@@ -95,6 +107,24 @@ def pack(out: Writer, c: Expressions, x: s.Copy) -> None:
             out.line(f"pack_{kind}({from_}, 0, {columns}, {rows}, {there[1]}, {there[0]}, {to});")
         case _:
             out.line(f"pack_{kind}({from_}, 1, {rows}, {columns}, {there[0]}, {there[1]}, {to});")
+    out.close()
+
+
+def unpack(out: Writer, c: Expressions, x: s.Unpack) -> None:
+    """The tile is where its panels lie, if all of them are there; else a copy, with zeros."""
+    source, target = x.source, x.target
+    panels, steps, _ = source.buffer.shape
+    tall, wide = (int(extent.value) for extent in source.extents[:2] if isinstance(extent, e.Const))
+    base, to = name(source.buffer.name), name(target.buffer.name)
+    out.line("{", open=True)
+    out.line(f"const int64_t p = {c(source.offsets[0])}, s = {c(source.offsets[1])};")
+    out.line(f"const int64_t above = {c(panels)}, deep = {c(steps)};")
+    out.line(f"if (p >= 0 && s >= 0 && p + {tall} <= above && s + {wide} <= deep)")
+    out.line(f"    {to} = (bf16 *)({base} + (p * deep + s) * 1024), {to}pitch__ = deep * 1024;")
+    out.line("else {", open=True)
+    out.line(f"{to} = {to}here__, {to}pitch__ = {wide} * 1024;")
+    out.line(f"copy_panels({base}, above, deep, p, s, {tall}, {wide}, {to});")
+    out.close()
     out.close()
 
 
@@ -129,6 +159,13 @@ def reduce(out: Writer, c: Expressions, x: s.Reduce) -> None:
     item = "from[" + " + ".join(f"i{i} * f{i}" for i in range(rank)) + "]"
     text = loaded(item, dtype)
     text = f"__builtin_fabsf({text})" if x.op == "absmax" else text
+    if _folds_at_once(x):
+        neutral = {"sum": "0.0f", "max": "-INFINITY", "min": "INFINITY"}[x.op]
+        row = "from + " + (" + ".join(f"i{i} * f{i}" for i in others) or "0")
+        out.line(f"{into} = fold_{x.op}({row}, {extent}, {neutral if x.clear else into});")
+        for _ in range(len(others) + 1):
+            out.close()
+        return
     first = "0" if x.op in ("sum", "any") else "1" if x.op == "all" else None
     if first is None:
         zero = item.replace(f"i{x.axis} *", "0 *")
@@ -144,6 +181,14 @@ def reduce(out: Writer, c: Expressions, x: s.Reduce) -> None:
     out.line(f"{into} = {stored('a', x.target.buffer.dtype)};")
     for _ in range(len(others) + 1):
         out.close()
+
+
+def _folds_at_once(x: s.Reduce) -> bool:
+    """Rows of float32 without gaps, by a function of the prelude."""
+    source, last = x.source, len(x.source.kept) - 1
+    whole = source.buffer.on_chip and source.kept[last] == len(source.buffer.shape) - 1
+    types = source.buffer.dtype == x.target.buffer.dtype == dtypes.f32
+    return whole and types and x.axis == last and x.op in ("sum", "max", "min")
 
 
 def scan(out: Writer, c: Expressions, x: s.Scan) -> None:

@@ -10,7 +10,8 @@ from mortice.tile.passes.tiling import CPU, decisions
 
 
 def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
-    """In the order of the source. matrix_unit: whether the processor multiplies bf16 tiles (AMX)."""
+    """In the order of the source. matrix_unit: whether the processor multiplies bf16 as it is (AMX, or dot products of
+    AVX-512)."""
     notes = [Note(x.span, "parallel", x.form, x.reason) for x in decisions(function, CPU)]
     for node in walk(run(function, cpu_passes(matrix_unit)).body):
         match node:
@@ -18,9 +19,16 @@ def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
                 kind = node.target.buffer.scope.removeprefix("panels_").replace("_", " ")
                 reason = f"only gemm reads {node.target.buffer.name}, as its operand {kind}: one pass copies and packs"
                 notes.append(Note(node.span, "copy", f"packed into {node.target.buffer.scope}", reason))
+            case s.Unpack():
+                notes += _unpack(node)
             case s.Gemm():
                 notes += _gemm(node, matrix_unit)
-            case s.For() if node.var.name.startswith("row"):
+            case s.For() if node.var.name.startswith("band"):
+                reason = (
+                    "some have one number a row, which are vectors then; the rows stay in the first cache"
+                )
+                notes.append(Note(node.span, "rows", "operators run through bands of rows", reason))
+            case s.For() if node.var.name.startswith("row") and len(node.body) > 1:
                 count = len(node.body)
                 reason = "they touch what they write only in the row they are at, so a row stays in the first cache"
                 notes.append(Note(node.span, "rows", f"{count} operators run row by row", reason))
@@ -30,6 +38,12 @@ def explain(function: s.Function, matrix_unit: bool) -> list[Note]:
             case s.Parallel():
                 notes += _parallel(node)
     return in_order(notes)
+
+
+def _unpack(node: s.Unpack) -> list[Note]:
+    if node.target.buffer.scope == "panels_there":
+        return [Note(node.span, "copy", "read where it lies", f"{node.source.buffer.name} is in panels")]
+    return []
 
 
 def _gemm(node: s.Gemm, matrix_unit: bool) -> list[Note]:

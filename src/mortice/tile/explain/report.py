@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mortice.tile.c.build import has_matrix_unit
+from mortice.tile.c.build import packs_bf16
 from mortice.tile.cuda.compile import Compiled
 from mortice.tile.explain import cpu, gpu
 from mortice.tile.explain.note import Note
@@ -73,7 +73,7 @@ def report(
     views, scalars = there.views(*arguments)
     dims = dict(bind(function, views, scalars).dims)
     if target == "c":
-        notes = tuple(cpu.explain(function, has_matrix_unit()))
+        notes = tuple(cpu.explain(function, packs_bf16()))
         machine = this_cpu()
         return Report(target, machine, notes, (), predict(function, dims, machine), function, dims)
     made = there.compiled(*arguments, **given)

@@ -299,6 +299,7 @@ def _bound(handler: Callable, **fixed: str) -> Callable[[State, ast.Call, Given]
 
 HANDLERS: dict[str, Callable[[State, ast.Call, Given], Any]] = {
     "empty": empty, "copy": copy, "fill": fill, "gemm": gemm, "bitcast": bitcast, "barrier": barrier, "view": views.view,
+    "panels": views.panels,
     **{scope: _bound(allocate, scope=scope) for scope in ("shared", "fragment", "local")},
     **{f"reduce_{op}": _bound(reduce, op=op) for op in ("sum", "max", "min", "absmax")},
     **{f"cum{op}": _bound(scan, op=op) for op in ("sum", "max")},

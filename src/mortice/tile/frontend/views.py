@@ -10,6 +10,7 @@ from mortice.tile.frontend.state import State, describe
 from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
+from mortice.tile.passes.panels import SIDE, SIZE, place, squares
 
 BYTES = (dtypes.u8, dtypes.i8)
 Indices = tuple[e.Expr, ...]
@@ -34,6 +35,24 @@ def view(state: State, node: ast.Call, given: dict[str, Any]) -> e.Buffer:
     return made
 
 
+def panels(state: State, node: ast.Call, given: dict[str, Any]) -> e.Buffer:
+    base = given["source"]
+    if not isinstance(base, e.Buffer) or base.on_chip or base.dtype != dtypes.bf16 or len(base.shape) != 3:
+        state.fail(node, "panels", f"it gets {describe(base)}", "give a bf16 tensor [N / 32, K / 32, 1024]")
+    fact = build.binary("eq", base.shape[2], e.const(SIZE))
+    if fact != e.TRUE:
+        state.emit(s.Check(fact, f"{base.name}.shape[2] == {SIZE}", span=state.span(node)))
+    shape = tuple(build.binary("mul", extent, e.const(SIDE)) for extent in base.shape[:2])
+    made = e.Buffer(state.fresh(state.target or "panels"), base.dtype, shape, "global", span=state.span(node))
+    state.views[made.name] = base
+    return made
+
+
+def _in_panels(base: e.Buffer) -> bool:
+    """Of a view's base: was it `panels` that made the view? Other views of bf16 are of u16."""
+    return base.dtype == dtypes.bf16
+
+
 def _known(base: DType, to: DType) -> bool:
     return (
         (base in BYTES and to.bits < 8)
@@ -44,6 +63,8 @@ def _known(base: DType, to: DType) -> bool:
 
 def load(state: State, view: e.Buffer, indices: Indices, node: ast.AST) -> e.Expr:
     span, base = state.span(node), state.views[view.name]
+    if _in_panels(base):
+        return build.load(base, place(*indices), span)
     if base.dtype.bits == view.dtype.bits:
         value: e.Expr = build.load(base, indices, span)
         if view.dtype == dtypes.bf16:
@@ -77,6 +98,8 @@ def _e2m1(code: e.Expr, span: Any) -> e.Expr:
 
 def store(state: State, view: e.Buffer, indices: Indices, value: e.Expr, node: ast.AST) -> None:
     base, span = state.views[view.name], state.span(node)
+    if _in_panels(base):
+        state.fail(node, "=", f"{view.name} is a matrix in panels", f"store to {base.name} itself")
     if base.dtype.bits != view.dtype.bits or view.dtype.bits != 32:
         problem = f"{view.name} is a view of {view.dtype} on {base.dtype}"
         state.fail(
@@ -86,9 +109,23 @@ def store(state: State, view: e.Buffer, indices: Indices, value: e.Expr, node: a
     state.emit(s.Store(base, indices, new, span=span))
 
 
+def _whole_squares(target: e.Region) -> bool:
+    tile = target.buffer
+    whole = target.kept == (0, 1) == tuple(range(len(tile.shape))) and target.extents == tile.shape
+    return tile.on_chip and whole and all(x % SIDE == 0 for x in tile.extents)
+
+
 def copied(state: State, source: e.Region, target: e.Region, pad: e.Expr, node: ast.AST) -> None:
     """A copy out of a view: element by element."""
     span = state.span(node)
+    base = state.views[source.buffer.name]
+    if _in_panels(base) and pad == e.Const(pad.dtype, 0) and _whole_squares(target):
+        first = [squares(offset) for offset in source.offsets]
+        if source.kept == (0, 1) and None not in first:
+            counts = (*(e.const(x // SIDE) for x in target.buffer.extents), e.const(SIZE))
+            box = e.Region(base, (*first, e.const(0)), counts, (0, 1, 2), span=span)  # type: ignore[arg-type]
+            state.emit(s.Unpack(box, target, span=span))
+            return
     variables = tuple(e.Var(index, state.fresh(f"i{axis}")) for axis in range(len(target.kept)))
 
     def at(region: e.Region) -> Indices:
@@ -100,9 +137,9 @@ def copied(state: State, source: e.Region, target: e.Region, pad: e.Expr, node: 
 
     places = at(source)
     inside: e.Expr = e.TRUE
-    for place, extent in zip(places, source.buffer.shape, strict=True):
+    for where, extent in zip(places, source.buffer.shape, strict=True):
         if not source.buffer.on_chip:
-            inside = build.binary("and", inside, build.binary("lt", place, extent, span), span)
+            inside = build.binary("and", inside, build.binary("lt", where, extent, span), span)
     value = load(state, source.buffer, places, node)
     value = build.select(inside, value, build.coerced(pad, value.dtype), span)
     store_ = s.Store(target.buffer, at(target), build.coerced(value, target.buffer.dtype), span=span)

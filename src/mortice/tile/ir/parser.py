@@ -151,6 +151,8 @@ class _Parser:
             case "copy":
                 source, target = map(self.region, args)
                 return s.Copy(source, target, self.expr(given["pad"]), **flags, span=span)
+            case "unpack":
+                return s.Unpack(*map(self.region, args), span=span)
             case "fill":
                 return s.Fill(self.region(args[0]), self.expr(args[1]), span=span)
             case "gemm":

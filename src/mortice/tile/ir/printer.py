@@ -166,6 +166,8 @@ def _statement(x: s.Stmt) -> tuple[str, list[tuple[str, s.Block]]]:  # noqa: C90
         case s.Copy():
             ends = f"{region(x.source)}, {region(x.target)}"
             return f"copy({ends}, pad={expression(x.pad)}, prefer={x.prefer!r})", []
+        case s.Unpack():
+            return f"unpack({region(x.source)}, {region(x.target)})", []
         case s.Fill():
             return f"fill({region(x.target)}, {expression(x.value)})", []
         case s.Gemm():

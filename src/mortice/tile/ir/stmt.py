@@ -123,6 +123,15 @@ class Copy(Stmt):
 
 
 @dataclass(frozen=True, slots=True)
+class Unpack(Stmt):
+    """The whole two-dimensional target from squares of a matrix in panels [N / 32, K / 32, 1024]: see passes/panels.py.
+    Outside it is 0."""
+
+    source: Region
+    target: Region
+
+
+@dataclass(frozen=True, slots=True)
 class Fill(Stmt):
     target: Region
     value: Expr

@@ -1,63 +1,106 @@
 """Lays out tiles that only `gemm` reads as its micro-kernel wants them, so that copying them there packs them.
 
-Gives "packed": such a tile has a scope "panels_a", "panels_b" or "panels_b_turned" (stored [n, k]) for its one use. A
-tile that has other readers, or two uses, keeps its rows, and gemm packs it each time.
+Gives "packed": such a tile has a scope "panels_a", "panels_b" or "panels_b_turned" (stored [n, k]) for its one use, or
+"panels_there": read where it lies, in a tensor in panels (`tile.panels`). A tile that has other readers, or two uses,
+keeps its rows, and gemm packs it each time.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mortice.tile import dtypes
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, transform_block, walk, with_body
+from mortice.tile.passes.panels import by_elements
 from mortice.tile.passes.pipeline import Pass
 from mortice.tile.passes.ranges import Ranges, dimensions
+from mortice.tile.passes.tiling.patterns import Names
 
 Scope = str
 NUMBERS = (dtypes.bf16, dtypes.f32)
 
 
 def pack_operands(function: s.Function, matrix_unit: bool) -> s.Function:
-    """matrix_unit: bf16 products have one (AMX); without, they go through f32 and only f32 tiles are packed."""
-    ranges = dimensions(function)
-    body = tuple(_launch(x, ranges, matrix_unit) if isinstance(x, s.Launch) else x for x in function.body)
+    """matrix_unit: bf16 products have one (AMX, or dot products of AVX-512); without, they go through f32 and only f32 tiles
+    are packed."""
+    ranges, names = dimensions(function), Names.of(function)
+    body = tuple(
+        _launch(x, ranges, matrix_unit, names) if isinstance(x, s.Launch) else x for x in function.body
+    )
     return with_body(function, body)
 
 
-def _launch(launch: s.Launch, ranges: Ranges, matrix_unit: bool) -> s.Launch:
-    uses: dict[str, set[Scope]] = defaultdict(set)
-    barred: set[str] = set()
-    mentions: dict[str, int] = defaultdict(int)
-    explained: dict[str, int] = defaultdict(int)
+def _launch(launch: s.Launch, ranges: Ranges, matrix_unit: bool, names: Names) -> s.Launch:
+    found = _Uses()
     for buffer in buffers(launch.body):
-        mentions[buffer.name] += 1
+        found.mentions[buffer.name] += 1
     for node, known in _walk(launch.body, ranges, launch):
-        match node:
-            case s.Alloc():
-                explained[node.buffer.name] += 1
-            case s.Gemm():
-                for region, side in ((node.a, "panels_a"), (node.b, "panels_b")):
-                    turned = "_turned" if (node.transpose_a, node.transpose_b)[region is node.b] else ""
-                    uses[region.buffer.name].add(side + turned if _whole(region) else "part")
-                    explained[region.buffer.name] += 1
-            case s.Copy() if node.target.buffer.on_chip:
-                explained[node.target.buffer.name] += 1
-                if not _packs(node, known):
-                    barred.add(node.target.buffer.name)
-    scopes: dict[str, Scope] = {}
-    for name, kinds in uses.items():
-        (kind, *others) = kinds
-        if not others and kind in SIDES and name not in barred and mentions[name] == explained[name]:
-            scopes[name] = kind
+        found.see(node, known)
+    scopes = found.scopes()
     tiles = {node.buffer.name: node.buffer for node in walk(launch.body) if isinstance(node, s.Alloc)}
     for node in walk(launch.body):
         if isinstance(node, s.Copy) and node.target.buffer.name in scopes and not _types(node, scopes):
             scopes.pop(node.target.buffer.name, None)
     scopes = {n: k for n, k in scopes.items() if _worth(tiles.get(n), k, matrix_unit)}
-    return replace(launch, body=transform_block(launch.body, _rescope(scopes))) if scopes else launch
+    body = _where_they_lie(launch.body, found, scopes, names) if found.unpacked else launch.body
+    return replace(launch, body=transform_block(body, _rescope(scopes)))
+
+
+@dataclass
+class _Uses:
+    """Of each tile: forms that products want it in, mentions, how many of these are an allocation, a copy into it or a
+    product, how many are copies out of panels."""
+
+    kinds: dict[str, set[Scope]] = field(default_factory=lambda: defaultdict(set))
+    barred: set[str] = field(default_factory=set)
+    mentions: Counter[str] = field(default_factory=Counter)
+    explained: Counter[str] = field(default_factory=Counter)
+    unpacked: Counter[str] = field(default_factory=Counter)
+
+    def see(self, node: Any, known: Ranges) -> None:
+        match node:
+            case s.Alloc():
+                self.explained[node.buffer.name] += 1
+            case s.Gemm():
+                for region, side in ((node.a, "panels_a"), (node.b, "panels_b")):
+                    turned = "_turned" if (node.transpose_a, node.transpose_b)[region is node.b] else ""
+                    self.kinds[region.buffer.name].add(side + turned if _whole(region) else "part")
+                    self.explained[region.buffer.name] += 1
+            case s.Unpack():
+                self.explained[node.target.buffer.name] += 1
+                self.unpacked[node.target.buffer.name] += 1
+                if node.source.buffer.strides is not None:
+                    self.barred.add(node.target.buffer.name)
+            case s.Copy() if node.target.buffer.on_chip:
+                self.explained[node.target.buffer.name] += 1
+                if not _packs(node, known):
+                    self.barred.add(node.target.buffer.name)
+
+    def scopes(self) -> dict[str, Scope]:
+        made: dict[str, Scope] = {}
+        for name, kinds in self.kinds.items():
+            (kind, *others) = kinds
+            alone = not others and name not in self.barred
+            if alone and kind in SIDES and self.mentions[name] == self.explained[name]:
+                made[name] = kind
+        return made
+
+
+def _where_they_lie(body: s.Block, found: _Uses, scopes: dict[str, Scope], names: Names) -> s.Block:
+    """A tile that is nothing but squares of panels, for one product, is no copy of them. Others get their elements."""
+    for name, count in found.unpacked.items():
+        alone = scopes.pop(name, None) == "panels_b_turned" and found.explained[name] == count + 2
+        if alone:
+            scopes[name] = "panels_there"
+
+    def by_hand(node: Any) -> Any:
+        left = isinstance(node, s.Unpack) and node.target.buffer.name not in scopes
+        return by_elements(node, names) if left else node
+
+    return transform_block(body, by_hand)
 
 
 SIDES = ("panels_a", "panels_b", "panels_b_turned")

@@ -5,14 +5,20 @@ Gives "rows": nothing that a later pass needs; the meaning is the same. Statemen
 tiles of the same number of rows, and touches what any of them writes only in the row it is at.
 """
 
+import math
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from mortice.tile.dtypes import index
+from mortice.tile.ir import build
 from mortice.tile.ir import expr as e
 from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import rebuild, transform, walk, with_body
 from mortice.tile.passes.pipeline import Pass
+
+BANDS = (16, 8)  # rows
+FIRST_CACHE = 32 << 10  # bytes that a band may take
 
 
 def fuse_rows(function: s.Function) -> s.Function:
@@ -25,11 +31,11 @@ def fuse_rows(function: s.Function) -> s.Function:
 class _Names:
     taken: set[str]
 
-    def fresh(self) -> e.Var:
-        name, count = "row", 0
+    def fresh(self, wish: str = "row") -> e.Var:
+        name, count = wish, 0
         while name in self.taken:
             count += 1
-            name = f"row_{count}"
+            name = f"{wish}_{count}"
         self.taken.add(name)
         return e.Var(index, name)
 
@@ -147,15 +153,71 @@ def _add(group: _Group, x: s.Stmt) -> None:
 
 
 def _fused(group: _Group, names: _Names) -> list[s.Stmt]:
-    row = names.fresh()
-    body: list[s.Stmt] = []
-    for member in group.members:
-        body.extend(_one_row(member, row))
+    band = _band(group)
     span = group.members[0].span
-    return [s.For(row, e.const(0), e.const(group.rows), e.const(1), tuple(body), span=span)]
+    if band == 1:
+        row = names.fresh()
+        body = tuple(x for member in group.members for x in _one_row(member, row))
+        return [s.For(row, e.const(0), e.const(group.rows), e.const(1), body, span=span)]
+    at = names.fresh("band")
+    first = build.binary("mul", at, e.const(band))
+    out: list[s.Stmt] = []
+    for flat, members in groupby(group.members, _flat):
+        if flat:
+            out.extend(_entries(member, first, band) for member in members)
+            continue
+        row = names.fresh()
+        body = tuple(x for member in members for x in _one_row(member, build.binary("add", first, row)))
+        out.append(s.For(row, e.const(0), e.const(band), e.const(1), body, span=span))
+    return [s.For(at, e.const(0), e.const(group.rows // band), e.const(1), tuple(out), span=span)]
 
 
-def _one_row(x: s.Stmt, row: e.Var) -> tuple[s.Stmt, ...]:
+def _band(group: _Group) -> int:
+    """How many rows each member works through before the next one has its turn. Members with one number a row (running
+    maxima and sums) then are vectors; the band's rows still lie in the first cache."""
+    if not any(_flat(member) for member in group.members) or all(_flat(member) for member in group.members):
+        return 1
+    tiles = {
+        node.buffer.name: node.buffer
+        for member in group.members
+        for node in walk(member)
+        if isinstance(node, e.Load | e.Region | s.Store)
+        and node.buffer.on_chip
+        and len(node.buffer.shape) > 1
+    }
+    row_bytes = sum(math.prod(x.extents) * x.dtype.bytes // x.extents[0] for x in tiles.values())
+    return next((n for n in BANDS if group.rows % n == 0 and n * row_bytes <= FIRST_CACHE), 1)
+
+
+def _flat(x: s.Stmt) -> bool:
+    """One number a row."""
+    match x:
+        case s.Parallel():
+            return len(x.vars) == 1 and not any(isinstance(node, s.For | s.While) for node in walk(x.body))
+        case s.Copy() | s.Fill():
+            return len(x.target.buffer.shape) == 1
+    return False
+
+
+def _entries(x: s.Stmt, first: e.Expr, count: int) -> s.Stmt:
+    """A flat statement on `count` rows from `first` on."""
+
+    def part(region: e.Region) -> e.Region:
+        return replace(region, offsets=(first,), extents=(e.const(count),))
+
+    match x:
+        case s.Parallel():
+            at = build.binary("add", first, x.vars[0])
+            body = tuple(transform(node, lambda n: at if n == x.vars[0] else n) for node in x.body)
+            return replace(x, extents=(e.const(count),), body=body)
+        case s.Copy():
+            return replace(x, source=part(x.source), target=part(x.target))
+        case s.Fill():
+            return replace(x, target=part(x.target))
+    raise TypeError(type(x).__name__)
+
+
+def _one_row(x: s.Stmt, row: e.Expr) -> tuple[s.Stmt, ...]:
     match x:
         case s.Parallel():
             body = tuple(transform(node, lambda n: row if n == x.vars[0] else n) for node in x.body)
@@ -171,7 +233,7 @@ def _one_row(x: s.Stmt, row: e.Var) -> tuple[s.Stmt, ...]:
     raise TypeError(type(x).__name__)
 
 
-def _at(region: e.Region, row: e.Var) -> e.Region:
+def _at(region: e.Region, row: e.Expr) -> e.Region:
     return replace(
         region,
         offsets=(row, *region.offsets[1:]),

@@ -1,0 +1,39 @@
+"""A pool hands out sandboxes that are alike in what was prepared and in nothing else, and leaves nothing behind."""
+
+import asyncio
+
+import pytest
+
+from mortice.sandbox import Limits, SandboxError, Sandboxes, SandboxSpec, WarmPool
+
+SPEC = SandboxSpec(backend="gvisor", limits=Limits(memory_bytes=256 << 20))
+
+
+async def test_leased_sandboxes_have_what_was_prepared_and_are_their_own(boxes: Sandboxes) -> None:
+    before = {m.id for m in boxes.snapshots.list()}
+    async with WarmPool(boxes, SPEC, size=2, prepare="import random, json\nready = [6]") as pool:
+        assert pool.num_ready == 2
+        (template,) = {m.id for m in boxes.snapshots.list()} - before
+        leased = [await pool.lease() for _ in range(3)]  # the third where none may be ready
+        look = "import os; ready.append(1); (json.dumps(ready), random.random(), os.uname().nodename)"
+        seen = [eval((await box.run_cell(look, cell_id="a")).value or "") for box in leased]
+        assert [s[0] for s in seen] == ["[6, 1]"] * 3
+        assert len({s[1] for s in seen}) == len({s[2] for s in seen}) == 3
+        assert {box.info.parent_snapshot for box in leased} == {template}
+        for box in leased:
+            await box.destroy()
+        assert template not in {m.id for m in boxes.prune(older_than_s=0.0, dry_run=True)}
+        while pool.num_ready < 2:  # it fills itself
+            await asyncio.sleep(0.02)
+        again = await pool.lease()
+        assert (await again.run_cell("ready", cell_id="b")).value == "[6]"
+        await again.destroy()
+    assert {m.id for m in boxes.snapshots.list()} <= before
+    assert boxes.list() == []
+
+
+async def test_code_that_fails_to_prepare_is_told(boxes: Sandboxes) -> None:
+    with pytest.raises(SandboxError, match=r"the template's code failed: .*ZeroDivisionError"):
+        async with WarmPool(boxes, SPEC, size=1, prepare="1 / 0"):
+            pass
+    assert boxes.list() == []
