@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve,trace,bench,plan,sim,agent,wasm,dev]'
+	$(BIN)/mortice tile build || echo "kernels: they are compiled when they are first needed"
 	$(BIN)/mortice sandbox setup || echo "sandboxes: what could not be had stands above; 'mortice sandbox doctor' says what works"
 	touch $@
 

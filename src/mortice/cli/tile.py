@@ -156,6 +156,23 @@ def check(
         raise typer.Exit(1)
 
 
+@tile.command("build")
+def build_ahead() -> None:
+    """Compile what the engine runs on this CPU: once a machine, so that no request waits for it."""
+    from mortice.ops.ahead import compile_ahead
+    from mortice.ops.compiled.build import reason_without
+
+    began, count = time.perf_counter(), 0
+    for name in compile_ahead():
+        count += 1
+        if sys.stderr.isatty():
+            print(f"\r\033[K{name}", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    why = "" if count else f": {reason_without()}"
+    print(f"{count} products are ready, {time.perf_counter() - began:.1f} s{why}")
+
+
 @tile.command()
 def emit(
     name: str,

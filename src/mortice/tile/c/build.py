@@ -31,9 +31,10 @@ def library(source: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """`$MORTICE_HOME/tile`, or `~/.cache/mortice/tile`; a folder that nobody else can write, for it holds code."""
+    """`tile` in the user's cache; a folder that nobody else can write, for it holds code."""
     root = os.environ.get("MORTICE_HOME")
-    folder = (Path(root) if root else Path.home() / ".cache" / "mortice") / "tile"
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mortice"
+    folder = (Path(root) if root else usual) / "tile"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
