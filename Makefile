@@ -25,7 +25,7 @@ model: setup
 	$(BIN)/mortice pull smollm2
 
 run: model
-	$(BIN)/mortice serve --model smollm2 --prefill 1 --decode 1 --ask "What is the capital of France?"
+	$(BIN)/mortice serve --model smollm2 --prefill 1 --decode 1 --ask "What is gravity?"
 
 test: setup
 	$(MAKE) model || echo "tests that want a real model will be skipped"
