@@ -90,14 +90,6 @@ class SealedLink(wire.Link):
             raise PeerGone(f"no encrypted connection: {error.strerror or error}") from error
         self._tls.settimeout(self._stall_s)
 
-    def send_bytes(self, data: memoryview) -> None:
-        try:
-            self._tls.sendall(data)
-        except TimeoutError as error:
-            raise PeerGone(f"the peer took no bytes for {self._stall_s:g} s") from error
-        except OSError as error:
-            raise PeerGone(f"connection lost: {error.strerror or error}") from error
-
     def receive_into(self, data: memoryview, *, whole: bool = False) -> None:
         filled, deadline = 0, time.monotonic() + self._stall_s
         while filled < len(data):

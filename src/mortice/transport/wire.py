@@ -155,7 +155,7 @@ class Link:
     def send_bytes(self, data: memoryview) -> None:
         try:
             self._sock.sendall(data)
-        except BlockingIOError as error:
+        except (BlockingIOError, TimeoutError) as error:  # the kernel's time limit, or Python's (SealedLink)
             raise PeerGone(f"the peer took no bytes for {self._stall_s:g} s") from error
         except OSError as error:
             raise PeerGone(f"connection lost: {error.strerror or error}") from error
