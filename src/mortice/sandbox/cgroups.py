@@ -126,6 +126,12 @@ def create(box_id: str, memory_bytes: int, num_processes: int, cpus: float) -> l
     return made
 
 
+def joining(groups: list[Path]) -> list[str]:
+    """The beginning of a command line: what follows starts as a member of these groups."""
+    join = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
+    return ["sh", "-c", join, "sh", *map(str, groups), "--"]
+
+
 class _QuickJoins:
     """While anyone is within it, joining a control group is quick for everyone.
 

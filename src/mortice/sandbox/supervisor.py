@@ -56,7 +56,7 @@ Outcomes = list[ForkOutcome]
 Records = list[BoxRecord]
 Probes = list[Probe]
 DEFAULT_SPEC = SandboxSpec()
-AUTO_ORDER = ("microvm", "gvisor")
+AUTO_ORDER = ("microvm", "microsandbox", "gvisor")
 MAX_FORKS = 256
 
 
@@ -69,14 +69,14 @@ class Sandboxes:
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
         self.backends: dict[str, Backend] = {
-            b.name: b for b in (MicroVM(emulated=emulation_wanted()), GVisor(self.home), Process())
+            b.name: b
+            for b in (MicroVM(emulated=emulation_wanted()), Microsandbox(), GVisor(self.home), Process())
         }
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.read_secret: ReadValue = os.environ.get
         self.upstream_context = upstream_context  # of TLS to real hosts
         self.wasm = Wasm()
-        self.microsandbox = Microsandbox()
         self._mine: dict[str, Box] = {}
         self.retention = Retention(self.home, self.snapshots, self.audit, self._records)
         self._tidying: asyncio.Future[None] | None = None
@@ -168,10 +168,6 @@ class Sandboxes:
         refusals = []
         for name in names:
             backend = self.backends.get(name)
-            if backend is None and name == self.microsandbox.name:
-                probe = await self.microsandbox.probe()
-                refusals.append(f"{name}: {probe.why_not} ({probe.remedy})")
-                continue
             if backend is None:
                 refusals.append(f"{name}: there is no such back end")
                 continue
@@ -355,7 +351,7 @@ class Sandboxes:
         """Every back end, strongest first."""
         order: Sequence[Probed] = [
             self.backends["microvm"],
-            self.microsandbox,
+            self.backends["microsandbox"],
             self.backends["gvisor"],
             self.wasm,
             self.backends["process"],

@@ -130,9 +130,7 @@ class MicroVM:
             limits.cpus,
         )
         (place / "empty").mkdir()
-        join = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
-        command = ["sh", "-c", join, "sh", *map(str, groups), "--", "setpriv", "--no-new-privs"]
-        command += ["unshare", "--net", "--ipc", "--uts"]
+        command = [*cgroups.joining(groups), "setpriv", "--no-new-privs", "unshare", "--net", "--ipc", "--uts"]
         with (place / "qemu.err").open("wb") as errors, _memory_for(spec, template) as (memory, fds):
             process = subprocess.Popen(
                 [*command, *qemu_command(vm, spec, memory, emulated=self.emulated), *more],
