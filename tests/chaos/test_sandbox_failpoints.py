@@ -19,6 +19,9 @@ from mortice.sandbox import Epochs, SandboxLost, SandboxNotFound, Sandboxes
 
 count = 0
 
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole or not at all, wherever we die
+
 def dying(real, at, when):
     def call(*arguments, **keywords):
         global count
@@ -60,9 +63,9 @@ async def work(home, run, at, when):
                 ledger.finish(begun.key, turn)
             result = await box.run_cell(f"total += {turn + 1}; total", cell_id=f"turn-{turn}")
             await epochs.commit(box, {"turn": turn, "total": result.value})
-            print("committed", turn, flush=True)
+            say("committed", turn)
             turn += 1
-        print("end", (await box.run_cell("total", cell_id="end")).value, "calls", count, flush=True)
+        say("end", (await box.run_cell("total", cell_id="end")).value, "calls", count)
         await box.destroy()
 
 for line in sys.stdin:
@@ -72,7 +75,7 @@ for line in sys.stdin:
         asyncio.run(work(pathlib.Path(home), run, at, when))
         os._exit(0)
     os.waitpid(child, 0)
-    print("done", flush=True)
+    say("done")
 """
 
 

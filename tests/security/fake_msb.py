@@ -55,7 +55,8 @@ def main() -> None:
         (box / "pid").write_text(str(os.getpid()))
         os.environ |= {"ROOT": made["image"], "STAGE": str(box / "stage"), "FOLDERS": " ".join(made["tmpfs"])}
         os.environ["PATH"] += ":/usr/sbin:/sbin"
-        unshare = "unshare --mount --pid --net --ipc --uts --fork --kill-child --propagation private".split()
+        apart = [f"--{what}" for what in ("mount", "pid", "net", "ipc", "uts", "fork", "kill-child")]
+        unshare = ["unshare", *apart, "--propagation", "private"]
         os.execvp(unshare[0], [*unshare, "sh", "-c", STAGE, "sh", *words.env, *words.command])
     else:
         kind = {"remove": signal.SIGKILL, "pause": signal.SIGSTOP, "resume": signal.SIGCONT}[words.verb]

@@ -127,7 +127,9 @@ async def test_another_process_takes_it_over(boxes: Sandboxes, fake: None) -> No
     assert verbs == ["create", "exec", "pause", "resume"]
 
 
-@pytest.mark.skipif(find_msb() is None, reason="needs the package microsandbox (pip install 'mortice[microsandbox]')")
+@pytest.mark.skipif(
+    find_msb() is None, reason="needs the package microsandbox (pip install 'mortice[microsandbox]')"
+)
 @pytest.mark.parametrize("words", [create_arguments("b1", Path("/"), SPEC), exec_arguments("b1", "{}")])
 def test_the_real_program_knows_every_option(words: list[str], tmp_path: Path) -> None:
     """Whatever it cannot do here, a wrong option is an error of usage, which ends it with 2 before anything else."""
@@ -142,5 +144,7 @@ def test_the_real_program_knows_every_option(words: list[str], tmp_path: Path) -
 
 def test_the_fake_s_words_are_the_driver_s() -> None:
     """It refuses what it does not know, so it cannot agree to a misspelt option."""
-    wrong = subprocess.run([sys.executable, str(FAKE), "create", "--nme=x"], capture_output=True, env={"MSB_HOME": "/tmp"})
+    wrong = subprocess.run(
+        [sys.executable, str(FAKE), "create", "--nme=x"], capture_output=True, env={"MSB_HOME": "/tmp"}
+    )
     assert wrong.returncode == 2

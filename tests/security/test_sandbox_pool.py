@@ -5,10 +5,9 @@ import asyncio
 import pytest
 
 from mortice.sandbox import Limits, SandboxError, Sandboxes, SandboxSpec, WarmPool
+from mortice.sandbox.retention import Rules
 
 SPEC = SandboxSpec(backend="gvisor", limits=Limits(memory_bytes=256 << 20))
-
-from mortice.sandbox.retention import Rules
 
 
 async def test_leased_sandboxes_have_what_was_prepared_and_are_their_own(boxes: Sandboxes) -> None:

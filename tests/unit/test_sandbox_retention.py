@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from mortice.agent.durable import RunRecord, StepRecord
-from mortice.agent.machine import box_name
 from mortice.agent.home import Home as AgentHome
+from mortice.agent.machine import box_name
 from mortice.agent.retention import ended, snapshots_of
 from mortice.agent.retention import tidy as tidy_runs
 from mortice.cli import main
@@ -153,7 +153,10 @@ def test_the_verbs_list_remove_and_prune(
     assert cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-days", "7", "--keep-bytes", "5GiB") == (
         0, "7 days\n5 GiB\n",
     )  # fmt: skip
-    assert cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-days", "none")[1] == "no bound of age\n5 GiB\n"
+    assert (
+        cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-days", "none")[1]
+        == "no bound of age\n5 GiB\n"
+    )
     assert cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-bytes", "many")[0] == 2
 
 

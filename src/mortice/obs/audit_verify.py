@@ -74,8 +74,9 @@ def _signed_heads(folder: Path, key: PublicKey | None) -> tuple[dict[str, dict[i
     if old:
         problems.insert(
             0,
-            f"{len(old)} heads (records {min(old)} to {max(old)}) are signed with HMAC-SHA256, the format of before Ed25519, "
-            f"which a public key cannot check: move {folder} aside, and a new log begins; the old one can still be read there",
+            f"{len(old)} heads (records {min(old)} to {max(old)}) "
+            "are signed with HMAC-SHA256, the format of before Ed25519, which "
+            f"a public key cannot check: move {folder} aside, and a new log begins; the old one stays readable there",
         )
     return heads, problems
 

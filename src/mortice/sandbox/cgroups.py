@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from mortice.sandbox.contract import SandboxError

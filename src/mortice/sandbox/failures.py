@@ -9,7 +9,11 @@ from mortice.sandbox.machine import Backend
 
 
 def result_of(
-    cell_id: str, answer: dict[str, Any], backend: Backend, limits: Limits, timeout_s: float,
+    cell_id: str,
+    answer: dict[str, Any],
+    backend: Backend,
+    limits: Limits,
+    timeout_s: float,
     cpu_s: float | None,
 ) -> RunResult:
     """The agent's answer to a cell or command, checked: a guest that took the agent over must not reach further. `cpu_s`

@@ -25,8 +25,8 @@ RUNSC_PACKAGE = "runsc=0.0~20240729.0-4+b7"
 RUNSC_SHA256 = "ce52e04038baa76d6069afae5fc1bee60c153bbf0276f2c3c25506553526f38f"
 GUEST_PYTHON = "3.13"
 GUEST_WHEELS = ("numpy==2.5.5", "matplotlib==3.11.2")
-AUTHORITIES_PACKAGE = "ca-certificates=20250419"
-AUTHORITIES_SHA256 = "@@"
+AUTHORITIES_PACKAGE = "ca-certificates=20250419+deb13u1"
+AUTHORITIES_SHA256 = "c10585ac22c7f617a73d394eea29ba71d0356f350ae973b19043d1b017f80f54"
 AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
 IMAGE_VERSION = "2"
 Say = Callable[[str], None]

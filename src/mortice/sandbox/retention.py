@@ -1,4 +1,4 @@
-"""Which snapshots may go, and taking them away: those that no sandbox, no epoch and no journal refers to, by age and size."""
+"""Which snapshots may go, and taking them away: those that no sandbox, no epoch and no journal refers to, by age or size."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence

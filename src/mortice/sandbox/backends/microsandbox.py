@@ -44,12 +44,11 @@ class Microsandbox:
     strength = Strength.MICROVM
     can_snapshot = False
 
-    @property
-    def version(self) -> str:
+    def __init__(self) -> None:
         try:
-            return metadata.version(PACKAGE)
+            self.version = metadata.version(PACKAGE)
         except metadata.PackageNotFoundError:
-            return "missing"
+            self.version = "missing"
 
     async def probe(self) -> Probe:
         """Hardware, package, and then a guest that has to compute."""
@@ -86,7 +85,9 @@ class Microsandbox:
         groups = cgroups.create(box_id, memory + MONITOR_BESIDE, NUM_HOST_THREADS, limits.cpus)
         machine = MsbMachine(box_id, place, 0)
         try:
-            await msb(place, create_arguments(box_id, image.root, spec), timeout_s=CREATE_TIMEOUT_S, join=groups)
+            await msb(
+                place, create_arguments(box_id, image.root, spec), timeout_s=CREATE_TIMEOUT_S, join=groups
+            )
             machine.pid = _relay(box_id, place, groups, agent_config(spec, apart=True), agent_code(image))
         except BaseException:
             await machine.remove()

@@ -5,9 +5,9 @@ the agent as its first process on a virtio-serial port. There is no network card
 machine is, is in its memory.
 
 A machine that booted has its memory in a file that only it and we can reach (a memfd). Its snapshot is a copy of that file
-and a small stream of its devices' state; every machine restored from it maps the one file, and owns what it writes to. What
-such a clone has written lies nowhere as a file, so a clone's own snapshot is one stream of everything, and a machine restored
-from that has a memfd again.
+and a small stream of its devices' state; every machine restored from it maps the one file, and owns what it writes to.
+What such a clone has written lies nowhere as a file, so a clone's own snapshot is one stream of everything, and a machine
+restored from that has a memfd again.
 """
 
 import asyncio
@@ -130,7 +130,15 @@ class MicroVM:
             limits.cpus,
         )
         (place / "empty").mkdir()
-        command = [*cgroups.joining(groups), "setpriv", "--no-new-privs", "unshare", "--net", "--ipc", "--uts"]
+        command = [
+            *cgroups.joining(groups),
+            "setpriv",
+            "--no-new-privs",
+            "unshare",
+            "--net",
+            "--ipc",
+            "--uts",
+        ]
         with (place / "qemu.err").open("wb") as errors, _memory_for(spec, template) as (memory, fds):
             process = subprocess.Popen(
                 [*command, *qemu_command(vm, spec, memory, emulated=self.emulated), *more],
