@@ -23,8 +23,9 @@ SPEC = SandboxSpec(backend="microsandbox", limits=Limits(memory_bytes=256 << 20,
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with KVM and the package."""
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with KVM and the package, and findings that nobody else reads."""
+    monkeypatch.setattr("mortice.sandbox.probes.images_folder", lambda: tmp_path)
     monkeypatch.setattr(microsandbox, "probe_kvm", lambda: KvmFinding(hardware=True))
     monkeypatch.setattr(microsandbox, "find_msb", lambda: FAKE)
 
