@@ -31,7 +31,7 @@ def test_every_option_is_taken():
 
 
 def test_what_was_not_given_stays():
-    assert override(BASE, dict.fromkeys(FIELDS)) == BASE
+    assert override(BASE, dict.fromkeys(FIELDS) | {"adapter": []}) == BASE
 
 
 def test_a_field_of_a_section_leaves_its_neighbours():

@@ -135,7 +135,7 @@ def override(deployment: Deployment, options: Mapping[str, Any]) -> Deployment:
         RequestError: A value that its field does not take.
     """
     given = {name: options[name] for name in FIELDS if options.get(name) is not None}
-    if adapters := given.get("adapter"):
+    if adapters := given.pop("adapter", None):
         given["adapter"] = deployment.adapters | dict(map(_name_and_folder, adapters))
     if "draft_model" in given:
         given.setdefault("speculate", "draft")
