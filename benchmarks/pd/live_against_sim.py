@@ -3,9 +3,9 @@ run's own ledger.
 
     .venv/bin/python benchmarks/pd/live_against_sim.py --model smollm2 --loads 1:110 2.5:220 4:300
 
-Runs the cluster without HTTP, one load after the other, so that both sides measure from arrival to token. Prints for each load
-every figure, its limit, and whether it holds; with `--keep FOLDER` the ledgers, answers and decision logs stay there, and
-`--again FOLDER` judges them anew. Exit code 1 where something does not hold.
+Runs the cluster without HTTP, one load after the other, so that both sides measure from arrival to token. Prints for each
+load every figure, its limit, and whether it holds; with `--keep FOLDER` the ledgers, answers and decision logs stay there,
+and `--again FOLDER` judges them anew. Exit code 1 where something does not hold.
 """
 
 import argparse
@@ -229,8 +229,9 @@ def judged(live: Answers, simulated: Answers, slo: SLO) -> list[Figure]:
 def judge(folder: Path) -> bool:
     """Print the table of one load. Whether all holds; without the spread of steps it is for information."""
     run = msgspec.json.decode((folder / "run.json").read_bytes(), type=Recorded)
-    assert run.document.cluster is not None and run.document.cluster.slo is not None
+    assert run.document.cluster is not None
     slo = run.document.cluster.slo
+    assert slo is not None
     times, spreads = fitted(folder, run.kv_tokens)
     varied = [answer for seed in range(SEEDS) for answer in simulate(run, times, spreads, seed)]
     figures = judged(run.answers, varied, slo)
@@ -246,7 +247,9 @@ def judge(folder: Path) -> bool:
     for name, spread in zip(("decode", "prompts"), spreads, strict=True):
         if spread is not None:
             low, high = np.quantile(spread.factors, (0.1, 0.9))
-            print(f"  steps of {name}: {low:.2f} to {high:.2f} of the expected, {spread.run_s:.3f} s in a row")
+            print(
+                f"  steps of {name}: {low:.2f} to {high:.2f} of the expected, {spread.run_s:.3f} s in a row"
+            )
     print(f"  {msgspec.json.encode(times).decode()}", flush=True)
     return holds
 
@@ -269,7 +272,9 @@ def main() -> None:
     parser.add_argument("--slo-tpot-ms", type=float, default=80.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for what the live runs leave behind")
-    parser.add_argument("--again", type=Path, help="judge what lies in a folder kept before; runs nothing live")
+    parser.add_argument(
+        "--again", type=Path, help="judge what lies in a folder kept before; runs nothing live"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         verdicts = [judge(folder) for folder in recorded(options, options.keep or Path(scratch))]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mortice.cost.spread_fit import measured_spread
+from mortice.cost.step_fit import fit_steps
 from mortice.sim.cluster import Cluster, Physics
 from mortice.sim.deployed import plan_of
 from mortice.sim.request import SimRequest
@@ -187,6 +188,22 @@ def test_a_spread_is_found_again_in_the_steps_that_it_made(run_s: float) -> None
     assert np.quantile(found.factors, (0.1, 0.5, 0.9)) == pytest.approx(
         np.quantile(shape, (0.1, 0.5, 0.9)), rel=0.1
     )
+
+
+def test_steps_that_vary_threefold_are_fitted_without_bias() -> None:
+    """Short and long ones alike: what other work spared must not count for more than what it delayed."""
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(20, 500, 4000)
+    prompts = [((0.05 + 0.001 * n) * rng.choice(WIDE), n, n * n, 0, 0) for n in tokens.tolist()]
+    decodes = [
+        ((0.02 + 0.004 * n) * rng.choice(WIDE), 0, 0, n, 100 * n) for n in rng.integers(1, 8, 4000).tolist()
+    ]
+    times = fit_steps(prompts + decodes, kv_tokens=1000, kv_token_bytes=1.0, source="made")
+    mean = np.mean(WIDE)
+    for n in (20, 100, 500):
+        assert times.prefill_s(n) == pytest.approx(mean * (0.05 + 0.001 * n), rel=0.06)
+    for n in (1, 7):
+        assert times.decode_s(n, 100 * n) == pytest.approx(mean * (0.02 + 0.004 * n), rel=0.06)
 
 
 def test_what_is_no_spread_is_refused() -> None:

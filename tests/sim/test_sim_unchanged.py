@@ -67,7 +67,9 @@ PLANS: dict[str, tuple[Plan, list[SimRequest], tuple[Fault, ...]]] = {
     "shared prefixes": (pools(TIMES, 2, 2, slo=SLOS), made(800, 50, groups=6), ()),
     "lent": (pools(TIMES, 2, 2, slo=SLOS, decode_times=SMALL, physics=Physics(lends=True)), made(600, 30), ()),
     "pipeline": (pools(msgspec.structs.replace(TIMES, pp=2), 2, 2, slo=SLOS, decode_times=TIMES), made(600, 40), ()),
-    "faults": (pools(TIMES, 2, 3, slo=SLOS, physics=Physics(start_s=1.0, lease_s=2.0)), made(800, 50, patience=True), FAULTS),
+    "faults": (
+        pools(TIMES, 2, 3, slo=SLOS, physics=Physics(start_s=1.0, lease_s=2.0)), made(800, 50, patience=True), FAULTS,
+    ),
 }  # fmt: skip
 
 DIGESTS = {
@@ -89,7 +91,15 @@ def test_every_instant_is_what_it_was(name: str) -> None:
     cluster.check()
     digest = hashlib.sha256()
     for r in requests:
-        digest.update(struct.pack("<4d4q", r.first_s, r.moved_s, r.accepted_s, r.end_s, r.given, r.hit, r.attempts, len(r.stage)))
+        digest.update(
+            struct.pack(
+                "<4d4q", r.first_s, r.moved_s, r.accepted_s, r.end_s, r.given, r.hit, r.attempts, len(r.stage)
+            )
+        )
     for worker in cluster.workers.values():
-        digest.update(struct.pack("<d3q", worker.busy_s, worker.steps, worker.num_prefill_tokens, worker.num_preemptions))
+        digest.update(
+            struct.pack(
+                "<d3q", worker.busy_s, worker.steps, worker.num_prefill_tokens, worker.num_preemptions
+            )
+        )
     assert digest.hexdigest()[:16] == DIGESTS[name]

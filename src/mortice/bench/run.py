@@ -155,7 +155,9 @@ class Bench:
                 f"{label} {index}", request.prompt_len, request.blocks, trace.block_tokens if trace else 0
             )
             body = terms.body(self.endpoint, prompt, request.output_len)
-            yield Job(index, body, request.prompt_len, request.output_len, request.at_s, request.leaves_after_s)
+            yield Job(
+                index, body, request.prompt_len, request.output_len, request.at_s, request.leaves_after_s
+            )
 
     async def _send(self, job: Job, timeline: Timeline) -> None:
         await self.endpoint.stream(job.body, timeline, leaves_after_s=job.leaves_after_s)

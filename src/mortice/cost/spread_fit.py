@@ -2,8 +2,8 @@
 
 What the fit of the times misses is no spread: steps of like counts are compared with each other, by the median of their
 ratios. What is left is taken for a pace that changes every `run_s` seconds. A mean over x such runs of work, which begins
-anywhere in one, keeps the share 1 - x/3 of its variance where x <= 1, else 1/x - 1/(3 x^2): small prompts vary more than large
-ones, and answers less than their steps.
+anywhere in one, keeps the share 1 - x/3 of its variance where x <= 1, else 1/x - 1/(3 x^2): small prompts vary more than
+large ones, and answers less than their steps.
 """
 
 from collections.abc import Iterable, Sequence

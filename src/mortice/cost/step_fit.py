@@ -11,13 +11,16 @@ from mortice.cost.worker_times import relative_fit
 from mortice.specs.errors import RequestError
 from mortice.specs.worker_times import WorkerTimes
 
+ROUNDS = 8  # of a fit to what the fit before expects
+
 Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that decoded, their context tokens
 
 
 def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, source: str) -> WorkerTimes:
-    """Non-negative least squares of relative errors over steps that only prefilled, and over those that only decoded; steps
-    that did both are predicted, not fitted. Each fit is scaled to the sum of its steps: where other work on the machine
-    makes some of them long, the time of many is right. Raises RequestError where there are too few of either kind."""
+    """Non-negative least squares over steps that only prefilled, and over those that only decoded; steps that did both are
+    predicted, not fitted. Errors are relative to what is expected, not to what was measured, which would have the steps that
+    other work happened to spare decide (McCullagh and Nelder, Generalized Linear Models, chapter 8). Each fit is scaled to
+    the sum of its steps: the time of many is right. Raises RequestError where there are too few of either kind."""
     table = np.array(list(rows), dtype=float).reshape(-1, 5)
     table = table[table[:, 0] > 0]
     prompts, decodes = (
@@ -49,6 +52,8 @@ def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, sou
 def _fit(counts: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
     terms = np.concatenate([np.ones((len(counts), 1)), counts], axis=1)
     weights = relative_fit(terms, seconds)
+    for _ in range(ROUNDS):
+        weights = relative_fit(terms, seconds, terms @ np.array(weights))
     scale = float(seconds.sum() / (terms @ np.array(weights)).sum())
     return [scale * weight for weight in weights]
 

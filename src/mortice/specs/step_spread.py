@@ -2,7 +2,8 @@
 
 On a machine of one's own there is none to speak of. Where others work too, steps of one size differ by a factor of three,
 and slow ones come together: TPOT is the mean over an answer's steps, whose tail steps drawn one by one would average away.
-Slowness lasts for a time and not for a number of steps: a long step averages over several stretches of it, short ones share one.
+Slowness lasts for a time and not for a number of steps: a long step averages over several stretches of it, short ones share
+one.
 """
 
 import math
