@@ -21,15 +21,18 @@ class DecodeSteps:
         first = self._base_s + self._sequence_s * batch + read * context
         return steps * first + read * batch * (steps * (steps - 1) / 2)
 
-    def until(self, spent_s: float, batch: int, context: int) -> int:
-        """Steps that are over when the one that runs after `spent_s` is; at least one."""
+    def within(self, spent_s: float, batch: int, context: int) -> int:
+        """Steps that are over after `spent_s`."""
         first = self._base_s + self._sequence_s * batch + self._context_s * context
         grow = self._context_s * batch
         half = first - grow / 2
         if grow > 0:
-            steps = int((math.sqrt(half * half + 2 * grow * spent_s) - half) / grow)
-        else:
-            steps = int(spent_s / first) if first else 0
+            return int((math.sqrt(half * half + 2 * grow * spent_s) - half) / grow)
+        return int(spent_s / first) if first else 0
+
+    def until(self, spent_s: float, batch: int, context: int) -> int:
+        """Steps that are over when the one that runs after `spent_s` is; at least one."""
+        steps = self.within(spent_s, batch, context)
         if steps == 0 or self.last(steps, batch, context) < spent_s:
             steps += 1
         return steps

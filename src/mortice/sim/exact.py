@@ -230,7 +230,7 @@ class ExactWorker:
         duration = self.times.mixed_s(tokens, square, batch, context) * self.slow
         draws = self.prompt_draws if tokens else self.draws
         if draws is not None:
-            duration *= draws.next()
+            duration *= draws.pace(now_s, duration)
         self._ticket = self.clock.at(now_s + duration, self._end, None)
 
     def _give_back(self) -> None:

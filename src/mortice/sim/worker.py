@@ -293,9 +293,9 @@ class SimWorker:
                 tokens += count
                 square += count * (count + 2 * before)
             self.num_prefill_tokens += tokens
-            if self.prompt_draws is not None:
-                self._pace *= self.prompt_draws.next()
             duration = times.mixed_s(tokens, square, batch, self.context) * self._pace
+            if self.prompt_draws is not None:
+                duration *= self.prompt_draws.pace(now_s, duration)
             self._num_steps = 1
             if times.pp > 1 and not batch:
                 self._pipeline(duration)
@@ -312,14 +312,18 @@ class SimWorker:
         room = self.books.free // batch
         if steps > room:
             steps = room
-        draws = self.draws
-        if draws is not None:
-            self._pace = self.slow * draws.renew()
-            if steps > draws.left:
-                steps = draws.left
+        if self.draws is not None:
+            steps = self._in_stretch(self.draws, steps)
         self._num_steps = steps
         lasts = self._decode_steps.last(steps, batch, self.context) * self._pace
         self._ticket = self.clock.at(self._start_s + lasts, self._ends, None)
+
+    def _in_stretch(self, draws: StepDraws, steps: int) -> int:
+        """So many of the next steps are of one pace, which is set; one that sees the pace change stands alone."""
+        counts, batch, context = self._decode_steps, self.batch, self.context
+        self._pace = self.slow * draws.pace(self._start_s, counts.last(1, batch, context) * self.slow)
+        held = counts.within(draws.holds_s(self._start_s) / self.slow, batch, context)
+        return max(1, min(steps, held))
 
     def _splice(self) -> None:
         """Who joins does so when the step that runs now is over; what follows is planned at once, without an event between
@@ -342,8 +346,6 @@ class SimWorker:
         self._start_s += lasts
         self.busy_s += lasts
         self.steps += steps
-        if self.draws is not None:
-            self.draws.spend(steps)
         self.context += steps * batch
         self.books.grow(steps * batch)
 
@@ -427,8 +429,6 @@ class SimWorker:
         if self.clock.ticket != self._ticket:
             return  # it was cut, or the worker died
         self._is_ending = True  # what the cluster answers must not start a step before this one is booked
-        if self.draws is not None and not self._chunks:
-            self.draws.spend(self._num_steps)
         self._advance(self._num_steps)
         self.busy_s += self.clock.now_s - self._start_s
         self._num_steps = 0
