@@ -1,7 +1,7 @@
 """Virtual time: callbacks in order of their instant, those of one instant in the order in which they were asked for.
 
-What is due soon stands in a sorted list, the rest in buckets of time that are sorted when their turn comes: a heap of all that
-ten thousand workers have to come is too large for a processor's cache, and every look at it would wait for memory.
+What is due soon stands in a sorted list, the rest in buckets of time that are sorted when their turn comes: a heap of all
+that ten thousand workers have to come is too large for a processor's cache, and every look at it would wait for memory.
 """
 
 from bisect import insort

@@ -1,7 +1,7 @@
 """The sequences that decode on one worker, and how long their next steps last.
 
-Decode is advanced in macro-steps: from one change of the batch to the next the time of k steps is a closed form (each reads as
-many tokens more as the batch has sequences). So the cost of a run grows with requests, not with tokens.
+Decode is advanced in macro-steps: from one change of the batch to the next the time of k steps is a closed form (each reads
+as many tokens more as the batch has sequences). So the cost of a run grows with requests, not with tokens.
 """
 
 import math

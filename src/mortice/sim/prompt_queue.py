@@ -1,4 +1,4 @@
-"""Prompts of one worker: those that wait for memory, those that are computed chunk by chunk, and those between two stages."""
+"""Prompts of one worker: those that wait for memory, those computed chunk by chunk, and those between two stages."""
 
 import math
 from collections import deque

@@ -1,9 +1,9 @@
 """One worker under virtual time: chunked prefill beside continuous decode, as the engine's scheduler does it, by counts.
 
-Rules are those of sched/batching.py: decode first, prompts with what is left of the token budget in order of arrival, foreign
-KV accepted while less than 5 % of memory is on its way, the latest arrival preempted where memory runs out. A change in the
-middle of a macro-step of decoding (decode_batch.py) cuts it at its next whole step. tests/sim compares it with that scheduler
-itself, step by step.
+Rules are those of sched/batching.py: decode first, prompts with what is left of the token budget in order of arrival,
+foreign KV accepted while less than 5 % of memory is on its way, the latest arrival preempted where memory runs out. A change
+in the middle of a macro-step of decoding (decode_batch.py) cuts it at its next whole step. tests/sim compares it with that
+scheduler itself, step by step.
 """
 
 import math
