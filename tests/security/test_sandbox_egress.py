@@ -12,6 +12,7 @@ from mortice.obs.audit_verify import records
 from mortice.sandbox import Egress, Limits, Sandboxes, SandboxSpec
 from mortice.sandbox.box import Box
 from mortice.sandbox.egress_rules import Denied, Rules, check_addresses
+from mortice.sandbox.images import find_image
 from mortice.sandbox.provision import AUTHORITIES
 from mortice.specs.errors import RequestError
 
@@ -123,6 +124,9 @@ async def test_a_guest_checks_tls_by_the_image_s_authorities_or_its_own(
     boxes: Sandboxes, tmp_path: Path, certificate: Callable[[Path, str], Path]
 ) -> None:
     """Through the proxy TLS is the guest's own affair: it has the public authorities, and ours is none of them."""
+    image = find_image("base")
+    if image is None or not (image.root / AUTHORITIES).exists():
+        pytest.skip("the guests' image is an earlier one; `mortice sandbox setup` makes it anew")
     pem = certificate(tmp_path / "site.pem", "site.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
