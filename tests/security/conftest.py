@@ -32,7 +32,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def boxes(needs_sandboxes: None, shared_home: Path, booted: dict[str, str]) -> AsyncIterator[Sandboxes]:
     async with Sandboxes(shared_home) as found:
         yield found
-        ids = [record.id for record in found._records()]
+        ids = [record.id for record in found.books.records()]
         for manifest in found.snapshots.list():
             if manifest.id not in booted.values():
                 found.snapshots.remove(manifest.id)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from mortice.sandbox.backends.microsandbox import Microsandbox
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.backends.process import Process
 from mortice.sandbox.backends.wasm import Wasm, WasmBox
+from mortice.sandbox.books import Books, is_alive
 from mortice.sandbox.box import Box
 from mortice.sandbox.contract import (
     BackendUnavailable,
@@ -30,7 +30,6 @@ from mortice.sandbox.contract import (
     SandboxBusy,
     SandboxError,
     SandboxLost,
-    SandboxNotFound,
     SandboxSpec,
     Strength,
 )
@@ -38,9 +37,9 @@ from mortice.sandbox.egress import CheckAddresses, Gate, Resolve, Tls, resolve
 from mortice.sandbox.egress_rules import Rules, check_addresses
 from mortice.sandbox.egress_tls import GUEST_BUNDLE, Authority, upstream_context
 from mortice.sandbox.guest.source import agent_digest
-from mortice.sandbox.home import Home, new_id
+from mortice.sandbox.home import Home
 from mortice.sandbox.images import emulation_wanted, find_image
-from mortice.sandbox.machine import Backend, Machine, alive, started_at
+from mortice.sandbox.machine import Backend, Machine, started_at
 from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
@@ -54,7 +53,6 @@ from mortice.specs.errors import MorticeError, RequestError
 Names = list[str]
 Infos = list[BoxInfo]
 Outcomes = list[ForkOutcome]
-Records = list[BoxRecord]
 Probes = list[Probe]
 DEFAULT_SPEC = SandboxSpec()
 AUTO_ORDER = ("microvm", "microsandbox", "gvisor")
@@ -66,6 +64,7 @@ class Sandboxes:
 
     def __init__(self, home: Path | None = None) -> None:
         self.home = Home(home)
+        self.books = Books(self.home)
         self.audit = AuditLog(self.home.audit)
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
@@ -80,7 +79,7 @@ class Sandboxes:
         self.wasm = Wasm()
         self._mine: dict[str, Box] = {}
         self._spares = Spares()
-        self.retention = Retention(self.home, self.snapshots, self.audit, self._records)
+        self.retention = Retention(self.home, self.snapshots, self.audit, self.books.records)
         self._tidying: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> "Sandboxes":
@@ -128,7 +127,7 @@ class Sandboxes:
         Rules(spec.egress)  # a rule that cannot be is told before anything is made
         Keyring(spec.egress, self.read_secret).must_be_here()
         backend = await self.choose(spec)
-        record, place, lease = self._claim(backend, spec, name, keep=keep, parent=None)
+        record, place, lease = self.books.claim(backend, spec, name, keep=keep, parent=None)
         box = await self._bring_up(record, place, lease, backend, None)
         if spec.egress.secrets:
             await box.write(GUEST_BUNDLE, self.authority.bundle())
@@ -167,7 +166,9 @@ class Sandboxes:
 
         async def one() -> None:
             async with limit:
-                record, place, lease = self._claim(backend, spec, None, keep=False, parent=None, spare=True)
+                record, place, lease = self.books.claim(
+                    backend, spec, None, keep=False, parent=None, spare=True
+                )
                 try:
                     machine = await backend.start_empty(record.id, place, spec, trace)
                 except BaseException:
@@ -175,7 +176,7 @@ class Sandboxes:
                     shutil.rmtree(place, ignore_errors=True)
                     raise
                 record.pid, record.started = machine.pid, started_at(machine.pid) or 0
-                self._book(record, place)
+                self.books.write(record, place)
                 self._spares.put(Spare(record, place, lease, machine))
 
         await asyncio.gather(*(one() for _ in range(n)))
@@ -189,12 +190,12 @@ class Sandboxes:
         if spare is not None:
             record, place, lease = spare.record, spare.place, spare.lease
             try:
-                self._name(record, place, name, keep=keep, parent=snapshot_id)
+                self.books.adopt(record, place, name, keep=keep, parent=snapshot_id)
             except BaseException:
                 self._spares.put(spare)
                 raise
         else:
-            record, place, lease = self._claim(backend, spec, name, keep=keep, parent=snapshot_id)
+            record, place, lease = self.books.claim(backend, spec, name, keep=keep, parent=snapshot_id)
         box = await self._bring_up(record, place, lease, backend, image, spare.machine if spare else None)
         box.tree = load((await image).parent)
         return box
@@ -218,46 +219,6 @@ class Sandboxes:
         raise BackendUnavailable(
             "no such wall here; " + "; ".join(refusals), param="backend", code="backend_unavailable"
         )
-
-    def _claim(
-        self, backend: Backend, spec: SandboxSpec, name: str | None, *, keep: bool, parent: str | None,
-        spare: bool = False,
-    ) -> tuple[BoxRecord, Path, Lease]:  # fmt: skip
-        """Take a name and a folder for a new box, under the home's lock."""
-        box_id = new_id("b")
-        name = name or box_id
-        with self.home.lock():
-            self._check_name(name)
-            place = self.home.box(box_id)
-            place.mkdir(mode=0o700)
-            lease = Lease(place)
-            image = find_image(spec.image)
-            record = BoxRecord(
-                id=box_id, name=name, backend=backend.name, strength=str(backend.strength), spec=spec,
-                state="creating", spare=spare,
-                generation=1, created_at=time.time(), keep=keep, parent_snapshot=parent,
-                image_digest=image.digest if image else "",
-            )  # fmt: skip
-            self._book(record, place)
-        return record, place, lease
-
-    def _name(self, record: BoxRecord, place: Path, name: str | None, *, keep: bool, parent: str) -> None:
-        """What `_claim` says of a new box, said of a spare one."""
-        with self.home.lock():
-            self._check_name(name or record.id, but=record.id)
-            record.name, record.keep, record.parent_snapshot = name or record.id, keep, parent
-            record.spare, record.created_at = False, time.time()
-            self._book(record, place)
-
-    def _check_name(self, name: str, *, but: str | None = None) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
-            raise RequestError(
-                "a name has letters, digits, dots, dashes and underscores, at most 63", param="name"
-            )
-        if any(r.name == name and r.id != but for r in self._records()):
-            raise SandboxBusy(
-                f"a sandbox called {name!r} exists; destroy it or take another name", param="name"
-            )
 
     async def _bring_up(
         self,
@@ -287,7 +248,7 @@ class Sandboxes:
             record.pid, record.started = machine.pid, started_at(machine.pid) or 0
             box = self._box(record, place, machine, backend, lease)
             await box.connect(renew=True)
-            self._book(record, place)
+            self.books.write(record, place)
             await asyncio.wrap_future(intent)
         except BaseException as error:
             self.audit.append("create_failed", chain=record.id, error=str(error)[:2000])
@@ -347,7 +308,7 @@ class Sandboxes:
         return box
 
     async def _take_over(self, record: BoxRecord, place: Path, lease: Lease) -> Box:
-        if not record.pid or not alive(record.pid) or started_at(record.pid) != record.started:
+        if not is_alive(record):
             raise SandboxLost("gone", reason="lost")
         backend = self.backends[record.backend]
         if record.strength != str(backend.strength):
@@ -366,42 +327,16 @@ class Sandboxes:
         await box.connect(renew=False)
         if paused:
             await box.unquiesce()
-        self._book(record, place)
+        self.books.write(record, place)
         return box
 
     def list(self) -> Infos:
         """Every sandbox of this home, oldest first; one whose machine is gone is `lost`."""
-        found = []
-        for record in self._records():
-            state = record.state
-            if record.spare:
-                continue
-            if state in ("ready", "paused") and (
-                not alive(record.pid) or started_at(record.pid) != record.started
-            ):
-                state = "lost"
-            found.append(
-                BoxInfo(
-                    id=record.id,
-                    name=record.name,
-                    backend=record.backend,
-                    strength=Strength(record.strength),
-                    state=state,
-                    generation=record.generation,
-                    created_at=record.created_at,
-                    parent_snapshot=record.parent_snapshot,
-                    last_snapshot=record.last_snapshot,
-                    keep=record.keep,
-                )
-            )
-        return sorted(found, key=lambda info: info.created_at)
+        return self.books.infos()
 
     def record(self, name: str) -> BoxRecord:
         """The books of one sandbox, by name or id. Raises SandboxNotFound."""
-        for record in self._records():
-            if name in (record.name, record.id):
-                return record
-        raise SandboxNotFound(f"there is no sandbox {name!r} (mortice sandbox ls)", param="name")
+        return self.books.find(name)
 
     async def probe(self) -> Probes:
         """Every back end, strongest first."""
@@ -459,21 +394,6 @@ class Sandboxes:
         except SandboxLost:
             return  # attach has buried it
         await box.destroy()
-
-    def _records(self) -> Records:
-        found = []
-        for path in self.home.boxes.glob("*/box.json"):
-            try:
-                found.append(msgspec.json.decode(path.read_bytes(), type=BoxRecord))
-            except (OSError, msgspec.DecodeError):
-                continue
-        return found
-
-    def _book(self, record: BoxRecord, place: Path) -> None:
-        """Write the books of a living machine. They need not survive power loss: the machine does not."""
-        part = place / f".box.{os.getpid()}"
-        part.write_bytes(msgspec.json.encode(record))
-        part.rename(place / "box.json")
 
     # ---- state
 
@@ -536,7 +456,7 @@ class Sandboxes:
         box.record.last_snapshot = snapshot_id
         box.changed = box.num_running > 0
         box.tree = tree
-        self._book(box.record, box.place)
+        self.books.write(box.record, box.place)
         done = self.audit.append(
             "snapshot_committed", chain=box.record.id, box=box.record.id, snapshot=snapshot_id, digest=manifest.digest,
             epoch=epoch, machine_s=round(saved_s, 4), bytes=sum(f.size for f in manifest.files),
