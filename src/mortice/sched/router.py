@@ -4,8 +4,8 @@ Prefill goes to the worker that would finish it first (work queued before it, ow
 least loaded one (DistServe, OSDI'24, section 4.3; with cached prefixes as Mooncake's Conductor, FAST'25, algorithm 1). A
 prompt is prefilled where it decodes if its uncached part is short, if no prefill worker can take it, or, on workers
 tagged convertible, if the prefill pool would miss the TTFT target and the decode worker would not (TokenScale's
-convertible decoders, arXiv 2512.03416). Where prefixes may be fetched, the lightest prefill worker is also weighed with the longest
-cached prefix sent to it (Mooncake's global cache, the same algorithm).
+convertible decoders, arXiv 2512.03416). Where prefixes may be fetched, the lightest prefill worker is also weighed with the
+longest cached prefix sent to it (Mooncake's global cache, the same algorithm).
 """
 
 from collections.abc import Sequence
