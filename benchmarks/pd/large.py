@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--phase", type=float, default=30.0, help="seconds of a phase")
     parser.add_argument("--hindsight", type=float, default=0.5, help="share of prefill instances")
     parser.add_argument("--tenth", type=float, default=0.25)
+    parser.add_argument("--ways", nargs="+", help="Beginnings of the ways to run; all without.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     n = options.gpus // TIMES.gpus
@@ -42,6 +43,8 @@ def main() -> None:
     found = {"gpus": options.gpus, "rate": rate, "requests": len(trace.requests), "attainment": {}}
     out = options.out or Path(f"build/pd-large-{options.gpus}.json")
     for way, made in ways.items():
+        if options.ways and not way.startswith(tuple(options.ways)):
+            continue
         began = time.process_time()
         share, cluster = attainment(made, trace, rate, USUAL, give_up=False)
         low, high = share_interval(share * len(trace.requests), len(trace.requests))

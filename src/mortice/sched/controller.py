@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import msgspec
 
 from mortice.sched.actions import Action, Bounds, Flip, Standing, reshape
+from mortice.sched.budget import Claim
 from mortice.sched.fleet import ROLES, Role
 from mortice.sched.forecast import Constant, ForecastName, Trusted, forecaster
 from mortice.sched.lengths import Lengths
 from mortice.sched.observation import Demand, Observation, Target
-from mortice.sched.policy import Mortice, Policy, Scope, Static
+from mortice.sched.policy import Dopd, Mortice, Policy, Reactive, Scope, Static
 
 LATE = 0.9  # share within the SLO below which requests are late
 
@@ -54,6 +55,7 @@ class Controller:
         self._smaller = 0  # decisions in a row that wanted fewer workers
         self._changed_at_s = -math.inf
         self.num_flips = 0
+        self._last: tuple[Demand, Observation] | None = None
 
     def decide(self, seen: Observation, standing: Sequence[Standing], starting: dict[Role, int]) -> Decision:
         """Actions for the workers that stand; `starting` counts those that were ordered and are not ready."""
@@ -69,6 +71,7 @@ class Controller:
             return self._hold(seen, now, demand, "nothing seen yet")
         if seen.num_arrived == 0 and self._quiet_s < self.pace.idle_s and seen.num_prefilling == 0:
             return self._hold(seen, now, demand, "no traffic, not for long")
+        self._last = demand, seen
         scope = Scope(
             sum(now.count(role) for role in ROLES),
             self._most(now),
@@ -92,6 +95,37 @@ class Controller:
             actions=actions,
             reason=why,
             distrusted=distrusted,
+        )
+
+    def bound(self, max_gpus: int) -> None:
+        """Its part of a shared budget changed. What stands beyond it is stopped as any fleet that is too large."""
+        self.bounds = msgspec.structs.replace(self.bounds, max_gpus=max_gpus)
+
+    def claim(self, standing: Sequence[Standing], starting: dict[Role, int], budget: int) -> Claim:
+        """What stands, and what the last figures would have of the whole budget. Thresholds know one worker ahead."""
+        bounds = self.bounds
+        unit = max(bounds.prefill_gpus, bounds.decode_gpus)
+        held = sum(bounds.gpus(w.role) for w in standing) + sum(
+            bounds.gpus(r) * n for r, n in starting.items()
+        )
+        wanted = held + unit if isinstance(self.policy, Reactive) else held
+        if self._last is not None and isinstance(self.policy, Mortice | Dopd):
+            demand, seen = self._last
+            now = self._now(standing, starting)
+            scope = Scope(
+                sum(now.count(role) for role in ROLES),
+                max(1, budget // unit),
+                can_scale=True,
+                margin=self.pace.hysteresis,
+                is_late=self._is_late,
+            )
+            wanted = bounds.of(bounds.fit(self.policy.target(demand, seen, now, scope)[0], budget))
+        return Claim(
+            held=held,
+            least=bounds.min_prefill * bounds.prefill_gpus + max(1, bounds.min_decode) * bounds.decode_gpus,
+            wanted=wanted,
+            urgency=1.0 - self._lengths.share_met,
+            unit=unit,
         )
 
     def break_forecast(self, answer: float) -> None:

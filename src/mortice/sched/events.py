@@ -107,6 +107,13 @@ class Misforecast(msgspec.Struct, frozen=True, tag="misforecast"):
     answer: float | None
 
 
+class Budgeted(msgspec.Struct, frozen=True, tag="budgeted"):
+    """From now on so many accelerators at most: this plane's part of a budget that it shares (sched/budget.py)."""
+
+    at_s: float
+    max_gpus: int
+
+
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """A period of the control loop is over."""
 
@@ -127,4 +134,5 @@ Event = (
     | Ended
     | Tick
     | Misforecast
+    | Budgeted
 )

@@ -12,10 +12,12 @@ import msgspec
 
 from mortice.sched.actions import Flip, Standing, Start, Stop, Undrain
 from mortice.sched.answers import Answer, DecodeAt, Held, Refused, Route, Routed
+from mortice.sched.budget import Claim
 from mortice.sched.capacity import Capacity
 from mortice.sched.controller import Controller, Decision
 from mortice.sched.events import (
     Arrived,
+    Budgeted,
     Cached,
     Ended,
     Event,
@@ -129,6 +131,8 @@ class ControlPlane:
                 self.starting[role] += 1
             case StartFailed(_, role):
                 self.starting[role] = max(0, self.starting[role] - 1)
+            case Budgeted(_, max_gpus):
+                self._controller.bound(max_gpus)
             case Misforecast(_, answer):
                 self._controller.break_forecast(math.nan if answer is None else answer)
             case Worn(_, worker_id, role):
@@ -264,6 +268,10 @@ class ControlPlane:
             Standing(w.worker_id, w.role, w.prefill_work + w.num_assigned, not w.accepts)
             for w in self.fleet.workers.values()
         ]
+
+    def claim(self, budget: int) -> Claim:
+        """What this plane has, and would have of `budget` accelerators that it shares with others; it hears `Budgeted`."""
+        return self._controller.claim(self.standing(), self.starting, budget)
 
     def tick(self, at_s: float) -> Decision:
         """Take the interval's figures and decide. What is ordered is booked: flips at once, starts as starting."""

@@ -109,6 +109,11 @@ class Cluster:
         return self._next
 
     @property
+    def is_over(self) -> bool:
+        """All requests have ended."""
+        return self._ended == len(self.requests)
+
+    @property
     def plane(self) -> ControlPlane:
         return self._planes[0]
 
