@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import msgspec
 import pytest
 
 from mortice.sched.actions import Bounds, Flip, Standing, Start, Stop, Undrain, reshape
@@ -175,6 +176,28 @@ def test_a_longer_tail_of_prompts_leaves_bent_workers_less() -> None:
     """The work that falls into an answer's time varies with the second moment; where nothing bends it does not matter."""
     even, uneven = demand(prompt=4000, spread=1.0), demand(prompt=4000, spread=4.0)
     assert CAPACITY.bent_rate(0, 8, uneven) < 0.95 * CAPACITY.bent_rate(0, 8, even)
+
+
+def test_short_answers_among_long_ones_leave_bent_workers_less() -> None:
+    """Equal means: what decides is the share of answers that a prompt beside them spoils."""
+    even, uneven = demand(), msgspec.structs.replace(demand(), output_uneven=4.0)
+    assert CAPACITY.bent_rate(1, 3, uneven) < 0.97 * CAPACITY.bent_rate(1, 3, even)
+    assert CAPACITY.decode_rate(3, uneven) == CAPACITY.decode_rate(3, even)
+
+
+def test_a_worker_within_the_error_of_the_closed_form_is_added_once_requests_are_late() -> None:
+    ours, now = Mortice(CAPACITY), Target(1, 1)
+    carried = CAPACITY.bent_rates(2, demand())
+    rate = max(carried.values())
+
+    def wanted(rate: float, *, is_late: bool) -> int:
+        scope = Scope(2, 16, can_scale=True, margin=0.15, is_late=is_late)
+        target = ours.target(demand(rate), seen(), now, scope)[0]
+        return target.prefill + target.decode + target.mixed
+
+    assert wanted(1.1 * rate, is_late=False) == 2
+    assert wanted(1.1 * rate, is_late=True) > 2
+    assert wanted(1.3 * rate, is_late=False) > 2
 
 
 def test_a_mix_is_that_of_the_last_requests_not_of_the_last_interval() -> None:

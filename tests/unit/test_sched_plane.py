@@ -270,3 +270,36 @@ def test_a_log_that_was_cut_short_is_said(tmp_path: Path) -> None:
 def test_an_event_round_trips() -> None:
     event: Event = Arrived(1.5, "r", 10, [b"abc"], True)
     assert msgspec.json.decode(msgspec.json.encode(event), type=Event) == event
+
+
+def test_a_prompt_longer_than_the_answers_beside_it_bear_does_not_bend() -> None:
+    """The prefill pool is late for both; beside thirty answers of a few tokens the short prompt alone may bend."""
+
+    def reason(prompt_len: int, output_len: int) -> str:
+        plane = ControlPlane(setup())
+        plane.hear(Joined(0.0, "prefill-0", "prefill", 6250))
+        plane.hear(Joined(0.0, "decode-0", "decode", 6250, convertible=True))
+        for i in range(300):
+            plane.ended(f"before-{i}", output_len + i % 2, 0.1, 0.01)
+        for i in range(30):
+            arrive(plane, f"beside-{i}", 100)
+            plane.hear(Prefilled(0.0, f"beside-{i}"))
+        arrive(plane, "long", 20_000)
+        return arrive(plane, "last", prompt_len).route.reason
+
+    assert "convertible" in reason(3000, 500)
+    assert "convertible" not in reason(3000, 8)
+
+
+def test_nothing_bends_where_its_kv_has_no_room() -> None:
+    def reason(num_blocks: int) -> str:
+        plane = ControlPlane(setup())
+        plane.hear(Joined(0.0, "prefill-0", "prefill", 6250))
+        plane.hear(Joined(0.0, "decode-0", "decode", num_blocks, convertible=True))
+        arrive(plane, "first", 1000)
+        plane.hear(Prefilled(0.0, "first"))
+        arrive(plane, "long", 20_000)
+        return arrive(plane, "last", 1000).route.reason
+
+    assert "convertible" in reason(6250)
+    assert "convertible" not in reason(100)

@@ -1,7 +1,7 @@
 """One budget of accelerators among several control planes: two models, or two classes of SLO, on one cluster.
 
 What each plane has is never taken from it at once, its workers drain; so a bound grows only by what nobody holds, and the
-sum of what is held and may be ordered stays within the budget at every instant. Of those that lack, the most urgent go first.
+sum of what is held and may be ordered stays within the budget at every instant. The most urgent that lack go first.
 """
 
 from collections.abc import Sequence

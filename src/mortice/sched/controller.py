@@ -157,7 +157,7 @@ class Controller:
             return now, "the division was changed a moment ago"
         if isinstance(self.policy, Mortice):
             carried = self.policy.score(now, demand)
-            if carried >= demand.rate and not self._is_late:
+            if carried >= demand.rate * (1 + self.pace.hysteresis) and not self._is_late:
                 return now, f"{now.name} carries what is expected"
             gain = self.policy.score(wanted, demand) / max(1e-9, carried)
             # Where requests miss, the division that stands is shown not to carry: less is worth a change.
