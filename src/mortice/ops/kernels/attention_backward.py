@@ -151,7 +151,6 @@ def attention_backward(  # noqa: C901 - three grids
     causal: bool = False,
     BM: int = 64,
     BN: int = 128,
-    BD: int = 512,
     stages: int = 2,
 ) -> Any:
     """dQ, dK, dV in one pass over the scores, and its two workspaces: A [B, S, H, D] f32, to which the blocks of keys add
@@ -212,9 +211,10 @@ def attention_backward(  # noqa: C901 - three grids
             dk[y, d] = dk[y, d] * scale
         tile.copy(dk, dK[b, bn * BN :, g, :])
         tile.copy(dv, dV[b, bn * BN :, g, :])
-    for n, s, b in tile.grid(tile.ceildiv(H * D, BD), S, B):
-        for i in tile.parallel(BD):
-            at = n * BD + i
-            if at < H * D:
-                dQ[b, s, at // D, at % D] = A[b, s, at // D, at % D] * scale
+    for s, b in tile.grid(S, B):
+        part = tile.fragment((H, D), tile.f32)
+        tile.copy(A[b, s, :, :], part)
+        for h, d in tile.parallel(H, D):
+            part[h, d] = part[h, d] * scale
+        tile.copy(part, dQ[b, s, :, :])
     return dQ, dK, dV, A, delta

@@ -8,8 +8,9 @@ from mortice import tile
 @tile.inline
 def add_scaled(y: Any, part: Any, rows: Any, block: Any) -> Any:
     """y [rows, columns] += part, 128 of K, each row by its scale times the block's."""
+    scale = block  # read once
     for i, j in tile.parallel(y.shape[0], y.shape[1]):
-        y[i, j] = y[i, j] + part[i, j] * (rows[i] * block)
+        y[i, j] = y[i, j] + part[i, j] * (rows[i] * scale)
 
 
 @tile.kernel(cpu={"BM": 128, "BN": 128})

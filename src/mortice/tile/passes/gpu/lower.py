@@ -80,6 +80,10 @@ def _written_for_threads(launch: s.Launch) -> bool:
 class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
+        if launch.cluster > 1:
+            problem = f"cluster={launch.cluster}: blocks of tile operators share nothing"
+            remedy = "drop it, or write the kernel for threads (level 3)"
+            raise UnsupportedError(launch.span, "grid", f"{choices.card.name}: {problem}", remedy)
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
         _only_fragments(launch, choices.card)
         unit = _unit(gemms, choices.card, launch.threads)
