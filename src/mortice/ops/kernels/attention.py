@@ -18,7 +18,6 @@ def attention(
     BM: int = 128,
     BN: int = 128,
     stages: int = 2,
-    slack: float = 0.0,
 ) -> Any:
     """Y [B, S, H, D] of Q [B, S, H, D], K and V [B, T, G, D]; H is a multiple of G. Causal: the last query sees the
     last key, and with a window only the last `window` keys up to its own. Also the logarithm (base e) of each row's sum
@@ -47,7 +46,7 @@ def attention(
                 seen = j * BN + y < T and (not causal or j * BN + y <= bm * BM + x + T - S)
                 near = window == 0 or j * BN + y > bm * BM + x + T - S - window
                 s[x, y] = s[x, y] if seen and near else -tile.inf
-            online_softmax(s, scale * LOG2E, m, shrink, total, o, slack)
+            online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, v, o)
         finish(o, scale * LOG2E, m, total)

@@ -19,7 +19,6 @@ def mla_decode(
     BH: int = 64,
     BN: int = 0,
     splits: int = 8,
-    slack: float = 8.0,
     stages: int = 2,
 ) -> Any:
     """Of each part of the keys, outputs Y [B, splits, H, DV] and log-sum-exps L [B, splits, H], f32. Q [B, H, D], KV
@@ -49,7 +48,7 @@ def mla_decode(
             tile.gemm(q, kv.T, s, clear=True)
             for x, y in tile.parallel(BH, keys):
                 s[x, y] = s[x, y] if j * keys + y < length else -tile.inf
-            online_softmax(s, scale * LOG2E, m, shrink, total, o, slack)
+            online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, kv[:, :DV], o)
         finish(o, scale * LOG2E, m, total)

@@ -18,19 +18,15 @@ def softmax_state(rows: Any) -> Any:
 
 
 @tile.inline
-def online_softmax(s: Any, scale: Any, m: Any, shrink: Any, total: Any, o: Any, slack: float = 0.0) -> Any:
+def online_softmax(s: Any, scale: Any, m: Any, shrink: Any, total: Any, o: Any) -> Any:
     """s [rows, columns], scores, becomes 2^(scale s - maximum); m holds maxima of scores as they are, so that the scale
-    (above 0) costs one fused multiply-add. o [rows, D] shrinks to the new maximum. slack: a maximum stays while none is
-    above 2^slack times it, so that sums and o mostly keep their scale (what FlashAttention-4 does)."""
+    (above 0) costs one fused multiply-add. o [rows, D] shrinks to the new maximum."""
     shift = tile.fragment((s.shape[0],), tile.f32)
     tile.copy(m, shrink)
     tile.reduce_max(s, m, axis=1, clear=False)
     for x in tile.parallel(s.shape[0]):
-        if slack > 0:
-            m[x] = m[x] if m[x] * scale > shrink[x] * scale + slack else shrink[x]
         shift[x] = m[x] * scale if m[x] > -tile.inf else 0.0  # a row without keys: 2^(-inf - 0) is 0
-        factor = tile.exp2(shrink[x] * scale - shift[x])
-        shrink[x] = factor if slack == 0 or m[x] > shrink[x] else 1.0
+        shrink[x] = tile.exp2(shrink[x] * scale - shift[x])
         total[x] = total[x] * shrink[x]
     for x, y in tile.parallel(s.shape[0], s.shape[1]):
         s[x, y] = tile.exp2(s[x, y] * scale - shift[x])

@@ -17,7 +17,6 @@ from mortice.tile.passes.gpu.inference import loop_layout
 from mortice.tile.passes.ranges import affine
 
 IDENTITY = {"sum": 0.0, "max": float("-inf"), "min": float("inf"), "absmax": 0.0}
-MANY = 16  # registers for each factor: fewer are sooner multiplied than asked about
 FOLD = {"sum": "add", "max": "max", "min": "min", "absmax": "max", "any": "or", "all": "and"}
 
 
@@ -32,8 +31,7 @@ def parallel(cx: Context, loop: s.Parallel) -> None:
         cx.sync()
     always = uniform_condition(cx, loop, layout)
     if always is None:
-        with cx.when(_changes_something(cx, loop, layout)):
-            _iterate(cx, loop, layout)
+        _iterate(cx, loop, layout)
     else:
         with cx.block() as fast:
             _iterate(cx, transform(loop, _all_true(loop)), layout)
@@ -44,27 +42,6 @@ def parallel(cx: Context, loop: s.Parallel) -> None:
         if cx.groups:
             cx.op("fence_async")
         cx.sync()
-
-
-def _changes_something(cx: Context, loop: s.Parallel, layout: Layout) -> e.Expr:
-    """Of many registers times a factor of their row: is one of this thread's factors not 1? Else always true."""
-    store = loop.body[0]
-    value = store.value if isinstance(store, s.Store) and len(loop.body) == 1 else None
-    if not isinstance(value, e.Binary) or value.op != "mul" or not isinstance(store, s.Store):
-        return e.TRUE
-    old, factor = value.left, value.right
-    if not isinstance(old, e.Load) or not isinstance(factor, e.Load) or factor.buffer.name not in cx.registers:
-        return e.TRUE
-    if old.buffer != store.buffer or old.indices != store.indices or len(factor.indices) >= len(old.indices):
-        return e.TRUE
-    held = cx.registers[factor.buffer.name]
-    if layout.slots < MANY * held.extents[0] or factor.buffer.name in cx.packed:
-        return e.TRUE
-    differs: e.Expr = e.Const(boolean, False)
-    for number in range(held.extents[0]):
-        one = build.binary("ne", build.load(held, (a.const(number),)), e.Const(held.dtype, 1.0))
-        differs = one if number == 0 else build.binary("or", differs, one)
-    return differs
 
 
 def _iterate(cx: Context, loop: s.Parallel, layout: Layout) -> None:
