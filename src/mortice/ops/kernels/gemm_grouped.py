@@ -9,8 +9,8 @@ from mortice.ops.kernels.gemm_fp8 import add_scaled
 
 @tile.inline
 def rows_of_tile(offsets: Any, groups: Any, BM: Any, number: Any) -> Any:
-    """Group, first row and end of its rows of the tile with this number: a block asks the groups one after the other how many
-    tiles of rows they have, so no table is made beforehand. Past the last tile the first row is not below the end."""
+    """Group, first row and end of its rows of the tile with this number: a block asks the groups one after the other how
+    many tiles of rows they have, so no table is made beforehand. Past the last tile the first row is not below the end."""
     g, left = 0, number
     while g < groups - 1 and left >= tile.ceildiv(offsets[g + 1] - offsets[g], BM):
         left = left - tile.ceildiv(offsets[g + 1] - offsets[g], BM)

@@ -1,5 +1,5 @@
 """A ring of one slot, waited for and given back panel by panel: where a tile is so large that no second version of it
-fits, the next iteration's copy begins while this one's products still run (FlashMLA's order of copies, deepseek-ai/FlashMLA).
+fits, the next iteration's copy begins while this one's products still run (as in deepseek-ai/FlashMLA).
 
 The tile [keys, D] is read by two products of one loop: the first (q @ kv.T) goes along its columns, so it may start with
 the first panel; the second (p @ kv[:, :DV]) gives each warpgroup columns of its own, so each frees its panels as it goes.
@@ -45,9 +45,7 @@ class Panels:
     @property
     def steps(self) -> tuple[tuple[int, ...], ...]:
         """Panels of a warpgroup, counted from its first, that one product of the second chain frees."""
-        return tuple(
-            tuple(range(at, min(at + AT_ONCE, self.own))) for at in range(0, self.own, AT_ONCE)
-        )
+        return tuple(tuple(range(at, min(at + AT_ONCE, self.own))) for at in range(0, self.own, AT_ONCE))
 
     @property
     def idle(self) -> tuple[int, ...]:
@@ -81,7 +79,13 @@ def find_panels(ring: Ring, tile: SharedTile, groups: int, side_by_side: bool) -
     assert isinstance(second, s.Gemm)
     if tile.name in (first.a.buffer.name, second.a.buffer.name) or second.a.buffer.scope != "shared":
         return None
-    if not first.transpose_b or second.transpose_b or not first.clear or first.transpose_a or second.transpose_a:
+    if (
+        not first.transpose_b
+        or second.transpose_b
+        or not first.clear
+        or first.transpose_a
+        or second.transpose_a
+    ):
         return None
     whole = [x.target.extents[-1] == e.const(tile.columns) for x in ring.copies]
     if not all(whole) or first.b.shape[1] != e.const(tile.columns) or second.b.offsets[-1] != e.const(0):
@@ -100,7 +104,8 @@ def overlay(ring: Ring, panels: Panels, tiles: dict[str, SharedTile], launch: s.
     users = [
         x
         for x in walk(launch.body)
-        if isinstance(x, s.Copy | s.Gemm | s.Parallel | s.Fill | s.Store) and any(b.name == name for b in buffers(x))
+        if isinstance(x, s.Copy | s.Gemm | s.Parallel | s.Fill | s.Store)
+        and any(b.name == name for b in buffers(x))
     ]
     if len(users) != 2 or not isinstance(users[0], s.Copy) or users[1] is not panels.second:
         return ""
@@ -136,7 +141,9 @@ def start_second(cx: Context, panels: Panels, tiles: dict[str, SharedTile]) -> I
         yield step
 
 
-def give_back(cx: Context, ring: Ring, panels: Panels, own: tuple[int, ...], idle: bool, others: bool) -> None:
+def give_back(
+    cx: Context, ring: Ring, panels: Panels, own: tuple[int, ...], idle: bool, others: bool
+) -> None:
     """One arrival of this warp for each of these panels. own: counted from the warpgroup's first."""
     group = a.call("warpgroup")
     free: list[e.Expr] = [a.add(a.mul(group, panels.own), i) for i in own]

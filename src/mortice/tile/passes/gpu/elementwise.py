@@ -77,7 +77,12 @@ def _shared_rows(cx: Context, loop: s.Parallel, layout: Layout) -> dict[str, int
         if not isinstance(node, e.Load) or node.buffer.scope != "shared" or len(node.indices) != 1:
             continue
         index, tile = node.indices[0], cx.tiles[node.buffer.name]
-        if not isinstance(index, e.Var) or index.name not in names or node.buffer.name in written or tile.width:
+        if (
+            not isinstance(index, e.Var)
+            or index.name not in names
+            or node.buffer.name in written
+            or tile.width
+        ):
             continue
         dim = names.index(index.name)
         held = [d for d in layout.dims[dim] if d.place == "slot"]
@@ -104,6 +109,7 @@ def _element(  # noqa: C901 - a table of all statements
     known: Mapping[str, e.Expr],
 ) -> None:
     """known: what shared rows hold at this element."""
+
     def value(node: Any) -> Any:
         return transform(node, change)
 

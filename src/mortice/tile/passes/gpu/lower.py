@@ -172,6 +172,15 @@ class _Lowering:
                 rows, columns = held.extents
                 width = swizzle_for(columns, rows, held.dtype)
                 cx.tiles[fma.staged(held)] = SharedTile(fma.staged(held), rows, columns, held.dtype, width)
+        self._fit()
+        if self._find_panels():
+            self._plan()
+        for ring in self.rings:
+            self._how_filled(ring)
+
+    def _fit(self) -> None:
+        """Stages are cut, and tiles laid in idle panels, until all fit; each cut is noted."""
+        cx = self.cx
         room, wanted = cx.card.shared_bytes, [x.stages for x in self._staged()]
         while (used := self._plan()) > room:
             big = max((x for x in self._staged() if x.stages > 1), key=self._ring_bytes, default=None)
@@ -189,10 +198,6 @@ class _Lowering:
                 reason = f"{stages} would not fit {room} bytes of shared memory"
                 span = made.loop.span if made.loop else cx.launch.span
                 cx.note(span, "pipelined", f"{made.stages} stages of {', '.join(made.tiles)}", reason)
-        if self._find_panels():
-            self._plan()
-        for ring in self.rings:
-            self._how_filled(ring)
 
     def _find_panels(self) -> bool:
         """Rings that go panel by panel, if any was not found before, and what may lie in their idle panels."""
