@@ -43,7 +43,7 @@ def store_gradients(dk: Any, dv: Any, scale: Any, dK: Any, dV: Any, b: Any, key:
 def attention_delta(Y: tile.Tensor, dY: tile.Tensor) -> Any:
     """[B, H, S] f32: the dot products of the rows of Y and dY [B, S, H, D]."""
     B, S, H, D = Y.shape
-    B, S, H, D = dY.shape
+    B, S, H, D = dY.shape  # noqa: RUF059 - it names a dimension
     delta = tile.empty((B, H, S), tile.f32)
     for s, b in tile.grid(S, B):
         row_products(Y, dY, b, s, delta)
