@@ -43,7 +43,7 @@ bench: setup
 # The simulator's inner files and the decisions that it shares with the live cluster, as they stand, through mypyc: a copy of the
 # package for PYTHONPATH=build/compiled. Nothing imports it unless told to.
 COMPILED := $(addprefix mortice/,sched/fleet.py sched/plane.py sched/prefix_map.py sched/router.py \
-	sim/books.py sim/clock.py sim/cluster.py sim/decode_steps.py sim/link.py sim/request.py sim/worker.py)
+	sim/books.py sim/clock.py sim/cluster.py sim/decode_batch.py sim/handover.py sim/link.py sim/prompt_queue.py sim/request.py sim/worker.py)
 
 compiled: setup
 	rm -rf build/compiled

@@ -1,20 +1,28 @@
 """The process dies before or after any one sync or rename: what was committed is there, what was not is nowhere."""
 
+import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mortice.obs.audit_verify import verify
 
-WORKER = """
-import asyncio, os, pathlib, signal, sys
-home, at, when = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+WORKERS = """
+import asyncio, json, os, pathlib, signal, sys
+
+from mortice.agent.ledger import Ledger, RunEffects
+from mortice.sandbox import Epochs, SandboxLost, SandboxNotFound, Sandboxes
+
 count = 0
 
-def dying(real):
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole or not at all, wherever we die
+
+def dying(real, at, when):
     def call(*arguments, **keywords):
         global count
         count += 1
@@ -27,85 +35,116 @@ def dying(real):
         return result
     return call
 
-from mortice.agent.ledger import Ledger, RunEffects
-from mortice.sandbox import Epochs, SandboxLost, SandboxNotFound, Sandboxes
-
-async def main():
+async def work(home, run, at, when):
     ledger = Ledger(f"sqlite:///{home / 'effects.db'}")
-    effects = RunEffects(ledger, "run")
+    effects = RunEffects(ledger, run)
     async with Sandboxes(home) as boxes:
-        epochs = Epochs(boxes, "run", effects=effects)
+        epochs = Epochs(boxes, run, effects=effects)
         last = epochs.last()
         if last is None:
             try:
-                box, turn = await boxes.attach("of-the-run"), 0
+                box, turn = await boxes.attach(run), 0
             except (SandboxNotFound, SandboxLost):
-                box, turn = await boxes.create(name="of-the-run", keep=True), 0
+                box, turn = await boxes.create(name=run, keep=True), 0
             await box.run_cell("total = 0", cell_id="setup")
         else:
             resumed = await epochs.resume(keep=True)
             box, turn = resumed.box, last.journal["turn"] + 1
-        os.fsync, os.fdatasync, os.link = dying(os.fsync), dying(os.fdatasync), dying(os.link)
-        pathlib.Path.rename = dying(pathlib.Path.rename)
+        for name in ("fsync", "fdatasync", "link"):
+            setattr(os, name, dying(getattr(os, name), at, when))
+        pathlib.Path.rename = dying(pathlib.Path.rename, at, when)
         while turn < 3:
-            begun = ledger.begin(effects.run, turn, 0, "post", {"turn": turn}, idempotent=False, approved=False)
+            begun = ledger.begin(run, turn, 0, "post", {"turn": turn}, idempotent=False, approved=False)
             if begun.action in ("go", "ask"):
-                with open(home / "world", "a+") as world:
+                with open(home / f"world-{run}", "a+") as world:
                     world.seek(0)
                     if str(turn) not in world.read().split():  # ask: began, and nobody saw the end; so look
                         print(turn, file=world)
                 ledger.finish(begun.key, turn)
             result = await box.run_cell(f"total += {turn + 1}; total", cell_id=f"turn-{turn}")
             await epochs.commit(box, {"turn": turn, "total": result.value})
-            print("committed", turn, flush=True)
+            say("committed", turn)
             turn += 1
-        print("end", (await box.run_cell("total", cell_id="end")).value, "calls", count)
+        say("end", (await box.run_cell("total", cell_id="end")).value, "calls", count)
         await box.destroy()
 
-asyncio.run(main())
+for line in sys.stdin:
+    home, run, at, when = json.loads(line)
+    child = os.fork()  # with everything imported, and no thread yet
+    if not child:
+        asyncio.run(work(pathlib.Path(home), run, at, when))
+        os._exit(0)
+    os.waitpid(child, 0)
+    say("done")
 """
 
 
-def work(home: Path, at: int, when: str) -> list[str]:
-    command = [sys.executable, "-c", WORKER, str(home), str(at), when]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.splitlines()
+class Workers:
+    """Processes that are forked one after the other, on one home; each dies at a call of its own, or ends."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WORKERS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def work(self, run: str, at: int, when: str) -> list[str]:
+        """What one said until it was gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([str(self.home), run, at, when]), file=self._process.stdin, flush=True)
+        said = []
+        for line in self._process.stdout:
+            if line == "done\n":
+                return said
+            said.append(line.rstrip("\n"))
+        raise AssertionError("the process that forks workers has ended")
+
+    def survive(self, at: int, when: str) -> bool:
+        """Die at that call, resume without, and check; False when the run ended before the call came."""
+        run = f"{when}{at}"
+        first = self.work(run, at, when)
+        if first and first[-1].startswith("end"):
+            return False
+        said = self.work(run, 0, "never")
+        committed = [line for line in first + said if line.startswith("committed")]
+        assert said[-1].startswith("end 6 "), (run, first, said)
+        # said twice where it was killed between saying so and its books
+        assert len(committed) - len(set(committed)) <= 1, (run, first, said)
+        world = (self.home / f"world-{run}").read_text().split()
+        assert sorted(set(world)) == sorted(world) == ["0", "1", "2"], (run, world)
+        assert not [p for p in (self.home / "boxes").iterdir() if (p / "box.json").exists()]
+        return True
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
 
 
-def survive(home: Path, at: int, when: str) -> bool:
-    """Die at that call, resume without, and check; False when the run ended before the call came."""
-    first = work(home, at, when)
-    if first and first[-1].startswith("end"):
-        return False
-    said = work(home, 0, "never")
-    committed = [line for line in first + said if line.startswith("committed")]
-    assert said[-1].startswith("end 6 "), (at, when, first, said)
-    assert len(committed) - len(set(committed)) <= 1, (
-        at,
-        when,
-        first,
-        said,
-    )  # said, and killed before the books had it
-    world = (home / "world").read_text().split()
-    assert sorted(set(world)) == sorted(world) == ["0", "1", "2"], (at, when, world)
-    assert verify(home / "audit").ok, (at, when)
-    assert not [p for p in (home / "boxes").iterdir() if (p / "box.json").exists()]
-    return True
+@pytest.fixture
+def workers(sandbox_home: Path) -> Iterator[Workers]:
+    found = Workers(sandbox_home)
+    yield found
+    found.end()
 
 
 @pytest.mark.timeout(200)
-def test_death_at_some_sync_or_rename(sandbox_home: Path) -> None:
+def test_death_at_some_sync_or_rename(workers: Workers) -> None:
     seed = 20261128
     print("seed", seed)
     draw = random.Random(seed)
-    for n in range(2):
-        assert survive(sandbox_home / str(n), draw.randrange(1, 18), draw.choice(["before", "after"]))
+    for _ in range(2):
+        assert workers.survive(draw.randrange(1, 18), draw.choice(["before", "after"]))
+    assert verify(workers.home / "audit").ok
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_death_at_every_sync_and_rename(sandbox_home: Path) -> None:
+@pytest.mark.timeout(900)
+def test_death_at_every_sync_and_rename(workers: Workers) -> None:
     for when in ("before", "after"):
         at = 1
-        while survive(sandbox_home / f"{when}{at}", at, when):
+        while workers.survive(at, when):
             at += 1
         assert at > 15, at
+    assert verify(workers.home / "audit").ok

@@ -1,5 +1,6 @@
 """Whole runs against a scripted endpoint: what is sent, what is left out, what the result says of itself."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,25 @@ async def test_an_azure_replay_keeps_lengths():
     assert result["workload"]["trace"] == "azure2023_conv_head.csv"
 
 
+async def test_clients_hang_up_when_the_trace_says_so(tmp_path):
+    """The answer of the first row would take minutes; its server learns that nobody reads it any more."""
+    trace = tmp_path / "T.jsonl"
+    row = '{"timestamp": 0, "input_length": 8, "output_length": %d%s}\n'
+    trace.write_text(row % (20_000, ', "leaves_after": 200') + row % (3, ""))
+
+    def script(index, body):
+        return Script(gap_s=0.01 if body["max_tokens"] > 3 else 0.0)
+
+    async with ScriptedServer(script=script) as server:
+        result, loaded, _ = await run(server, trace=trace, warmup=0, slo=SLO(ttft_ms=60_000))
+        while not server.closed_early:
+            await asyncio.sleep(0.01)
+    assert result["failures"] == {"hung up": 1}
+    assert "0.2 s" in result["failure_examples"]["hung up"]
+    assert result["slo"]["attainment"] == 0.5
+    assert loaded.timelines[0].ended_s - loaded.timelines[0].sent_s >= 0.2
+
+
 async def test_time_can_run_out():
     async with ScriptedServer(script=lambda i, body: Script(first_s=0.05)) as server:
         result, _, _ = await run(server, num_prompts=500, concurrency=1, warmup=0, max_duration_s=0.1)
@@ -213,8 +233,6 @@ async def test_goodput_finds_where_a_scripted_server_gives_up():
     last = [0.0]
 
     def script(index, body):
-        import asyncio
-
         now = asyncio.get_running_loop().time()
         soon = now - last[0] < 0.02
         last[0] = now

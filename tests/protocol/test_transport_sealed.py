@@ -18,8 +18,9 @@ from mortice.transport.base import TransferResult
 from mortice.transport.descriptor import describe, describe_target
 from mortice.transport.errors import PeerGone
 from mortice.transport.pool import PrivatePool
-from mortice.transport.sealed import SealedLink, certificate, is_sealed, seal
+from mortice.transport.sealed import SealedLink, is_sealed, seal
 from mortice.transport.tcp import TcpTransport
+from mortice.transport.token_keys import certificate
 
 LAYOUT = KVLayout(num_layers=2, planes=((2, 32), (2, 32)), block_size=8, dtype="float32", model="m")
 TOKEN = "shared by all workers"

@@ -7,17 +7,17 @@ import pytest
 from mortice.obs.audit_verify import records
 from mortice.sandbox import Sandboxes, cgroups
 from mortice.sandbox.box import Box
+from mortice.sandbox.meter import CpuMeter
 
 Make = Callable[..., Awaitable[Box]]
 BURN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["process"], indirect=True)
 async def test_the_processor_seconds_of_all_runs_are_those_of_the_control_group(
     make: Make, boxes: Sandboxes
 ) -> None:
-    """On the host's own kernel, where both are the scheduler's. (gVisor's clocks of processes count by ticks of its own.)"""
+    """Within 5 %, on every back end, though gVisor's own clocks of processes count by ticks."""
     box = await make()
     await box.ping()
     before = cgroups.cpu_seconds(box.record.id)
@@ -31,10 +31,24 @@ async def test_the_processor_seconds_of_all_runs_are_those_of_the_control_group(
     after = cgroups.cpu_seconds(box.record.id)
     assert before is not None
     assert after is not None
-    assert min(said) >= 1.0
+    assert min(said) > 0.5
     assert sum(said) == pytest.approx(after - before, rel=0.05), said
     logged = [r["cpu_s"] for r in records(boxes.home.audit, box.record.id) if r["kind"] == "exit"]
     assert logged == said
+
+
+def test_runs_side_by_side_share_and_what_lies_between_belongs_to_none() -> None:
+    used = iter([10.0, 11.0, 13.0, 13.5, 20.0, 21.0])
+    meter = CpuMeter(lambda: next(used))
+    meter.begin("a")  # at 10
+    meter.begin("b")  # at 11
+    assert meter.end("a") == 1.0 + 1.0
+    assert meter.end("b") == 1.0 + 0.5
+    meter.begin("c")  # at 20
+    assert meter.end("c") == 1.0
+    unknown = CpuMeter(lambda: None)
+    unknown.begin("a")
+    assert unknown.end("a") is None
 
 
 @pytest.mark.parametrize("backend", ["gvisor"], indirect=True)

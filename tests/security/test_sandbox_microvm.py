@@ -122,6 +122,32 @@ async def test_clones_have_memory_in_common_and_nothing_that_names_them(boxes: S
     assert abs(clock - time.time()) < 5
 
 
+async def test_clones_of_a_template_share_its_memory_until_they_write(
+    boxes: Sandboxes, home: Path, saved: str
+) -> None:
+    clones = [await boxes.restore(saved) for _ in range(4)]
+    template = home / "snapshots" / saved / "machine" / "ram"
+    before = template.read_bytes()
+    for n, clone in enumerate(clones):
+        await clone.run_cell(f"mine = b'{n}' * 2_000_000; x += {n}", cell_id="write")
+    values = [(await c.run_cell("(x, mine[:1], len(mine))", cell_id="read")).value for c in clones]
+    assert values == [f"({41 + n}, b'{n}', 2000000)" for n in range(4)]
+    assert template.read_bytes() == before
+    for clone in clones:
+        mapped = mapping(clone.machine.pid, template)
+        own, shared = mapped["Private_Dirty"], mapped["Shared_Clean"]
+        assert 2 * MIB <= own < 48 * MIB, mapped  # what it wrote, not the template's size
+        assert shared > 8 * MIB, mapped
+
+
+def mapping(pid: int, path: Path) -> dict[str, int]:
+    """Bytes by kind, of the mapping of a file in a process."""
+    lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    start = next(n for n, line in enumerate(lines) if line.endswith(str(path)))
+    rows = (line.split() for line in lines[start + 1 : start + 20])
+    return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[-1] == "kB"}
+
+
 async def test_a_pool_boots_once_and_starts_every_other_machine_from_that(boxes: Sandboxes) -> None:
     before = {m.id for m in boxes.snapshots.list()}
     spec = SandboxSpec(backend="microvm", limits=LIMITS)
@@ -213,15 +239,19 @@ async def test_another_process_takes_it_over(boxes: Sandboxes, home: Path, saved
         await again.destroy()
 
 
-async def test_a_damaged_memory_image_never_runs(boxes: Sandboxes, home: Path, box: Box) -> None:
-    snapshot = await box.snapshot()
-    memory = home / "snapshots" / snapshot / "machine" / "memory"
+@pytest.mark.parametrize("name", ["ram", "state"])
+async def test_a_damaged_memory_image_never_runs(boxes: Sandboxes, home: Path, box: Box, name: str) -> None:
+    """Of a machine that booted, or was restored from a stream, memory is a file apart; of its clones one stream."""
+    apart = await boxes.restore(await box.snapshot()) if name == "ram" else box
+    snapshot = await apart.snapshot()
+    memory = home / "snapshots" / snapshot / "machine" / name
+    assert memory.stat().st_size > 16 * MIB
     with memory.open("r+b") as file:
         file.seek(memory.stat().st_size // 2)
         byte = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte[0] ^ 1]))
-    with pytest.raises(SnapshotRefused, match="machine/memory is not what was written"):
+    with pytest.raises(SnapshotRefused, match=f"machine/{name} is not what was written"):
         await boxes.restore(snapshot)
 
 

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from mortice.sandbox import Limits, SandboxError, Sandboxes, SandboxSpec, WarmPool
+from mortice.sandbox.retention import Rules
 
 SPEC = SandboxSpec(backend="gvisor", limits=Limits(memory_bytes=256 << 20))
 
@@ -22,7 +23,7 @@ async def test_leased_sandboxes_have_what_was_prepared_and_are_their_own(boxes: 
         assert {box.info.parent_snapshot for box in leased} == {template}
         for box in leased:
             await box.destroy()
-        assert template not in {m.id for m in boxes.prune(older_than_s=0.0, dry_run=True)}
+        assert template not in {m.id for m in boxes.retention.prune(Rules(keep_days=0.0), dry_run=True)}
         while pool.num_ready < 2:  # it fills itself
             await asyncio.sleep(0.02)
         again = await pool.lease()

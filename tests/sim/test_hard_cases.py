@@ -77,7 +77,7 @@ def phase(cluster: Cluster, request: SimRequest) -> str:
         return request.stage
     worker = request.at
     if isinstance(worker, SimWorker):
-        waits = request in worker.waiting
+        waits = request in worker.prompts.waiting
     else:
         waits = any(s.request.id == request.id for s in worker.scheduler.waiting)
     if cluster.roles[worker.id] == "decode" and request.given:
@@ -127,7 +127,7 @@ def test_a_client_hangs_up_while_its_kv_is_read_in_place() -> None:
     gone = [r for r in requests if r.stage == "cancelled"]
     assert len(gone) == len(reading)
     owner = again.workers["w1"]
-    assert not any(r.index in owner.leased for r in gone)
+    assert not any(r in owner.leased for r in gone)
     end(again)
 
 
@@ -170,7 +170,7 @@ def test_a_client_hangs_up_between_two_pipeline_stages() -> None:
     requests[0].leaves_s = 0.1  # of its prompt's 0.133 s; the next prompt started half way
     cluster = Cluster(pools(piped, 1, 1, slo=SLOS, decode_times=TIMES, prefill_budget=6000), requests)
     cluster.run(until_s=0.09)
-    assert len(cluster.workers["w1"].piped) == 2  # type: ignore[union-attr]
+    assert len(cluster.workers["w1"].prompts.piped) == 2  # type: ignore[union-attr]
     end(cluster)
     assert [r.stage for r in requests] == ["cancelled", "finished"]
 

@@ -33,7 +33,7 @@ def schedule(seed: int, fidelity: str) -> None:
         for request in requests:  # a third hang up, at once or after seconds
             if more.random() < 0.3:
                 request.leaves_s = request.arrival_s + more.choice([0.0, 0.01, 0.05, 0.3, 2.0])
-    spread = StepSpread(factors=(0.7, 0.9, 1.0, 3.0), run=more.choice([1, 5]))
+    spread = StepSpread(factors=(0.7, 0.9, 1.0, 3.0), run_s=more.choice([0.0, 0.05]))
     small = msgspec.structs.replace(TIMES, kv_tokens=rng.choice([800_000, 20_000]))
     pace = Pace(period_s=2.0, start_s=3.0, dwell_s=4.0, patience=3)
     plan = pools(

@@ -1,6 +1,7 @@
 """The audit chain: nothing is lost between processes, and every alteration shows."""
 
 import asyncio
+import hashlib
 import json
 import random
 import subprocess
@@ -93,6 +94,27 @@ def test_the_private_key_is_the_host_s_alone_and_a_missing_public_one_is_no_free
     assert not verify(tmp_path).ok
     fill(tmp_path, 1)  # the next writer puts it back
     assert verify(tmp_path).ok
+
+
+def test_heads_of_the_format_before_are_named_with_the_remedy(tmp_path: Path) -> None:
+    fill(tmp_path)
+    spine = tmp_path / "spine.jsonl"
+    lines = [json.loads(line) for line in spine.read_text().splitlines()]
+    for line in lines:
+        line["signature"] = "ab" * 32  # HMAC-SHA256
+    previous = "0" * 64
+    out = b""
+    for line in lines:
+        line["prev"] = previous
+        text = json.dumps(line, sort_keys=True, separators=(",", ":")).encode()
+        previous = hashlib.sha256(text).hexdigest()
+        out += text + b"\n"
+    spine.write_bytes(out)
+    report = verify(tmp_path)
+    assert not report.ok
+    assert len(report.chains[-1].problems) == 1
+    assert "the format of before Ed25519" in report.chains[-1].problems[0]
+    assert f"move {tmp_path} aside" in report.chains[-1].problems[0]
 
 
 def test_a_spine_cut_before_its_anchor_shows(tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ import msgspec
 import pytest
 
 from mortice.agent.durable import RunRecord, StepRecord
+from mortice.agent.home import Home as AgentHome
 from mortice.agent.machine import box_name
-from mortice.agent.retention import expired, snapshots_of
+from mortice.agent.retention import ended, snapshots_of
+from mortice.agent.retention import tidy as tidy_runs
 from mortice.cli import main
 from mortice.sandbox import Epoch, Sandboxes, SandboxSpec
 from mortice.sandbox.home import digest_of, write_once
 from mortice.sandbox.record import BoxRecord
-from mortice.specs.errors import WrongState
+from mortice.sandbox.retention import DAY_S, Rules, read_rules, write_rules
+from mortice.specs.errors import RequestError, WrongState
+
+HUNDRED_S = Rules(keep_days=100.0 / DAY_S)
 
 
 @pytest.fixture
@@ -68,23 +73,51 @@ async def test_only_what_is_old_and_needed_by_nobody_goes(boxes: Sandboxes) -> N
     parent, epoch, agents = saved(boxes, "box"), saved(boxes, "box"), saved(boxes, box_name("run-1"))
     refer(boxes, parent)
     commit(boxes, epoch)
-    assert boxes.referred() == {parent: "sandbox box", epoch: "epoch 4 of run r"}
-    assert [m.id for m in boxes.prune(older_than_s=100.0, dry_run=True)] == [old]
-    assert [m.id for m in boxes.prune(older_than_s=100.0)] == [old]
+    assert boxes.retention.referred() == {parent: "sandbox box", epoch: "epoch 4 of run r"}
+    assert [m.id for m in boxes.retention.prune(HUNDRED_S, dry_run=True)] == [old]
+    assert [m.id for m in boxes.retention.prune(HUNDRED_S)] == [old]
     assert {m.id for m in boxes.snapshots.list()} == {young, parent, epoch, agents}
     with pytest.raises(WrongState, match="sandbox box refers to snapshot"):
-        boxes.remove_snapshot(parent)
-    boxes.remove_snapshot(parent, force=True)
+        boxes.retention.remove(parent)
+    boxes.retention.remove(parent, force=True)
     assert parent not in {m.id for m in boxes.snapshots.list()}
 
 
 async def test_what_a_living_process_uses_stays(boxes: Sandboxes) -> None:
     template = saved(boxes, "template")
     with boxes.snapshots.held(template), boxes.snapshots.held(template):
-        assert boxes.prune(older_than_s=0.0) == []
+        assert boxes.retention.prune(Rules(keep_days=0.0)) == []
         with pytest.raises(WrongState, match="a pool of a living process refers"):
-            boxes.remove_snapshot(template)
-    assert [m.id for m in boxes.prune(older_than_s=0.0)] == [template]
+            boxes.retention.remove(template)
+    assert [m.id for m in boxes.retention.prune(Rules(keep_days=0.0))] == [template]
+
+
+async def test_the_oldest_go_while_there_is_too_much_that_nobody_needs(boxes: Sandboxes) -> None:
+    kept = saved(boxes, "box", age_s=5000.0)
+    refer(boxes, kept)
+    oldest, older, young = (saved(boxes, "box", age_s=age) for age in (300.0, 200.0, 100.0))
+    size = boxes.snapshots.disk_bytes(boxes.snapshots.manifest(young))
+    assert size >= 600
+    bound = Rules(keep_days=None, keep_bytes=size)
+    assert [m.id for m in boxes.retention.prune(bound, dry_run=True)] == [oldest, older]
+    assert [m.id for m in boxes.retention.prune(bound, at_most=1)] == [oldest]
+    assert [m.id for m in boxes.retention.prune(bound)] == [older]
+    assert boxes.retention.prune(bound) == []
+    assert {m.id for m in boxes.snapshots.list()} == {kept, young}
+
+
+async def test_the_home_s_rules_are_kept_to_beside_other_work(boxes: Sandboxes) -> None:
+    old, young = saved(boxes, "box", age_s=3 * DAY_S), saved(boxes, "box")
+    write_rules(boxes.home, Rules(keep_days=2.0))
+    assert boxes.retention.is_due
+    boxes.retention.tidy()
+    assert [m.id for m in boxes.snapshots.list()] == [young]
+    assert not boxes.retention.is_due
+    (boxes.home.root / "retention.json").write_text('{"keep_days": "long"}')
+    boxes.retention.tidy()  # it fails by itself
+    with pytest.raises(RequestError, match="snapshots keep"):
+        read_rules(boxes.home)
+    assert old not in {m.id for m in boxes.snapshots.list()}
 
 
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
@@ -117,6 +150,14 @@ def test_the_verbs_list_remove_and_prune(
     assert (code, "is no age" in said) == (2, True)
     assert cli(capsys, monkeypatch, "sandbox", "snapshots", "prune", "--older-than", "7d") == (0, "")
     assert cli(capsys, monkeypatch, "sandbox", "snapshots", "prune", "--older-than", "5m") == (0, two + "\n")
+    assert cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-days", "7", "--keep-bytes", "5GiB") == (
+        0, "7 days\n5 GiB\n",
+    )  # fmt: skip
+    assert (
+        cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-days", "none")[1]
+        == "no bound of age\n5 GiB\n"
+    )
+    assert cli(capsys, monkeypatch, "sandbox", "snapshots", "keep", "--keep-bytes", "many")[0] == 2
 
 
 def test_a_journals_snapshots_are_needed_while_any_run_that_has_them_is_young_or_can_go_on() -> None:
@@ -136,27 +177,19 @@ def test_a_journals_snapshots_are_needed_while_any_run_that_has_them_is_young_or
         (run("aside", "suspended", 0.0), {"s3"}), (run("at work", "running", 0.0), {"s4"}),
         (run("failed", "failed", 0.0), {"s5"}),
     ]  # fmt: skip
-    assert expired(runs, older_than_s=100.0, now_s=1000.0) == {"s1", "s5"}
-    assert expired(runs, older_than_s=2000.0, now_s=1000.0) == set()
+    assert ended(runs) == {"s1": 0.0, "shared": 990.0, "s2": 990.0, "s5": 0.0}
 
 
 def test_runs_are_pruned_by_their_journal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The journal of an earlier release, to whose first call a snapshot is added."""
     monkeypatch.setenv("MORTICE_SANDBOX_HOME", str(tmp_path / "home"))
     boxes = Sandboxes()
     one, other = saved(boxes, box_name("old")), saved(boxes, box_name("unknown"))
     boxes.audit.close()
     place = tmp_path / "agents"
     place.mkdir()
-    with sqlite3.connect(place / "runs.db") as db:
-        text = (Path(__file__).parent.parent / "data" / "agent" / "journal_1.sql").read_text()
-        db.executescript(text.replace("@TOOLS@", "tools.py"))
-        db.execute(
-            "update operation_outputs set output = ? where function_name = 'call 0.0'",
-            [json.dumps([{"type": "observation", "epoch": one}])],
-        )
+    journal(place, one)
     options = ["--home", str(place), "--older-than", "1s", "--json"]
     assert cli(capsys, monkeypatch, "agent", "prune", *options) == (0, '{"snapshots":[]}\n'), "it can go on"
     with sqlite3.connect(place / "runs.db") as db:
@@ -168,3 +201,32 @@ def test_runs_are_pruned_by_their_journal(
     left = Sandboxes()
     assert [m.id for m in left.snapshots.list()] == [other]
     left.audit.close()
+
+
+async def test_runs_are_pruned_by_themselves_once_an_hour(boxes: Sandboxes, tmp_path: Path) -> None:
+    place = tmp_path / "agents"
+    place.mkdir()
+    ended_long_ago = saved(boxes, box_name("old"), age_s=90 * DAY_S)
+    unknown = saved(boxes, box_name("unknown"), age_s=90 * DAY_S)
+    journal(place, ended_long_ago, state="SUCCESS")
+    home = AgentHome(folder=place, db=f"sqlite:///{place / 'runs.db'}")
+    with sqlite3.connect(place / "runs.db") as db:
+        db.execute("update workflow_status set updated_at = 0")
+    tidy_runs(home, boxes)
+    assert [m.id for m in boxes.snapshots.list()] == [unknown]
+    later = saved(boxes, box_name("old"), age_s=90 * DAY_S)
+    tidy_runs(home, boxes)
+    assert {m.id for m in boxes.snapshots.list()} == {unknown, later}, "within the hour"
+
+
+def journal(place: Path, snapshot: str, *, state: str | None = None) -> None:
+    """That of an earlier release, to whose first call a snapshot is added."""
+    with sqlite3.connect(place / "runs.db") as db:
+        text = (Path(__file__).parent.parent / "data" / "agent" / "journal_1.sql").read_text()
+        db.executescript(text.replace("@TOOLS@", "tools.py"))
+        db.execute(
+            "update operation_outputs set output = ? where function_name = 'call 0.0'",
+            [json.dumps([{"type": "observation", "epoch": snapshot}])],
+        )
+        if state is not None:
+            db.execute("update workflow_status set status = ?, output = 'null'", [state])

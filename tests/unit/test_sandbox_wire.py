@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mortice.sandbox import Egress, Limits, SandboxError, SandboxSpec, cgroups
-from mortice.sandbox.backends.microvm import qemu_command
+from mortice.sandbox.backends.microvm import copy_sparse, qemu_command
 from mortice.sandbox.backends.qmp import Qmp
 from mortice.sandbox.backends.sentry import IMAGE_FILES, LOOPBACK, Sentry
 from mortice.sandbox.images import Vm
@@ -162,15 +162,30 @@ async def test_qemu_s_events_are_skipped_its_errors_told_and_files_passed(tmp_pa
 def test_a_machine_has_one_disk_to_read_one_port_and_no_network(tmp_path: Path) -> None:
     vm = Vm(program=["qemu"], kernel=tmp_path / "k", initrd=tmp_path / "i", disk=tmp_path / "d", digest="x")
     spec = SandboxSpec(limits=Limits(memory_bytes=256 << 20, cpus=2), egress=Egress(mode="public"))
-    real, emulated = (qemu_command(vm, spec, emulated=e) for e in (False, True))
+    real, emulated = (qemu_command(vm, spec, "memory-backend-file,id=ram", emulated=e) for e in (False, True))
     devices = [real[n + 1] for n, word in enumerate(real) if word == "-device"]
     assert [d.split(",")[0] for d in devices] == ["virtio-blk-pci", "virtio-serial-pci", "virtserialport"]
     assert "readonly=on" in real[real.index("-drive") + 1]
     assert not [word for word in real if word in ("-netdev", "-nic", "-net", "-usb", "-vnc")]
+    assert real[real.index("-object") + 1] == "memory-backend-file,id=ram"
+    assert "memory-backend=ram" in real[real.index("-M") + 1]
     assert (real[real.index("-m") + 1], real[real.index("-smp") + 1]) == ("352M", "2")
     assert real[real.index("-accel") + 1] == "kvm"
     assert emulated[emulated.index("-accel") + 1].startswith("tcg")
     assert "mitigations=off" not in real[real.index("-append") + 1]
+
+
+def test_memory_is_copied_with_its_holes(tmp_path: Path) -> None:
+    fd = os.memfd_create("memory")
+    with os.fdopen(fd, "r+b", buffering=0) as memory:
+        memory.truncate(64 << 20)
+        for at in (0, 5 << 20, 40 << 20):
+            memory.seek(at)
+            memory.write(b"page" * 1024)
+        copy_sparse(Path(f"/proc/self/fd/{fd}"), tmp_path / "copy")
+        memory.seek(0)
+        assert (tmp_path / "copy").read_bytes() == memory.read()
+    assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
 
 
 def test_an_initramfs_is_in_the_kernel_s_format() -> None:
@@ -221,8 +236,8 @@ def test_joins_are_kept_quick_only_while_it_is_wanted() -> None:
     if cgroups._own_group() is None:
         pytest.skip("no control groups that this process could be in")
     before = Path("/proc/self/cgroup").read_text()
-    with cgroups.quick_joins():
-        assert threads() == ["quick-joins"]
+    with cgroups.quick_joins, cgroups.quick_joins:
+        assert threads() == ["quick-joins"], "one serves all"
     for thread in threading.enumerate():
         if thread.name == "quick-joins":
             thread.join(10)

@@ -20,7 +20,7 @@ from mortice.agent.logview import LogView
 from mortice.agent.loop import BRANCH, Environment, Result, run_agent
 from mortice.agent.machine import Boxes, SandboxTools
 from mortice.agent.model import Model, ScriptSpec
-from mortice.agent.retention import snapshots_of
+from mortice.agent.retention import snapshots_of, tidy
 from mortice.agent.runlog import RunLog
 from mortice.agent.scripted import ScriptedModel
 from mortice.agent.spec import AgentSpec
@@ -255,6 +255,8 @@ class Agents:
             await machine.destroy()
         except MorticeError as error:
             _log.warning("a sandbox could not be ended", run=run_id, why=error.message)
+        if self._given is None and isinstance(self._boxes, Sandboxes):
+            await asyncio.to_thread(tidy, self._home, self._boxes)
 
 
 def make_model(spec: AgentSpec) -> Model:

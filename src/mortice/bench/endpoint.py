@@ -1,6 +1,7 @@
 """An OpenAI endpoint as the harness uses it: one streamed answer, timed; and what the server says of
 itself."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -86,15 +87,23 @@ class Endpoint:
         return msgspec.json.encode({"model": self.model, "messages": messages} | fields)
 
     async def stream(
-        self, body: bytes, timeline: Timeline, on_text: Callable[[str], None] | None = None
+        self,
+        body: bytes,
+        timeline: Timeline,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        leaves_after_s: float | None = None,
     ) -> None:
         """Send a streaming request and write what comes, and when, into `timeline`. Failures are written,
-        not raised."""
+        not raised. After `leaves_after_s` the client hangs up, which counts as one."""
         watcher = _Watcher(timeline, on_text)
         timeline.sent_s = now()
         try:
-            answer = await self.client.exchange("POST", self.route, body, sink=watcher.take)
+            async with asyncio.timeout(leaves_after_s):
+                answer = await self.client.exchange("POST", self.route, body, sink=watcher.take)
             failure = watcher.verdict(answer)
+        except TimeoutError:
+            failure = "hung up", f"the client left after {leaves_after_s:g} s, as the trace says"
         except ExchangeFailed as failed:
             # A server may hang up without the closing chunk once it has said [DONE]; everything came.
             failure = (

@@ -32,6 +32,7 @@ class Job:
     prompt_len: int
     output_len: int
     at_s: float = 0.0
+    leaves_after_s: float | None = None  # the client hangs up so long after sending; None: it stays
 
     def timeline(self) -> Timeline:
         return Timeline(index=self.index, prompt_len=self.prompt_len, output_len=self.output_len)

@@ -64,7 +64,8 @@ class Bench:
         )
         if options.warmup:
             shapes = [
-                msgspec.structs.replace(r, blocks=()) for r in self.workload.requests()[: options.warmup]
+                msgspec.structs.replace(r, blocks=(), leaves_after_s=None)
+                for r in self.workload.requests()[: options.warmup]
             ]
             shapes = (shapes * options.warmup)[: options.warmup]
             self.watch.begin("warm-up", len(shapes))
@@ -154,10 +155,12 @@ class Bench:
                 f"{label} {index}", request.prompt_len, request.blocks, trace.block_tokens if trace else 0
             )
             body = terms.body(self.endpoint, prompt, request.output_len)
-            yield Job(index, body, request.prompt_len, request.output_len, request.at_s)
+            yield Job(
+                index, body, request.prompt_len, request.output_len, request.at_s, request.leaves_after_s
+            )
 
     async def _send(self, job: Job, timeline: Timeline) -> None:
-        await self.endpoint.stream(job.body, timeline)
+        await self.endpoint.stream(job.body, timeline, leaves_after_s=job.leaves_after_s)
 
     def _describe_request(self) -> dict:
         assert self._terms is not None

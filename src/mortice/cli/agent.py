@@ -196,17 +196,25 @@ def cancel(run_id: IdArgument, folder: HomeOption = None, db: DbOption = None) -
 
 @agent.command()
 def prune(
-    older_than: Annotated[str, typer.Option("--older-than", help="Age, as 90s, 30m, 12h or 7d.")] = "7d",
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", help="Age since the run ended, as 90s, 30m, 12h or 7d.")
+    ] = None,
+    keep_bytes: Annotated[
+        str | None, typer.Option("--keep-bytes", help="As 20GiB: the oldest go until they hold no more.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and remove nothing.")] = False,
     folder: HomeOption = None,
     db: DbOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the snapshots of runs that ended long ago. Their journals stay; they cannot be branched any more."""
+    """Remove the snapshots of runs that ended long ago, by default by the rules of `mortice sandbox snapshots keep`. Their
+    journals stay; they cannot be branched any more."""
     from mortice.agent.home import home
     from mortice.cli.agent_prune import prune_snapshots
 
-    prune_snapshots(home(folder, db), older_than=older_than, dry_run=dry_run, as_json=as_json)
+    prune_snapshots(
+        home(folder, db), older_than=older_than, keep_bytes=keep_bytes, dry_run=dry_run, as_json=as_json
+    )
 
 
 @agent.command("serve-mcp")

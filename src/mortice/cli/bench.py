@@ -2,9 +2,7 @@
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import typer
@@ -20,134 +18,48 @@ from mortice.bench.plot import plot_format, plot_run
 from mortice.bench.report import request_record
 from mortice.bench.run import Bench
 from mortice.bench.show import ProgressBar, show_comparison, show_goodput, show_result
+from mortice.cli import bench_options as opt
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
 from mortice.specs.workload import Clip
 
 
-class ApiName(StrEnum):
-    completions = "completions"
-    chat = "chat"
-
-
-class ProcessName(StrEnum):
-    poisson = "poisson"
-    gamma = "gamma"
-
-
-class ClipRule(StrEnum):
-    truncate = "truncate"
-    drop = "drop"
-
-
-class PromptKind(StrEnum):
-    auto = "auto"
-    words = "words"
-    token_ids = "token-ids"
-
-
-_LOAD, _TRACE, _SLO, _SERVER, _OUT = "Load", "Trace replay", "Latency targets", "Server", "Output"
-
-
 def bench(
-    base_url: Annotated[
-        str, typer.Option(help="Up to /v1.", rich_help_panel=_SERVER)
-    ] = "http://127.0.0.1:8123/v1",
-    model: Annotated[
-        str | None, typer.Option(help="Default: the first the server lists.", rich_help_panel=_SERVER)
-    ] = None,
-    api: Annotated[
-        ApiName, typer.Option(help="Which route is measured.", rich_help_panel=_SERVER)
-    ] = ApiName.completions,
-    api_key_env: Annotated[
-        str, typer.Option(help="Environment variable with the API key.", rich_help_panel=_SERVER)
-    ] = "OPENAI_API_KEY",
-    timeout: Annotated[
-        float, typer.Option(help="Seconds until a request has failed.", rich_help_panel=_SERVER)
-    ] = 600.0,
-    ignore_eos: Annotated[
-        bool, typer.Option(help="Ask for answers of full length.", rich_help_panel=_SERVER)
-    ] = True,
-    temperature: Annotated[float, typer.Option(help="0: greedy.", rich_help_panel=_SERVER)] = 0.0,
-    num_prompts: Annotated[
-        int | None, typer.Option(help="Requests. Default: 16, or the whole trace.", rich_help_panel=_LOAD)
-    ] = None,
-    input_len: Annotated[
-        int, typer.Option(help="Prompt tokens of each request.", rich_help_panel=_LOAD)
-    ] = 128,
-    output_len: Annotated[
-        int, typer.Option(help="Output tokens of each request.", rich_help_panel=_LOAD)
-    ] = 64,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Closed loop: requests at once. Default: 8.", rich_help_panel=_LOAD)
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Open loop: requests a second.", rich_help_panel=_LOAD)
-    ] = None,
-    arrival: Annotated[
-        ProcessName | None,
-        typer.Option(help="Open loop: kind of gaps. Default: poisson.", rich_help_panel=_LOAD),
-    ] = None,
-    cv: Annotated[
-        float | None,
-        typer.Option(help="Variation of gamma gaps: 1 is poisson, 2 bursty.", rich_help_panel=_LOAD),
-    ] = None,
-    prompts: Annotated[
-        PromptKind,
-        typer.Option(help="auto: words, or ids where words miss the length.", rich_help_panel=_LOAD),
-    ] = PromptKind.auto,
-    seed: Annotated[int, typer.Option(help="Of prompts, arrivals and intervals.", rich_help_panel=_LOAD)] = 0,
-    warmup: Annotated[
-        int, typer.Option(help="Requests sent before and left out.", rich_help_panel=_LOAD)
-    ] = 2,
-    max_duration: Annotated[
-        float | None, typer.Option(help="Seconds after which no request is sent.", rich_help_panel=_LOAD)
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Azure, Mooncake or BurstGPT file, .gz or not.", rich_help_panel=_TRACE),
-    ] = None,
-    trace_scale: Annotated[
-        float | None, typer.Option(help="2: twice as fast.", rich_help_panel=_TRACE)
-    ] = None,
-    trace_duration: Annotated[
-        float | None, typer.Option(help="Seconds of the trace, in its own time.", rich_help_panel=_TRACE)
-    ] = None,
-    jitter: Annotated[
-        bool,
-        typer.Option("--jitter", help="Spread arrivals over the trace's 3 s tick.", rich_help_panel=_TRACE),
-    ] = False,
-    max_input: Annotated[int | None, typer.Option(help="Clip prompts to it.", rich_help_panel=_TRACE)] = None,
-    max_output: Annotated[
-        int | None, typer.Option(help="Clip outputs to it.", rich_help_panel=_TRACE)
-    ] = None,
-    clip: Annotated[
-        ClipRule, typer.Option(help="Shorten longer rows, or leave them out.", rich_help_panel=_TRACE)
-    ] = ClipRule.truncate,
-    slo_ttft_ms: Annotated[float | None, typer.Option(help="Limit on TTFT.", rich_help_panel=_SLO)] = None,
-    slo_tpot_ms: Annotated[float | None, typer.Option(help="Limit on TPOT.", rich_help_panel=_SLO)] = None,
-    slo_e2e_ms: Annotated[
-        float | None, typer.Option(help="Limit on the whole.", rich_help_panel=_SLO)
-    ] = None,
-    target: Annotated[
-        float, typer.Option(help="Share that must meet all limits.", rich_help_panel=_SLO)
-    ] = 0.9,
-    goodput: Annotated[
-        bool, typer.Option("--goodput", help="Find the largest rate that attains it.", rich_help_panel=_SLO)
-    ] = False,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs behind the server, to divide goodput by.", rich_help_panel=_SLO)
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_OUT)
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON file with a record of each request.", rich_help_panel=_OUT)
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture, .png or .svg.", rich_help_panel=_OUT)] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two result files; runs nothing.", rich_help_panel=_OUT)
-    ] = None,
+    base_url: opt.BaseUrl = "http://127.0.0.1:8123/v1",
+    model: opt.Model = None,
+    api: opt.Api = opt.ApiName.completions,
+    api_key_env: opt.ApiKeyEnv = "OPENAI_API_KEY",
+    timeout: opt.Timeout = 600.0,
+    ignore_eos: opt.IgnoreEos = True,
+    temperature: opt.Temperature = 0.0,
+    num_prompts: opt.NumPrompts = None,
+    input_len: opt.InputLen = 128,
+    output_len: opt.OutputLen = 64,
+    concurrency: opt.Concurrency = None,
+    rate: opt.Rate = None,
+    arrival: opt.Arrival = None,
+    cv: opt.Cv = None,
+    prompts: opt.Prompts = opt.PromptKind.auto,
+    seed: opt.Seed = 0,
+    warmup: opt.Warmup = 2,
+    max_duration: opt.MaxDuration = None,
+    trace: opt.Trace = None,
+    trace_scale: opt.TraceScale = None,
+    trace_duration: opt.TraceDuration = None,
+    jitter: opt.Jitter = False,
+    max_input: opt.MaxInput = None,
+    max_output: opt.MaxOutput = None,
+    clip: opt.Clip = opt.ClipRule.truncate,
+    slo_ttft_ms: opt.SloTtftMs = None,
+    slo_tpot_ms: opt.SloTpotMs = None,
+    slo_e2e_ms: opt.SloE2eMs = None,
+    target: opt.Target = 0.9,
+    goodput: opt.Goodput = False,
+    gpus: opt.Gpus = None,
+    json: opt.AsJson = False,
+    output: opt.Output = None,
+    plot: opt.Plot = None,
+    compare: opt.Compare = None,
 ) -> None:
     """Measure an OpenAI endpoint: TTFT, TPOT, ITL, end-to-end latency, throughput, SLO attainment, goodput.
 
@@ -189,28 +101,24 @@ def bench(
     _check_outputs(options, goodput=goodput, gpus=gpus, plot=plot, output=output)
     job = Bench(options, ProgressBar())
     if goodput:
-        result = run_loop(_search(job, gpus or 1))
-        records: list[dict] = []
-        failed = result["goodput"]["sustained_rate"] == 0
+        result = record = run_loop(_search(job, gpus or 1))
+        failure = None if result["goodput"]["sustained_rate"] else "no rate attains the SLO"
     else:
         result, loaded = run_loop(_run(job))
-        records = [request_record(t, loaded.started_s) for t in loaded.timelines]
-        failed = result["num_completed"] == 0
+        record = result | {"requests": [request_record(t, loaded.started_s) for t in loaded.timelines]}
+        failure = None if result["num_completed"] else "every request failed"
         if plot is not None:
             plot_run(result, loaded, plot)
     if output is not None:
-        _write(output, result if goodput else result | {"requests": records})
+        _write(output, record)
     if json:
         _emit(result)
-    elif goodput:
-        show_goodput(result, console)
     else:
-        show_result(result, console)
+        (show_goodput if goodput else show_result)(result, console)
     if result["void"]:
         print("warning: void, the client was the bottleneck", file=sys.stderr)
-    if failed:
-        what = "no rate attains the SLO" if goodput else "every request failed"
-        print(f"error: {what}", file=sys.stderr)
+    if failure:
+        print(f"error: {failure}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -9,19 +9,18 @@ from numpy.typing import NDArray
 
 from mortice.cost.worker_times import relative_fit
 from mortice.specs.errors import RequestError
-from mortice.specs.step_spread import StepSpread
 from mortice.specs.worker_times import WorkerTimes
+
+ROUNDS = 8  # of a fit to what the fit before expects
 
 Row = Sequence[float]  # seconds, prompt tokens, their squares, sequences that decoded, their context tokens
 
 
-FEWEST = 32  # steps, to tell of their spread
-
-
 def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, source: str) -> WorkerTimes:
-    """Non-negative least squares of relative errors over steps that only prefilled, and over those that only decoded; steps
-    that did both are predicted, not fitted. Each fit is scaled to the sum of its steps: where other work on the machine
-    makes some of them long, the time of many is right. Raises RequestError where there are too few of either kind."""
+    """Non-negative least squares over steps that only prefilled, and over those that only decoded; steps that did both are
+    predicted, not fitted. Errors are relative to what is expected, not to what was measured, which would have the steps that
+    other work happened to spare decide (McCullagh and Nelder, Generalized Linear Models, chapter 8). Each fit is scaled to
+    the sum of its steps: the time of many is right. Raises RequestError where there are too few of either kind."""
     table = np.array(list(rows), dtype=float).reshape(-1, 5)
     table = table[table[:, 0] > 0]
     prompts, decodes = (
@@ -53,6 +52,8 @@ def fit_steps(rows: Iterable[Row], *, kv_tokens: int, kv_token_bytes: float, sou
 def _fit(counts: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
     terms = np.concatenate([np.ones((len(counts), 1)), counts], axis=1)
     weights = relative_fit(terms, seconds)
+    for _ in range(ROUNDS):
+        weights = relative_fit(terms, seconds, terms @ np.array(weights))
     scale = float(seconds.sum() / (terms @ np.array(weights)).sum())
     return [scale * weight for weight in weights]
 
@@ -77,46 +78,3 @@ def ledger_rows(path: str | Path) -> list[Row]:
                 f"{path}, line {number}: not a step of a ledger: {error!r}", param="ledger"
             ) from error
     return rows
-
-
-def fit_spread(rows: Iterable[Row], times: WorkerTimes) -> tuple[StepSpread | None, StepSpread | None]:
-    """How far one worker's steps, in the order in which they ran, fall from what `times` says of them: those that only
-    decoded, and those with prompts in them. None where there are too few."""
-    decoded: list[Row] = []
-    prompts: list[Row] = []
-    for row in rows:
-        if row[0] > 0 and (row[1] or row[3]):
-            (prompts if row[1] else decoded).append(row)
-    found = [
-        measured_spread([row[0] for row in some], [times.mixed_s(*row[1:]) for row in some])
-        if len(some) >= FEWEST
-        else None
-        for some in (decoded, prompts)
-    ]
-    return found[0], found[1]
-
-
-def measured_spread(
-    measured_s: Sequence[float], expected_s: Sequence[float], *, points: int = 64
-) -> StepSpread:
-    """The spread of steps that were measured in a row, scaled so that the sum of the expected times is that of the measured.
-
-    A factor lasts as many steps as make means over eight in a row as wide as the measured ones are: with correlation r(k)
-    between steps k apart, the variance of a mean over n is s^2/n (1 + 2 sum_k (1 - k/n) r(k)), that of runs of m about
-    s^2 m/n. Raises RequestError for fewer than 32 steps.
-    """
-    if len(measured_s) < FEWEST or len(measured_s) != len(expected_s):
-        raise RequestError(f"{len(measured_s)} measured steps are too few for a spread", param="rows")
-    ratios = np.asarray(measured_s, float) / np.asarray(expected_s, float)
-    weights = np.asarray(expected_s, float)
-    ratios *= weights.sum() / (ratios * weights).sum()
-    middles = (np.arange(points) + 0.5) / points
-    factors = np.quantile(ratios, middles)
-    factors = np.maximum(factors / factors.mean(), 1e-3)
-    return StepSpread(factors=tuple(factors.tolist()), run=_run_of(ratios))
-
-
-def _run_of(ratios: NDArray[np.float64], n: int = 8) -> int:
-    whole = len(ratios) // n * n
-    single, of_means = ratios.var(), ratios[:whole].reshape(-1, n).mean(axis=1).var()
-    return max(1, min(n, round(float(n * of_means / single)))) if single > 0 else 1

@@ -65,11 +65,14 @@ def model_kv_bytes(model: ModelShape, kv: str) -> float:
     return to - from_
 
 
-def relative_fit(terms: NDArray[np.float64], seconds: NDArray[np.float64]) -> list[float]:
-    """Non-negative weights of the columns of `terms` with the least squares of relative errors."""
+def relative_fit(
+    terms: NDArray[np.float64], seconds: NDArray[np.float64], by: NDArray[np.float64] | None = None
+) -> list[float]:
+    """Non-negative weights of the columns of `terms` with the least squares of errors relative to `by`, or to `seconds`."""
     from scipy.optimize import nnls  # heavy, and needed only to fit
 
-    relative = terms / seconds[:, None]
+    by = seconds if by is None else by
+    relative = terms / by[:, None]
     scale = np.maximum(relative.max(axis=0), 1e-300)
-    found, _ = nnls(relative / scale, np.ones(len(seconds)))
+    found, _ = nnls(relative / scale, seconds / by)
     return [float(value) for value in found / scale]

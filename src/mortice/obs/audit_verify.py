@@ -10,6 +10,8 @@ import msgspec
 from mortice.obs.audit import GENESIS, MAX_LINE, SPINE, chains_in
 from mortice.obs.audit_keys import PublicKey, public_key
 
+HMAC_DIGITS = 64  # of a head's signature in logs of before Ed25519, whose signatures have 128
+
 
 class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
     """What verification of one chain found; `ok` when no problem was."""
@@ -39,17 +41,7 @@ def verify(
     `anchor` is a (seq, hash) of the spine kept elsewhere: what was cut off the spine since then shows. `key` is the log's
     public key kept elsewhere (else the one beside the log is taken): a log that someone signed anew shows.
     """
-    heads: dict[str, dict[int, str]] = {}
-    spine_problems: list[str] = []
-    key = key or public_key(folder)
-    if (folder / f"{SPINE}.jsonl").exists():
-        for record in _records_quietly(folder, SPINE):
-            if record.get("kind") != "head":
-                continue
-            chain, seq, digest = str(record["chain"]), int(record["head_seq"]), str(record["head_hash"])
-            heads.setdefault(chain, {})[seq] = digest
-            if key is None or not key.verifies(chain, seq, digest, str(record.get("signature"))):
-                spine_problems.append(f"record {record.get('seq')}: the signature over {chain} is wrong")
+    heads, spine_problems = _signed_heads(folder, key or public_key(folder))
     reports = []
     for chain in chains_in(folder):
         reports.append(_verify_chain(folder, chain, heads.pop(chain, {})))
@@ -62,6 +54,31 @@ def verify(
     return AuditReport(
         ok=all(r.ok for r in reports), num_records=sum(r.num_records for r in reports), chains=tuple(reports)
     )
+
+
+def _signed_heads(folder: Path, key: PublicKey | None) -> tuple[dict[str, dict[int, str]], list[str]]:
+    """By chain, the hash of each record that the spine names; and what is wrong with the signatures."""
+    heads: dict[str, dict[int, str]] = {}
+    problems: list[str] = []
+    old: list[int] = []
+    for record in _records_quietly(folder, SPINE):
+        if record.get("kind") != "head":
+            continue
+        chain, seq, digest = str(record["chain"]), int(record["head_seq"]), str(record["head_hash"])
+        heads.setdefault(chain, {})[seq] = digest
+        signature = str(record.get("signature"))
+        if len(signature) == HMAC_DIGITS:
+            old.append(int(record.get("seq", -1)))
+        elif key is None or not key.verifies(chain, seq, digest, signature):
+            problems.append(f"record {record.get('seq')}: the signature over {chain} is wrong")
+    if old:
+        problems.insert(
+            0,
+            f"{len(old)} heads (records {min(old)} to {max(old)}) "
+            "are signed with HMAC-SHA256, the format of before Ed25519, which "
+            f"a public key cannot check: move {folder} aside, and a new log begins; the old one stays readable there",
+        )
+    return heads, problems
 
 
 def records(folder: Path, chain: str) -> Iterator[dict[str, Any]]:

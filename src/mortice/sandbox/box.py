@@ -29,6 +29,7 @@ from mortice.sandbox.contract import (
 from mortice.sandbox.failures import result_of
 from mortice.sandbox.home import write_whole
 from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.meter import CpuMeter
 from mortice.sandbox.parking import Parking
 from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.trace import span
@@ -70,6 +71,7 @@ class Box:
         self._pidfd = -1
         self._requests = 0
         self._lost: SandboxLost | None = None
+        self._meter = CpuMeter(machine.cpu_seconds)
         self.saving = asyncio.Lock()
         self.tree: Tree | None = None  # of the workspace at the last snapshot, as far as we know
         self._cells_may_start = asyncio.Event()
@@ -279,6 +281,7 @@ class Box:
         if on_output is not None:
             listener = on_output
             channel.listen(cell_id, lambda which, data: listener("stdout" if which == 1 else "stderr", data))
+        self._meter.begin(cell_id)
         channel.post(request)
         feeding = None
         if stdin is not None:
@@ -294,12 +297,13 @@ class Box:
                 channel.post({"op": "signal", "id": cell_id, "sig": "KILL"})
             raise
         finally:
+            cpu_s = self._meter.end(cell_id)
             if feeding is not None:
                 feeding.cancel()
         await (
             intent
         )  # what stays inside falls with the machine; its result leaves only when its intent is safe
-        result = result_of(cell_id, answer, self.backend, limits, timeout)
+        result = result_of(cell_id, answer, self.backend, limits, timeout, cpu_s)
         self._note(
             "exit", cell_id=cell_id, ok=result.ok, exit_code=result.exit_code, stdout_bytes=result.stdout_bytes,
             stderr_bytes=result.stderr_bytes, wall_s=result.wall_s, cpu_s=result.cpu_s, replayed=result.replayed,

@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from mortice.sandbox.contract import SandboxError
@@ -126,24 +125,43 @@ def create(box_id: str, memory_bytes: int, num_processes: int, cpus: float) -> l
     return made
 
 
-@contextlib.contextmanager
-def quick_joins() -> Iterator[None]:
-    """While the block runs, joining a control group is quick for everyone.
+def joining(groups: list[Path]) -> list[str]:
+    """The beginning of a command line: what follows starts as a member of these groups."""
+    join = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
+    return ["sh", "-c", join, "sh", *map(str, groups), "--"]
+
+
+class _QuickJoins:
+    """While anyone is within it, joining a control group is quick for everyone.
 
     The first join after a pause of 30 ms waits for a grace period of the kernel, 10 to 15 ms, and runsc joins and leaves
-    with such a pause between. A thread that moves this process to where it already is keeps that wait away.
+    with such a pause between. A thread that moves this process to where it already is keeps that wait away; one serves all.
     """
-    own = _own_group()
-    if own is None:
-        yield
-        return
-    done = threading.Event()
-    thread = threading.Thread(target=_keep_joining, args=(own, done), name="quick-joins", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_within = 0
+        self._nobody = threading.Event()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._num_within += 1
+            if self._num_within > 1:
+                return
+            self._nobody = threading.Event()
+            own = _own_group()
+        if own is not None:
+            arguments = (own, self._nobody)
+            threading.Thread(target=_keep_joining, args=arguments, name="quick-joins", daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_within -= 1
+            if self._num_within == 0:
+                self._nobody.set()
+
+
+quick_joins = _QuickJoins()
 
 
 def _keep_joining(group: Path, done: threading.Event) -> None:

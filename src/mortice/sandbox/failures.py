@@ -9,9 +9,15 @@ from mortice.sandbox.machine import Backend
 
 
 def result_of(
-    cell_id: str, answer: dict[str, Any], backend: Backend, limits: Limits, timeout_s: float
+    cell_id: str,
+    answer: dict[str, Any],
+    backend: Backend,
+    limits: Limits,
+    timeout_s: float,
+    cpu_s: float | None,
 ) -> RunResult:
-    """The agent's answer to a cell or command, checked: a guest that took the agent over must not reach further."""
+    """The agent's answer to a cell or command, checked: a guest that took the agent over must not reach further. `cpu_s`
+    is the host's account of it, which stands for the guest's where there is one."""
     if answer.get("forgotten"):
         raise SandboxBusy(f"{cell_id!r} ran before and its result is no longer held", param="cell_id")
     try:
@@ -26,7 +32,7 @@ def result_of(
             stdout_bytes=int(answer.get("stdout_bytes", 0)),
             stderr_bytes=int(answer.get("stderr_bytes", 0)),
             wall_s=float(answer["wall"]),
-            cpu_s=float(answer.get("cpu") or 0),
+            cpu_s=float(answer.get("cpu") or 0) if cpu_s is None or answer.get("replayed") else cpu_s,
             backend=backend.name,
             strength=backend.strength,
             value=answer.get("value"),

@@ -34,6 +34,10 @@ class Machine(Protocol):
 
     def memory_bytes(self) -> int | None: ...
 
+    def cpu_seconds(self) -> float | None:
+        """Charged by the host so far; None where it does not say."""
+        ...
+
     def cause_of_death(self) -> tuple[Reason, str]:
         """Why it died, as far as the host can tell; asked before `remove`."""
         ...

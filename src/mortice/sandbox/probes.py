@@ -11,10 +11,11 @@ import msgspec
 from mortice.sandbox.channel import Channel
 from mortice.sandbox.contract import Limits, Probe, SandboxError, SandboxSpec, Strength
 from mortice.sandbox.home import Home, images_folder, new_id, write_whole
-from mortice.sandbox.machine import Backend, Machine
+from mortice.sandbox.machine import Backend, Machine, alive
 
 PROBE_TIMEOUT_S = 60.0
 EMULATED_TIMEOUT_S = 300.0
+ALIVE_EVERY_S = 0.05
 
 
 class Probed(Protocol):
@@ -77,6 +78,25 @@ async def _known(path: Path) -> Path:
 
 
 async def _answers(machine: Machine, code: str) -> None:
+    """Raises SandboxError at once when the machine ends instead."""
+    asked = asyncio.ensure_future(_ask(machine, code))
+    ended = asyncio.ensure_future(_ended(machine))
+    try:
+        await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise SandboxError(machine.cause_of_death()[1])
+        await asked
+    finally:
+        asked.cancel()
+        ended.cancel()
+
+
+async def _ended(machine: Machine) -> None:
+    while alive(machine.pid):
+        await asyncio.sleep(ALIVE_EVERY_S)
+
+
+async def _ask(machine: Machine, code: str) -> None:
     channel = Channel(*machine.open_channel())
     try:
         await channel.hello(EMULATED_TIMEOUT_S)  # the probe's own time is bounded around this

@@ -25,7 +25,10 @@ RUNSC_PACKAGE = "runsc=0.0~20240729.0-4+b7"
 RUNSC_SHA256 = "ce52e04038baa76d6069afae5fc1bee60c153bbf0276f2c3c25506553526f38f"
 GUEST_PYTHON = "3.13"
 GUEST_WHEELS = ("numpy==2.5.5", "matplotlib==3.11.2")
-IMAGE_VERSION = "1"
+AUTHORITIES_PACKAGE = "ca-certificates=20250419+deb13u1"
+AUTHORITIES_SHA256 = "c10585ac22c7f617a73d394eea29ba71d0356f350ae973b19043d1b017f80f54"
+AUTHORITIES = "etc/ssl/certs/ca-certificates.crt"
+IMAGE_VERSION = "2"
 Say = Callable[[str], None]
 
 
@@ -108,6 +111,7 @@ def _base_image(folder: Path, apt: Apt, say: Say) -> None:
         )  # fmt: skip
         _trim(root)
         _wheels(root, say)
+        _authorities(root, apt, say)
         _finish(root)
         digest = tree_digest(root)
         (part / "image.json").write_text(json.dumps({"made_from": wanted, "digest": digest}))
@@ -153,6 +157,24 @@ def _wheels(root: Path, say: Say) -> None:
             f"/{target.relative_to(root)}",
         ]
     )
+
+
+def _authorities(root: Path, apt: Apt, say: Say) -> None:
+    """Certificates of public authorities, where OpenSSL and so Python look for them: a guest checks TLS by itself."""
+    say(f"into it: {AUTHORITIES_PACKAGE}")
+    (package,) = apt.download(AUTHORITIES_PACKAGE)
+    if (found := _sha256(package)) != AUTHORITIES_SHA256:
+        raise SandboxError(f"ca-certificates has SHA-256 {found}, not the pinned {AUTHORITIES_SHA256}")
+    unpacked = package.parent / "x"
+    run(["dpkg-deb", "-x", str(package), str(unpacked)])
+    texts = [p.read_text().strip() for p in sorted(unpacked.glob("usr/share/ca-certificates/mozilla/*.crt"))]
+    bundle = root / AUTHORITIES
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    bundle.write_text("\n".join(texts) + "\n")
+    openssl = root / "usr/lib/ssl"
+    openssl.mkdir(parents=True, exist_ok=True)
+    (openssl / "cert.pem").unlink(missing_ok=True)
+    (openssl / "cert.pem").symlink_to(f"/{AUTHORITIES}")
 
 
 def _finish(root: Path) -> None:

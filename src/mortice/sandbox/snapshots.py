@@ -182,6 +182,14 @@ class Snapshots:
                     continue
         return sorted(found, key=lambda m: m.created_at)
 
+    def disk_bytes(self, manifest: Manifest) -> int:
+        """What it takes of the disk; files of memory have holes."""
+        total = 0
+        for entry in manifest.files:
+            with contextlib.suppress(FileNotFoundError):
+                total += (self._folder / manifest.id / entry.name).stat().st_blocks * 512
+        return total
+
     @contextlib.contextmanager
     def held(self, snapshot_id: str) -> Iterator[None]:
         """In use by this process until the end of the block, for all who look with `in_use`."""

@@ -44,20 +44,19 @@ from mortice.sandbox.machine import Backend, Machine, alive, started_at
 from mortice.sandbox.probes import Probed, cached_probe
 from mortice.sandbox.record import BoxRecord, Lease
 from mortice.sandbox.recorder import Recorder
-from mortice.sandbox.retention import prunable, referred
+from mortice.sandbox.retention import Retention
 from mortice.sandbox.secrets import Keyring, ReadValue
-from mortice.sandbox.snapshots import Manifest, Snapshots
+from mortice.sandbox.snapshots import Snapshots
 from mortice.sandbox.workspace import changes, load, save
-from mortice.specs.errors import MorticeError, RequestError, WrongState
+from mortice.specs.errors import MorticeError, RequestError
 
 Names = list[str]
 Infos = list[BoxInfo]
 Outcomes = list[ForkOutcome]
 Records = list[BoxRecord]
 Probes = list[Probe]
-Manifests = list[Manifest]
 DEFAULT_SPEC = SandboxSpec()
-AUTO_ORDER = ("microvm", "gvisor")
+AUTO_ORDER = ("microvm", "microsandbox", "gvisor")
 MAX_FORKS = 256
 
 
@@ -70,15 +69,17 @@ class Sandboxes:
         self.snapshots = Snapshots(self.home)
         self.recorder = Recorder(self.home)
         self.backends: dict[str, Backend] = {
-            b.name: b for b in (MicroVM(emulated=emulation_wanted()), GVisor(self.home), Process())
+            b.name: b
+            for b in (MicroVM(emulated=emulation_wanted()), Microsandbox(), GVisor(self.home), Process())
         }
         self.resolve: Resolve = resolve
         self.check_addresses: CheckAddresses = check_addresses
         self.read_secret: ReadValue = os.environ.get
         self.upstream_context = upstream_context  # of TLS to real hosts
         self.wasm = Wasm()
-        self.microsandbox = Microsandbox()
         self._mine: dict[str, Box] = {}
+        self.retention = Retention(self.home, self.snapshots, self.audit, self._records)
+        self._tidying: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> "Sandboxes":
         await self.reconcile()
@@ -94,6 +95,8 @@ class Sandboxes:
                 await box.close()
             except MorticeError as error:
                 self.audit.append("close_failed", chain=box.record.id, error=error.message)
+        if self._tidying is not None:
+            await self._tidying
         await asyncio.to_thread(self.audit.close)
 
     # ---- making
@@ -127,6 +130,7 @@ class Sandboxes:
         if spec.egress.secrets:
             await box.write(GUEST_BUNDLE, self.authority.bundle())
         box.tree = {}
+        self._tidy()
         return box
 
     @cached_property
@@ -164,10 +168,6 @@ class Sandboxes:
         refusals = []
         for name in names:
             backend = self.backends.get(name)
-            if backend is None and name == self.microsandbox.name:
-                probe = await self.microsandbox.probe()
-                refusals.append(f"{name}: {probe.why_not} ({probe.remedy})")
-                continue
             if backend is None:
                 refusals.append(f"{name}: there is no such back end")
                 continue
@@ -351,7 +351,7 @@ class Sandboxes:
         """Every back end, strongest first."""
         order: Sequence[Probed] = [
             self.backends["microvm"],
-            self.microsandbox,
+            self.backends["microsandbox"],
             self.backends["gvisor"],
             self.wasm,
             self.backends["process"],
@@ -421,40 +421,17 @@ class Sandboxes:
 
     # ---- state
 
-    def referred(self) -> dict[str, str]:
-        """By snapshot, the sandbox or the epoch that refers to it."""
-        return referred(self.home, self._records())
-
-    def remove_snapshot(self, snapshot_id: str, *, force: bool = False) -> None:
-        """Raises WrongState if something refers to it, unless it is forced."""
-        with self.home.lock():
-            self.snapshots.manifest(snapshot_id)
-            holder = self.referred().get(snapshot_id)
-            if self.snapshots.in_use(snapshot_id):
-                holder = "a pool of a living process"
-            if holder is not None and not force:
-                raise WrongState(f"{holder} refers to snapshot {snapshot_id}", param="snapshot")
-            self._remove_snapshot(snapshot_id)
-
-    def prune(self, *, older_than_s: float, dry_run: bool = False) -> Manifests:
-        """Remove old snapshots to which nothing refers; those removed, or to be removed. Journals of agents are not looked
-        at, and their snapshots are left alone."""
-        with self.home.lock():  # who restores one has it in its books before the lock is free
-            free = [m for m in self.snapshots.list() if not self.snapshots.in_use(m.id)]
-            found = prunable(free, self.referred(), older_than_s=older_than_s, now_s=time.time())
-            for manifest in found if not dry_run else ():
-                self._remove_snapshot(manifest.id)
-        return found
-
-    def _remove_snapshot(self, snapshot_id: str) -> None:
-        self.snapshots.remove(snapshot_id)
-        self.audit.append("snapshot_removed", snapshot=snapshot_id)
-
     async def _save_snapshot(self, box: Box, epoch: int | None, wait_s: float) -> str:
         self._must_snapshot(box)
         snapshot_id = self.snapshots.begin()
         await self._save(box, snapshot_id, epoch, wait_s, cached=False)
+        self._tidy()
         return snapshot_id
+
+    def _tidy(self) -> None:
+        """Old snapshots go beside other work."""
+        if self.retention.is_due:
+            self._tidying = asyncio.ensure_future(asyncio.to_thread(self.retention.tidy))
 
     def _must_snapshot(self, box: Box) -> None:
         if not box.backend.can_snapshot:

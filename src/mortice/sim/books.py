@@ -11,13 +11,12 @@ from mortice.sim.request import SimRequest
 class CountedBooks:
     """No prefix is shared: used tokens are a number."""
 
-    __slots__ = ("_held", "block_size", "capacity", "used")
+    __slots__ = ("block_size", "capacity", "used")
 
     def __init__(self, capacity: int, block_size: int) -> None:
         self.block_size = block_size
         self.capacity = capacity // block_size * block_size
         self.used = 0
-        self._held: dict[int, int] = {}  # tokens of a request, by its index
 
     @property
     def free(self) -> int:
@@ -32,7 +31,7 @@ class CountedBooks:
         if self.used + need + spare > self.capacity:
             return False
         self.used += need
-        self._held[request.index] = need
+        request.booked = need
         request.hit = 0
         return True
 
@@ -43,13 +42,9 @@ class CountedBooks:
     def grow(self, num_tokens: int) -> None:
         self.used += num_tokens
 
-    def release(self, request: SimRequest, grown: int) -> None:
-        """All that is booked for it: its admission and `grown` tokens since."""
-        self.used -= self._held.pop(request.index) + grown
-
-    def held(self, request: SimRequest) -> int:
-        """Tokens that its admission booked."""
-        return self._held[request.index]
+    def release(self, request: SimRequest, booked: int, grown: int) -> None:
+        """All that is booked for it: what its admission booked, and `grown` tokens since."""
+        self.used -= booked + grown
 
     def commit(self, request: SimRequest) -> None:
         """Its prompt is computed."""
@@ -57,11 +52,10 @@ class CountedBooks:
     def events(self) -> tuple[list[bytes], list[bytes]]:
         return [], []
 
-    def check(self, grown: int) -> None:
+    def check(self, booked: int, grown: int) -> None:
         """Assert that admissions and `grown` tokens account for all that is used."""
-        held = sum(self._held.values())
-        if self.used != held + grown:
-            raise AssertionError(f"{self.used} tokens are booked, requests account for {held} and {grown}")
+        if self.used != booked + grown:
+            raise AssertionError(f"{self.used} tokens are booked, requests account for {booked} and {grown}")
 
 
 class PooledBooks:
@@ -102,6 +96,7 @@ class PooledBooks:
         new = self.pool.allocate(need)
         assert new is not None
         self._blocks[request.index] = hit + new
+        request.booked = (len(hit) + len(new)) * self.block_size
         request.hit = len(hit) * self.block_size
         return True
 
@@ -113,6 +108,7 @@ class PooledBooks:
         new = self.pool.allocate(1)
         assert new is not None
         self._blocks[request.index] = hit + new
+        request.booked = (len(hit) + len(new)) * self.block_size
         request.hit = len(hit) * self.block_size
         return True
 
@@ -120,13 +116,10 @@ class PooledBooks:
         self._grown += num_tokens
         self._settle()
 
-    def release(self, request: SimRequest, grown: int) -> None:
+    def release(self, request: SimRequest, booked: int, grown: int) -> None:
         self.pool.release(self._blocks.pop(request.index))
         self._grown -= grown
         self._settle()
-
-    def held(self, request: SimRequest) -> int:
-        return len(self._blocks[request.index]) * self.block_size
 
     def commit(self, request: SimRequest) -> None:
         blocks = self._blocks[request.index]
@@ -136,7 +129,10 @@ class PooledBooks:
     def events(self) -> tuple[list[bytes], list[bytes]]:
         return self.pool.drain_events()
 
-    def check(self, grown: int) -> None:
+    def check(self, booked: int, grown: int) -> None:
+        held = sum(map(len, self._blocks.values())) * self.block_size
+        if held != booked:
+            raise AssertionError(f"{held} tokens are booked for prompts, requests account for {booked}")
         if self._grown != grown:
             raise AssertionError(
                 f"{self._grown} tokens are booked beside prompts, requests account for {grown}"

@@ -1,11 +1,12 @@
 """Virtual time: callbacks in order of their instant, those of one instant in the order in which they were asked for.
 
-What is due soon stands in a heap, the rest in buckets of time that become the heap one by one: a heap of all that ten
-thousand workers have to come is too large for a processor's cache, and every look at it would wait for memory.
+What is due soon stands in a sorted list, the rest in buckets of time that are sorted when their turn comes: a heap of all
+that ten thousand workers have to come is too large for a processor's cache, and every look at it would wait for memory.
 """
 
+from bisect import insort
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Any
 
 FEW, MANY = 8, 2048  # callbacks of a bucket, beyond which its width is changed
@@ -18,7 +19,8 @@ class Clock:
         self.now_s = 0.0
         self.ticket = 0
         self._asked = 0
-        self._soon: list[Due] = []  # heap of what is due in bucket `_bucket` and before
+        self._soon: list[Due] = []  # what is due in bucket `_bucket` and before, from `_done` on, in order
+        self._done = 0
         self._bucket = 0
         self._width_s = 0.01
         self._later: dict[int, list[Due]] = {}  # by bucket, unordered
@@ -33,38 +35,39 @@ class Clock:
         due = (at_s, asked, call, what)
         bucket = int(at_s / self._width_s)
         if bucket <= self._bucket:
-            heappush(self._soon, due)
+            insort(self._soon, due, self._done)
         else:
             self._put_off(bucket, due)
         return asked
 
     def run(self, before_s: float) -> None:
         """All callbacks that are due before an instant."""
-        while True:
+        while self.step(before_s):
             soon = self._soon
-            while soon and soon[0][0] < before_s:
-                self.now_s, self.ticket, call, what = heappop(soon)
+            while self._done < len(soon) and soon[self._done][0] < before_s:
+                self.now_s, self.ticket, call, what = soon[self._done]
+                self._done += 1
                 call(what)
-            if soon or not self.step(before_s):
-                return
 
     def step(self, before_s: float) -> bool:
         """One callback that is due before an instant; False if there is none. `ticket` is that of the one that runs."""
-        if not self._soon:
+        if self._done == len(self._soon):
             if not self._buckets:
                 return False
             if self._buckets[0] * self._width_s >= before_s + self._width_s:
                 return False  # not worth a look
             self._take_bucket()
-        if self._soon[0][0] >= before_s:
+        due = self._soon[self._done]
+        if due[0] >= before_s:
             return False
-        self.now_s, self.ticket, call, what = heappop(self._soon)
+        self._done += 1
+        self.now_s, self.ticket, call, what = due
         call(what)
         return True
 
     @property
     def is_over(self) -> bool:
-        return not self._soon and not self._buckets
+        return self._done == len(self._soon) and not self._buckets
 
     @property
     def num_events(self) -> int:
@@ -83,7 +86,8 @@ class Clock:
         """The next bucket is what is due soon. Buckets that are too full or too empty are cut anew."""
         self._bucket = heappop(self._buckets)
         self._soon = self._later.pop(self._bucket)
-        heapify(self._soon)
+        self._soon.sort()
+        self._done = 0
         self._meagre = self._meagre + 1 if len(self._soon) < FEW else 0
         if len(self._soon) > MANY:
             self._cut_anew(self._width_s / 8)
@@ -93,7 +97,7 @@ class Clock:
     def _cut_anew(self, width_s: float) -> None:
         dues = [due for bucket in self._later.values() for due in bucket] + self._soon
         self._width_s, self._meagre = width_s, 0
-        self._later, self._soon, self._buckets = {}, [], []
+        self._later, self._soon, self._buckets, self._done = {}, [], [], 0
         self._bucket = int(min(dues)[0] / width_s)
         for due in dues:
             bucket = int(due[0] / width_s)
@@ -101,4 +105,4 @@ class Clock:
                 self._soon.append(due)
             else:
                 self._put_off(bucket, due)
-        heapify(self._soon)
+        self._soon.sort()

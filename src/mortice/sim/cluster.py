@@ -486,17 +486,17 @@ class Cluster:
         """Heartbeats have not passed for a lease: what waits for KV over the cut port computes it instead."""
         if not worker.alive or not worker.out.is_cut:
             return
-        for request in [*worker.leased.values(), *worker.moving.values()]:
+        for request in [*worker.leased, *worker.moving]:
             if request.kv_at is not None and request.stage == "moving":
                 self._fetch_failed(request)
 
     def kill(self, worker: Worker) -> None:
         """Its process dies: what it computed is lost but the tokens that went out; its requests go elsewhere, and a
         replacement starts."""
-        lost, leased = worker.requests(), list(worker.leased.values())
+        lost, leased = worker.requests(), list(worker.leased)
         was_draining = worker.id in self._draining
         self._draining.discard(worker.id)
-        for request in worker.moving.values():
+        for request in worker.moving:
             self._stop_move(request, request.kv_at, worker)
         role = self._remove(worker)
         if not was_draining:

@@ -65,8 +65,8 @@ class ExactWorker:
         self.alive = True
         self.slow = 1.0
         self.paused_until_s = 0.0
-        self.moving: dict[int, SimRequest] = {}
-        self.leased: dict[int, SimRequest] = {}
+        self.moving: dict[SimRequest, None] = {}
+        self.leased: dict[SimRequest, None] = {}
         self.steps = 0
         self.busy_s = 0.0
         self.num_prefill_tokens = 0
@@ -130,11 +130,12 @@ class ExactWorker:
         sequence = self._here.pop(request.id)[1]
         blocks = self.scheduler.detach(sequence)
         self.leases.grant(request.id, request.id, blocks, self.clock.now_s)
-        self.leased[request.index] = request
+        self.leased[request] = None
         request.is_lent = self.lends and self.leases.num_blocks <= LEND_SHARE * self.pool.num_blocks
 
     def let_go(self, request: SimRequest) -> None:
-        if self.leased.pop(request.index, None) is not None:
+        if request in self.leased:
+            del self.leased[request]
             self.pool.release(self.leases.release(request.id))
             self.wake()
 
@@ -143,7 +144,7 @@ class ExactWorker:
         self.scheduler.finish(self._here.pop(request.id)[1])
 
     def arrived(self, request: SimRequest) -> None:
-        del self.moving[request.index]
+        del self.moving[request]
         request.stage = "decode"
         request.moved_s = self.clock.now_s
         self.scheduler.arrived(request.id)
@@ -151,7 +152,8 @@ class ExactWorker:
 
     def not_arrived(self, request: SimRequest) -> None:
         request.stage = "prefill"
-        if self.moving.pop(request.index, None) is not None:
+        if request in self.moving:
+            del self.moving[request]
             self.scheduler.not_arrived(request.id)
         else:
             for arrival in self.scheduler.remove(request.id):
@@ -161,7 +163,8 @@ class ExactWorker:
     def cancel(self, request: SimRequest) -> None:
         if self._here.pop(request.id, None) is not None:
             self.scheduler.remove(request.id)
-            if self.moving.pop(request.index, None) is not None:
+            if request in self.moving:
+                del self.moving[request]
                 self.scheduler.not_arrived(request.id)
             self.scheduler.returned.clear()  # the cluster ends its lease
             self._chunks = [c for c in self._chunks if c.sequence.request.id != request.id]
@@ -204,7 +207,7 @@ class ExactWorker:
             request = self._here[arrival.lease_id][0]
             request.stage, request.accepted_s = "moving", now_s
             request.hit = arrival.num_skip * self.block_size
-            self.moving[request.index] = request
+            self.moving[request] = None
             self.boss.fetch(request, self, 0.0)
         for sequence in plan.preempted:
             self._here[sequence.request.id][0].stage = "prefill"
@@ -230,7 +233,7 @@ class ExactWorker:
         duration = self.times.mixed_s(tokens, square, batch, context) * self.slow
         draws = self.prompt_draws if tokens else self.draws
         if draws is not None:
-            duration *= draws.next()
+            duration *= draws.pace(now_s, duration)
         self._ticket = self.clock.at(now_s + duration, self._end, None)
 
     def _give_back(self) -> None:

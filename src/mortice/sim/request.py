@@ -20,6 +20,7 @@ class SimRequest:
         "arrival_s",
         "at",
         "attempts",
+        "booked",
         "end_s",
         "finish_step",
         "first_s",
@@ -29,6 +30,7 @@ class SimRequest:
         "index",
         "is_lent",
         "kv_at",
+        "leased",
         "leaves_s",
         "move",
         "moved_s",
@@ -68,6 +70,8 @@ class SimRequest:
         self.told = False  # the control plane knows that its prompt is computed
         self.move: Move | None = None  # its KV is on its way
         self.tokens = 0  # prompt tokens still to be computed
+        self.booked = 0  # tokens of memory that its admission took where it is
+        self.leased = 0  # the same where its prompt's KV waits to be fetched
         self.hit = 0  # prompt tokens found in a cache
         self.since_s = arrival_s  # in its present queue
         self.finish_step = 0  # of its worker's decode steps

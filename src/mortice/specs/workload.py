@@ -4,7 +4,7 @@ Reads, plain or gzipped, the formats that publishers use:
 
     azure     CSV   TIMESTAMP (UTC, up to nine fractional digits), ContextTokens, GeneratedTokens
     mooncake  JSONL timestamp (ms), input_length, output_length, hash_ids (one id per 512 input tokens); of our own:
-                    leaves_after (ms), when its client hangs up (simulated, not replayed live)
+                    leaves_after (ms), when its client hangs up
     burstgpt  CSV   Timestamp (s), Request tokens, Response tokens; 0 response tokens mark a failed call
 """
 

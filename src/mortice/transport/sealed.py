@@ -7,8 +7,6 @@ copied once here.
 """
 
 import contextlib
-import hashlib
-import hmac
 import ipaddress
 import os
 import select
@@ -17,19 +15,13 @@ import ssl
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Literal
-
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mortice.transport import wire
 from mortice.transport.errors import PeerGone, TransferError
 
 Side = Literal["client", "server"]
 Encryption = Literal["auto", "on", "off"]
-FROM, UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)  # clocks do not matter
 
 
 def is_sealed(encrypt: Encryption, address: str) -> bool:
@@ -45,6 +37,11 @@ def is_sealed(encrypt: Encryption, address: str) -> bool:
 
 def seal(token: str, side: Side) -> ssl.SSLContext:
     """What this side of a connection shows, and whom it believes."""
+    from mortice.transport.token_keys import (
+        certificate,
+        private_key,
+    )  # only who leaves the host needs cryptography
+
     protocol = ssl.PROTOCOL_TLS_SERVER if side == "server" else ssl.PROTOCOL_TLS_CLIENT
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -54,10 +51,7 @@ def seal(token: str, side: Side) -> ssl.SSLContext:
         context.num_tickets = 0
     other: Side = "client" if side == "server" else "server"
     context.load_verify_locations(cadata=certificate(token, other).decode())
-    key = _key(token, side).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with _as_file(certificate(token, side) + key) as path:
+    with _as_file(certificate(token, side) + private_key(token, side)) as path:
         context.load_cert_chain(path)
     return context
 
@@ -126,19 +120,6 @@ class SealedLink(wire.Link):
         poll.register(self._tls, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
             raise PeerGone(f"the peer did not introduce itself in {self._stall_s:g} s")
-
-
-def _key(token: str, side: Side) -> Ed25519PrivateKey:
-    seed = hmac.digest(token.encode(), f"mortice kv {side}".encode(), hashlib.sha256)
-    return Ed25519PrivateKey.from_private_bytes(seed)
-
-
-def certificate(token: str, side: Side) -> bytes:
-    """PEM; the same bytes wherever it is made."""
-    key = _key(token, side)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"mortice kv {side}")])
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, FROM, UNTIL)
-    return builder.sign(key, None).public_bytes(serialization.Encoding.PEM)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from mortice.sandbox.machine import Machine, make_fifos, open_fifos, put_first
 from mortice.sandbox.probes import ask_guest
 
 START_TIMEOUT_S = 30.0
+ENVIRONMENT_OF_RUNSC = {"PATH": os.defpath}  # its file server would keep all of ours, keys and all
 AGENT_CAPABILITIES = [
     "CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SYS_ADMIN",
 ]  # fmt: skip
@@ -133,7 +134,7 @@ class GVisor:
         os.set_blocking(out_fd, True)
         os.set_blocking(in_fd, True)
         try:
-            with cgroups.quick_joins():
+            with cgroups.quick_joins:
                 await self._call(place, arguments, traced=trace is not None, stdin=in_fd, stdout=out_fd)
         finally:
             os.close(in_fd)
@@ -150,6 +151,7 @@ class GVisor:
                 stdout=stdout,
                 stderr=errors,
                 cwd=place,
+                env=ENVIRONMENT_OF_RUNSC,
             )
             try:
                 code = await asyncio.wait_for(process.wait(), START_TIMEOUT_S)

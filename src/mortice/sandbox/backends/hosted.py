@@ -34,6 +34,10 @@ class HostedMachine:
         """Of all its processes, and of the files that are in memory."""
         return cgroups.memory_bytes(self._id)
 
+    def cpu_seconds(self) -> float | None:
+        """See `Machine.cpu_seconds`."""
+        return cgroups.cpu_seconds(self._id)
+
     def cause_of_death(self) -> tuple[Reason, str]:
         """See `Machine.cause_of_death`."""
         if self._met_memory_limit():

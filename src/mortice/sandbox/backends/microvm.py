@@ -2,16 +2,22 @@
 
 The guest is Debian's cloud kernel, an initramfs that mounts the shared root file system read-only and folders in memory, and
 the agent as its first process on a virtio-serial port. There is no network card and no disk that can be written: what a
-machine is, is in its memory, and a snapshot is one migration stream of it.
+machine is, is in its memory.
+
+A machine that booted has its memory in a file that only it and we can reach (a memfd). Its snapshot is a copy of that file
+and a small stream of its devices' state; every machine restored from it maps the one file, and owns what it writes to.
+What such a clone has written lies nowhere as a file, so a clone's own snapshot is one stream of everything, and a machine
+restored from that has a memfd again.
 """
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,9 @@ GUEST_KERNEL = 96 * MIB  # what the guest's kernel and agent need beside the lim
 QEMU_BESIDE = 256 * MIB  # of QEMU itself: devices, the emulator's translated code
 START_TIMEOUT_S = 20.0
 SAVE_TIMEOUT_S = 120.0
+STATE, MEMORY = "state", "ram"  # a snapshot's files; of a stream of everything there is only the first
+FORMAT = "memory apart"  # of snapshots; those of before are refused as of another back end
+MEMFD = "mortice-ram"
 UID = 64_999  # nobody's on the host
 QUIET_BOOT = "quiet reboot=t panic=-1 random.trust_cpu=on no_timer_check i8042.noaux i8042.nokbd i8042.nopnp"
 
@@ -44,7 +53,7 @@ class MicroVM:
         self.emulated = emulated
         self.strength = Strength.EMULATED if emulated else Strength.MICROVM
         vm = find_vm()
-        self.version = f"{vm.digest[:16] if vm else 'missing'}{' emulated' if emulated else ''}"
+        self.version = f"{vm.digest[:16] if vm else 'missing'} {FORMAT}{' emulated' if emulated else ''}"
 
     async def probe(self) -> Probe:
         """Hardware first (two tiny guests on /dev/kvm), then a whole guest that is saved and restored."""
@@ -74,7 +83,7 @@ class MicroVM:
             raise SandboxError(
                 f"there is no image {spec.image!r}; `mortice sandbox setup` makes the base image"
             )
-        machine = await self._launch(box_id, place, spec, [])
+        machine = await self._launch(box_id, place, spec, None, [])
         machine.first_words(agent_config(spec, own_kernel=True).encode(), agent_code(image))
         return machine
 
@@ -86,12 +95,15 @@ class MicroVM:
         image: Awaitable[Path],
         trace: dict[str, Any] | None,
     ) -> Machine:
-        """QEMU starts while the image is still being checked, and waits for it."""
-        machine = await self._launch(box_id, place, spec, ["-S", "-incoming", "defer"])
+        """From a template's memory or from a stream, whichever the snapshot is."""
+        folder = await image
+        is_template = (folder / MEMORY).exists()
+        memory = folder / MEMORY if is_template else None
+        machine = await self._launch(box_id, place, spec, memory, ["-S", "-incoming", "defer"])
         try:
-            folder = await image
             async with Qmp(place / "qmp") as qmp:
-                await qmp.call("migrate-incoming", uri=await qmp.give_file(folder / "memory", os.O_RDONLY))
+                await qmp.call("migrate-set-capabilities", capabilities=[_memory_apart(is_template)])
+                await qmp.call("migrate-incoming", uri=await qmp.give_file(folder / STATE, os.O_RDONLY))
                 await qmp.until("query-status", ("paused", "prelaunch"), timeout_s=SAVE_TIMEOUT_S)
                 await qmp.call("cont")
         except BaseException:
@@ -102,7 +114,9 @@ class MicroVM:
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
         return QemuMachine(box_id, place, pid)
 
-    async def _launch(self, box_id: str, place: Path, spec: SandboxSpec, more: list[str]) -> "QemuMachine":
+    async def _launch(
+        self, box_id: str, place: Path, spec: SandboxSpec, template: Path | None, more: list[str]
+    ) -> "QemuMachine":
         vm = find_vm()
         if vm is None:
             raise SandboxError(
@@ -116,14 +130,20 @@ class MicroVM:
             limits.cpus,
         )
         (place / "empty").mkdir()
-        join = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
-        command = ["sh", "-c", join, "sh", *map(str, groups), "--", "setpriv", "--no-new-privs"]
-        command += ["unshare", "--net", "--ipc", "--uts"]
-        with (place / "qemu.err").open("wb") as errors:
+        command = [
+            *cgroups.joining(groups),
+            "setpriv",
+            "--no-new-privs",
+            "unshare",
+            "--net",
+            "--ipc",
+            "--uts",
+        ]
+        with (place / "qemu.err").open("wb") as errors, _memory_for(spec, template) as (memory, fds):
             process = subprocess.Popen(
-                [*command, *qemu_command(vm, spec, emulated=self.emulated), *more],
+                [*command, *qemu_command(vm, spec, memory, emulated=self.emulated), *more],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, cwd=place,
-                start_new_session=True,
+                start_new_session=True, pass_fds=fds,
             )  # fmt: skip
         machine = QemuMachine(box_id, place, process.pid, process)
         try:
@@ -147,11 +167,40 @@ class MicroVM:
         raise SandboxError(f"QEMU ended with {process.returncode}: {said or 'it said nothing'}")
 
 
-def qemu_command(vm: Vm, spec: SandboxSpec, *, emulated: bool) -> list[str]:
+@contextlib.contextmanager
+def _memory_for(spec: SandboxSpec, template: Path | None) -> Iterator[tuple[str, list[int]]]:
+    """QEMU's description of a machine's memory, and the descriptors it has to inherit for that."""
+    backing = f"memory-backend-file,id=ram,size={ram_mib(spec)}M"
+    if template is not None:
+        yield f"{backing},mem-path={escaped(template)},share=off,readonly=on,rom=off", []
+        return
+    fd = os.memfd_create(MEMFD, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, ram_mib(spec) * MIB)
+        yield f"{backing},mem-path=/proc/self/fd/{fd},share=on", [fd]
+    finally:
+        os.close(fd)
+
+
+def ram_mib(spec: SandboxSpec) -> int:
+    """Of the whole guest."""
+    return (spec.limits.memory_bytes + GUEST_KERNEL) // MIB
+
+
+def escaped(path: Path) -> str:
+    """As a value among QEMU's options, where a comma is written twice."""
+    return str(path).replace(",", ",,")
+
+
+def _memory_apart(apart: bool) -> dict[str, Any]:
+    """QEMU's capability to leave a shared memory file out of a stream; both ends must agree on it."""
+    return {"capability": "x-ignore-shared", "state": apart}
+
+
+def qemu_command(vm: Vm, spec: SandboxSpec, memory: str, *, emulated: bool) -> list[str]:
     """QEMU with one disk to read, one serial port to talk over and nothing else; as nobody, without a root, filtered."""
     limits = spec.limits
     num_cpus = max(1, round(limits.cpus))
-    megabytes = (limits.memory_bytes + GUEST_KERNEL) // MIB
     sizes = ",".join(
         f"{path}:{limits.disk_bytes if path not in ('/run', '/dev/shm') else 16 * MIB}:{mode}:{owner}"
         for path, mode, owner in WRITABLE
@@ -159,8 +208,9 @@ def qemu_command(vm: Vm, spec: SandboxSpec, *, emulated: bool) -> list[str]:
     boot = f"{QUIET_BOOT} mortice={sizes}" + (" mitigations=off tsc=reliable" if emulated else "")
     return [
         *vm.program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-M", "pc,usb=off,vmport=off,smbus=off,hpet=off", "-accel", "tcg,tb-size=64" if emulated else "kvm",
-        "-cpu", "max" if emulated else "host", "-smp", str(num_cpus), "-m", f"{megabytes}M",
+        "-object", memory, "-M", "pc,memory-backend=ram,usb=off,vmport=off,smbus=off,hpet=off",
+        "-accel", "tcg,tb-size=64" if emulated else "kvm",
+        "-cpu", "max" if emulated else "host", "-smp", str(num_cpus), "-m", f"{ram_mib(spec)}M",
         "-kernel", str(vm.kernel), "-initrd", str(vm.initrd), "-append", boot,
         "-drive", f"if=none,id=d0,file={vm.disk},format=raw,readonly=on", "-device", "virtio-blk-pci,drive=d0",
         "-device", "virtio-serial-pci,max_ports=2",
@@ -203,8 +253,10 @@ class QemuMachine(HostedMachine):
 
     async def checkpoint(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
+        memory = self._own_memory()
         async with Qmp(self._place / "qmp") as qmp:
-            target = await qmp.give_file(folder / "memory", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            target = await qmp.give_file(folder / STATE, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            await qmp.call("migrate-set-capabilities", capabilities=[_memory_apart(memory is not None)])
             await qmp.call("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
             await qmp.call("stop")
             try:
@@ -212,12 +264,22 @@ class QemuMachine(HostedMachine):
                 ended = await qmp.until(
                     "query-migrate", ("completed", "failed", "cancelled"), timeout_s=SAVE_TIMEOUT_S
                 )
+                if memory is not None:
+                    await asyncio.to_thread(copy_sparse, memory, folder / MEMORY)
             finally:
                 await qmp.call("cont")
             if ended["status"] != "completed":
                 raise SandboxError(
                     f"QEMU could not save the machine: {ended.get('error-desc', ended['status'])}"
                 )
+
+    def _own_memory(self) -> Path | None:
+        """The machine's memory as a file, unless it shares a template's."""
+        for path in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith(f"/memfd:{MEMFD}"):
+                    return path
+        return None
 
     async def pause(self) -> None:
         async with Qmp(self._place / "qmp") as qmp:
@@ -235,3 +297,23 @@ class QemuMachine(HostedMachine):
         await cgroups.empty(self._id)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file of memory; what was never touched stays a hole."""
+    fd = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with source.open("rb", buffering=0) as file, os.fdopen(fd, "wb", buffering=0) as out:
+        size = os.fstat(file.fileno()).st_size
+        os.ftruncate(out.fileno(), size)
+        end = 0
+        while end < size:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # only a hole is left
+                    return
+                raise
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            out.seek(start)
+            while start < end:
+                start += os.sendfile(out.fileno(), file.fileno(), start, end - start)
