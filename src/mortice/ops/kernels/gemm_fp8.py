@@ -13,7 +13,7 @@ def add_scaled(y: Any, part: Any, rows: Any, block: Any) -> Any:
         y[i, j] = y[i, j] + part[i, j] * (rows[i] * scale)
 
 
-@tile.kernel(cpu={"BM": 128, "BN": 128})
+@tile.kernel(cpu={"BM": 128, "BN": 128}, choices={"BN": (128, 256)})
 def gemm_fp8(
     A: tile.Tensor,
     B: tile.Tensor,

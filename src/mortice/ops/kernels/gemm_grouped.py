@@ -59,7 +59,7 @@ def grouped_gemm(
     return Y
 
 
-@tile.kernel(cpu={"BM": 128, "BN": 128})
+@tile.kernel(cpu={"BM": 128, "BN": 128}, choices={"BN": (128, 256)})
 def grouped_gemm_fp8(
     X: tile.Tensor,
     SX: tile.Tensor,
