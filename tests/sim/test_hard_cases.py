@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,6 +18,7 @@ from mortice.sched.actions import Bounds, Start
 from mortice.sched.controller import Pace
 from mortice.sched.events import Joined
 from mortice.sched.plane import ControlPlane
+from mortice.sched.prefix_fetch import PrefixFetch
 from mortice.sched.setup import Setup
 from mortice.sim import evaluate
 from mortice.sim.cluster import Cluster, Physics
@@ -483,3 +484,51 @@ def test_a_trace_keeps_its_patience_through_what_is_done_to_it() -> None:
     trace = Trace(name="T", format="mooncake", requests=rows, block_tokens=0)
     fast = requests_of(prepared(trace, rate=4.0), 16, max_total=100)
     assert [r.leaves_s - r.arrival_s for r in fast] == pytest.approx([2.0] * 4)
+
+
+# -- a prefix that is sent -----------------------------------------------------------------------------------------------
+
+
+def halves() -> list[SimRequest]:
+    """One prompt of 8,192 tokens, and a second later eight more that share its first half."""
+    requests = named([0.0, *[1.0] * 8], [1] * 9, 8192, 5)
+    for r in requests:
+        r.names = [*r.names[:256], *((1 << 41 | r.index << 9 | b).to_bytes(8, "big") for b in range(256))]
+    return requests
+
+
+def sending(requests: list[SimRequest], faults: Sequence[Fault] = ()) -> Cluster:
+    """Four prefill workers; to send 4,096 tokens takes 27 ms, to compute them 90."""
+    plan = pools(TIMES, 4, 2, slo=SLOS, bytes_per_s=2e10, physics=Physics(start_s=1.0, lease_s=2.0))
+    setup = msgspec.structs.replace(plan.setup, fetch=PrefixFetch(base_s=0.001, token_s=131_072 / 2e10))
+    return Cluster(msgspec.structs.replace(plan, setup=setup), requests, faults=faults)
+
+
+def test_a_prefix_is_sent_to_the_worker_that_is_free() -> None:
+    """The holder has a queue: others have the prefix sent, compute the rest, and hold it from then on. Its port sends one
+    after the other, so that for some it is sooner to compute all."""
+    requests, plain = halves(), halves()
+    with_, without = sending(requests), Cluster(pools(TIMES, 4, 2, slo=SLOS, bytes_per_s=2e10), plain)
+    for cluster in (with_, without):
+        end(cluster)
+    assert [r.fetched for r in requests].count(4096) == 3
+    assert np.mean([r.ttft_s for r in requests]) < np.mean([r.ttft_s for r in plain])
+
+
+@pytest.mark.parametrize("kind", ["kill", "cut", "hang up"])
+@pytest.mark.parametrize("worker", range(4))
+def test_a_prefix_that_does_not_come_is_computed(kind: str, worker: int) -> None:
+    """Its owner dies, or its reader, or the link is cut for longer than a lease, or nobody wants it any more."""
+    requests = halves()
+    faults = []
+    if kind == "hang up":
+        for request in requests[1 + worker :: 4]:
+            request.leaves_s = 1.01
+    else:
+        faults.append(Fault(at_s=1.01, kind=kind, worker=worker, lasts_s=30.0))  # type: ignore[arg-type]
+    cluster = sending(requests, faults)
+    cluster.run(until_s=1.005)
+    assert any(r.stage == "fetching" for r in requests)
+    cluster.check()
+    end(cluster)
+    assert sum(r.stage == "cancelled" for r in requests) == (2 if kind == "hang up" else 0)

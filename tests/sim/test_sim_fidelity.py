@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from mortice.cluster.live import LiveCluster
 from mortice.cost.spread_fit import measured_spread
 from mortice.cost.step_fit import fit_steps
 from mortice.sim.cluster import Cluster, Physics
@@ -236,3 +237,22 @@ def test_workers_of_one_host_lend_and_others_do_not() -> None:
         assert not plan_of(other).physics.lends
     with pytest.raises(RequestError, match="run_s must be finite and not negative"):
         msgspec.structs.replace(local, step_spread=StepSpread(factors=(1.0,), run_s=-1)).check()
+
+
+def test_a_document_lets_prefixes_be_sent_in_simulation_only() -> None:
+    """The cost of a token is its bytes over the port; live workers and the scheduler itself refuse what they do not do."""
+    spec = ClusterSpec(prefill_times=TIMES, decode_times=TIMES, port_bytes_per_s=1e9, fetch_prefixes=True)
+    document = Deployment(model="fake", prefill=2, decode=1, cluster=spec)
+    plan = plan_of(document)
+    assert plan.setup.fetch is not None
+    assert plan.setup.fetch.lasts_s(1000) == pytest.approx(0.001 + 0.131072)
+    assert (
+        plan_of(
+            msgspec.structs.replace(document, cluster=ClusterSpec(prefill_times=TIMES, decode_times=TIMES))
+        ).setup.fetch
+        is None
+    )
+    with pytest.raises(RequestError, match="fetch_prefixes is simulated only"):
+        LiveCluster(document, model_path="fake:", draft_model_path=None, threads=1)
+    with pytest.raises(RequestError, match="by counts only"):
+        Cluster(msgspec.structs.replace(plan, fidelity="exact"), [])

@@ -81,6 +81,12 @@ class LiveCluster:
     ) -> None:
         """`launcher`: where workers are started; None: on this host. `decision_log`: file that gets every event with its
         answer. `workers_listen`: ADDRESS:PORT where other hosts may join who know `join_token`; None: nowhere."""
+        if deployment.cluster is not None and deployment.cluster.fetch_prefixes:
+            raise RequestError(
+                "cluster.fetch_prefixes is simulated only: live workers read KV under leases, not out of each other's "
+                "prefix caches; leave it out",
+                param="cluster.fetch_prefixes",
+            )
         self.deployment = deployment
         self._model_path, self._draft_model_path = model_path, draft_model_path
         self._threads = threads

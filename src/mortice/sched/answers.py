@@ -16,6 +16,8 @@ class Route(msgspec.Struct, frozen=True):
     other: str = ""
     other_cost: float = 0.0
     work: float = 0.0  # its own prefill, in the same unit
+    fetch_from: str = ""  # the worker that sends `prefill` the beginning of the prompt before it is computed
+    fetch_tokens: int = 0  # of it
 
 
 class Routed(msgspec.Struct, frozen=True, tag="routed"):

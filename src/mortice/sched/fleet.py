@@ -22,7 +22,7 @@ class Worker:
     __slots__ = (
         "accepts", "context_tokens", "convertible", "debt", "debt_at_s", "entered_key", "foreign", "free_blocks",
         "heap_key", "num_blocks", "num_decoding", "num_prefilling", "order", "pool", "prefill_work", "reported_at_s",
-        "role", "slowdown", "worker_id",
+        "role", "sends_until_s", "slowdown", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Worker:
         self.slowdown = 1.0  # its measured step over the expected one
         self.debt = 0.0  # seconds of prefill that its decode batch still has to make up for
         self.debt_at_s = 0.0
+        self.sends_until_s = 0.0  # prefixes to other prefill workers, one after the other
         self.pool: Pool | None = None  # where it may be chosen from
         self.heap_key = 0.0  # its load
         self.entered_key = math.inf  # its load as its pool's heap has it, never above `heap_key`

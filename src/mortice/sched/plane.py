@@ -67,6 +67,7 @@ class ControlPlane:
             times=setup.prefill_times,
             slo=setup.slo,
             decode_times=setup.decode_times,
+            fetch=setup.fetch,
         )
         self.fleet = self.router.new_fleet(setup.router)
         ttft, tpot = setup.slo.ttft_ms, setup.slo.tpot_ms
@@ -167,6 +168,8 @@ class ControlPlane:
         worker.num_prefilling += 1
         worker.prefill_work += route.work
         fleet.typical_work += 0.02 * (route.work - fleet.typical_work)
+        if route.fetch_from:
+            router.send(fleet.workers[route.fetch_from], route.fetch_tokens, at_s)
         if route.prefill is None:
             flight.on_decode, flight.context = worker, prompt_len + self._expected_output / 2
             worker.context_tokens += flight.context
@@ -174,6 +177,7 @@ class ControlPlane:
         fleet.touch(worker)
         if not resumed:
             cached = self.prefixes.cached_tokens(worker.worker_id, names) if names else 0
+            cached += route.fetch_tokens
             self.tally.arrived(prompt_len, prompt_len - cached)
         return Routed(route)
 

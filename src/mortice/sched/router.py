@@ -4,13 +4,15 @@ Prefill goes to the worker that would finish it first (work queued before it, ow
 least loaded one (DistServe, OSDI'24, section 4.3; with cached prefixes as Mooncake's Conductor, FAST'25, algorithm 1). A
 prompt is prefilled where it decodes if its uncached part is short, if no prefill worker can take it, or, on workers
 tagged convertible, if the prefill pool would miss the TTFT target and the decode worker would not (TokenScale's
-convertible decoders, arXiv 2512.03416).
+convertible decoders, arXiv 2512.03416). Where prefixes may be fetched, the lightest prefill worker is also weighed with the
+longest cached prefix sent to it (Mooncake's global cache, the same algorithm).
 """
 
 from collections.abc import Sequence
 
 from mortice.sched.answers import Route
 from mortice.sched.fleet import Fleet, Worker
+from mortice.sched.prefix_fetch import PrefixFetch
 from mortice.sched.prefix_map import PrefixMap
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
@@ -31,7 +33,9 @@ class Router:
         times: WorkerTimes | None = None,
         slo: SLO | None = None,
         decode_times: WorkerTimes | None = None,
+        fetch: PrefixFetch | None = None,
     ) -> None:
+        self.fetch = fetch
         self.local_prefill_tokens = local_prefill_tokens
         self.prefixes = prefixes
         self.times = times
@@ -62,6 +66,11 @@ class Router:
         own = self.work(prompt_len - cached, cached)
         here = decode.prefill_work + own
         prefill, work, cost = self._best_prefill(prompt_len, names, fleet)
+        source, num_fetched = "", 0
+        if self.fetch is not None and prefill is not None and names:
+            sent = self._with_a_prefix_sent(self.fetch, prompt_len, names, fleet, now_s, cost)
+            if sent is not None:
+                prefill, source, num_fetched, work, cost = sent
         if prefill is None:
             alone = "no prefill worker can take it" if decode.role == "decode" else "colocated"
             return Route(None, decode.worker_id, alone, here, work=own)
@@ -77,7 +86,15 @@ class Router:
             why = "convertible: the prefill pool would be late"
             return Route(None, decode.worker_id, why, here, prefill.worker_id, cost, own)
         return Route(
-            prefill.worker_id, decode.worker_id, "first to finish", cost, decode.worker_id, here, work
+            prefill.worker_id,
+            decode.worker_id,
+            "a prefix is sent" if source else "first to finish",
+            cost,
+            decode.worker_id,
+            here,
+            work,
+            source,
+            num_fetched,
         )
 
     def place_decode(self, names: Sequence[bytes], fleet: Fleet) -> Worker | None:
@@ -123,6 +140,36 @@ class Router:
                 if worker.prefill_work + mine < cost and self._fits(worker, prompt_len):
                     best, work, cost = worker, mine, worker.prefill_work + mine
         return best, work, cost
+
+    def _with_a_prefix_sent(
+        self,
+        fetch: PrefixFetch,
+        prompt_len: int,
+        names: Sequence[bytes],
+        fleet: Fleet,
+        now_s: float,
+        cost: float,
+    ) -> tuple[Worker, str, int, float, float] | None:
+        """(worker, who sends it how many tokens, its own work, work until its first token), if that is below `cost`."""
+        worker = fleet.pools["prefill"].lightest()
+        if worker is None or not self._fits(worker, prompt_len):
+            return None
+        own = self.prefixes.cached_tokens(worker.worker_id, names)
+        for holder_id in self.prefixes.holders(names, 1):
+            holder = fleet.workers.get(holder_id)
+            hit = self.prefixes.cached_tokens(holder_id, names)
+            if holder is None or hit <= own:
+                continue
+            work = self.work(prompt_len - hit, hit)
+            sent_s = max(0.0, holder.sends_until_s - now_s) + fetch.lasts_s(hit - own)
+            if sent_s + worker.prefill_work + work < cost:
+                return worker, holder_id, hit - own, work, sent_s + worker.prefill_work + work
+        return None
+
+    def send(self, holder: Worker, num_tokens: int, now_s: float) -> None:
+        """A worker was told to send so many tokens of a prefix: its port has that much more to do."""
+        if self.fetch is not None:
+            holder.sends_until_s = max(now_s, holder.sends_until_s) + self.fetch.lasts_s(num_tokens)
 
     def _rescues(self, decode: Worker, own: float, here: float, cost: float, now_s: float) -> bool:
         """Prefill on the decode worker meets the TTFT target that the prefill pool would miss, and the batch there can

@@ -5,6 +5,7 @@ import msgspec
 from mortice.sched.actions import Bounds
 from mortice.sched.admission import Admit
 from mortice.sched.controller import Pace
+from mortice.sched.prefix_fetch import PrefixFetch
 from mortice.specs.cluster import ClusterSpec, PolicyName
 from mortice.specs.deployment import Deployment
 from mortice.specs.slo import SLO
@@ -26,6 +27,9 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bounds: Bounds = Bounds(can_scale=False)
     pace: Pace = Pace()
     admit: Admit = Admit()
+    fetch: PrefixFetch | None = (
+        None  # prefixes may be sent from one prefill worker to another; None: they are not
+    )
     router: int = 0  # which of several routers this is
 
 

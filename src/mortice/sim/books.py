@@ -49,6 +49,13 @@ class CountedBooks:
     def commit(self, request: SimRequest) -> None:
         """Its prompt is computed."""
 
+    def pin(self, request: SimRequest) -> None:
+        """Its prefix stays until `release`. There is none."""
+        request.leased = 0
+
+    def take_in(self, request: SimRequest, num_tokens: int) -> None:
+        """The first `num_tokens` of its prompt are here now: in the cache, if there is room."""
+
     def events(self) -> tuple[list[bytes], list[bytes]]:
         return [], []
 
@@ -125,6 +132,21 @@ class PooledBooks:
         blocks = self._blocks[request.index]
         for block, name in zip(blocks, request.names, strict=False):
             self.pool.commit(block, name)
+
+    def pin(self, request: SimRequest) -> None:
+        blocks = self.pool.lookup(request.names)
+        self.pool.acquire(blocks)
+        self._blocks[request.index] = blocks
+        request.leased = len(blocks) * self.block_size
+
+    def take_in(self, request: SimRequest, num_tokens: int) -> None:
+        names = request.names[: num_tokens // self.block_size]
+        here = self.pool.lookup(names)
+        self.pool.acquire(here)
+        new = self.pool.allocate(len(names) - len(here))
+        for block, name in zip(new or [], names[len(here) :], strict=False):
+            self.pool.commit(block, name)
+        self.pool.release(here + (new or []))
 
     def events(self) -> tuple[list[bytes], list[bytes]]:
         return self.pool.drain_events()

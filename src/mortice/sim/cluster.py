@@ -37,6 +37,7 @@ from mortice.sim.plan import Body, Physics, Plan
 from mortice.sim.request import Move, SimRequest
 from mortice.sim.spread import StepDraws
 from mortice.sim.worker import SimWorker
+from mortice.specs.errors import RequestError
 
 __all__ = ["Body", "Cluster", "Physics", "Plan"]
 
@@ -56,6 +57,11 @@ class Cluster:
         faults: Sequence[Fault] = (),
         journal: Callable[[Event, Answer | None], None] | None = None,
     ) -> None:
+        if plan.setup.fetch is not None and plan.fidelity == "exact":
+            raise RequestError(
+                "cluster.fetch_prefixes is modelled by counts only; leave out --exact",
+                param="cluster.fetch_prefixes",
+            )
         self.plan = plan
         self.clock = Clock()
         self.requests = requests
@@ -137,7 +143,11 @@ class Cluster:
         request.told = False
         if type(answer) is Routed:
             route = answer.route
-            self.workers[route.prefill or route.decode].submit(request)
+            worker = self.workers[route.prefill or route.decode]
+            if route.fetch_from:
+                self._send_prefix(request, self.workers[route.fetch_from], worker)
+            else:
+                worker.submit(request)
         elif isinstance(answer, Held):
             request.stage = "held"
             self._held.append(request)
@@ -145,6 +155,16 @@ class Cluster:
             assert isinstance(answer, Refused)
             request.stage, request.why = "rejected", answer.reason
             self._ended += 1
+
+    def _send_prefix(self, request: SimRequest, source: Worker, worker: Worker) -> None:
+        """Another worker sends the beginning of its prompt, as far as it still has it; then the rest is computed."""
+        assert isinstance(source, SimWorker)
+        assert isinstance(worker, SimWorker)
+        source.send_prefix(request)
+        request.fetched = request.leased
+        request.kv_at = source
+        worker.await_prefix(request)
+        self._send(request, source, worker, max(0, request.fetched - worker.books.cached(request)), 0.0)
 
     # -- what workers tell (sim/worker.py, Boss) ------------------------------------------------------------------
 
@@ -178,8 +198,12 @@ class Cluster:
         if not source.alive:
             self._fetch_failed(request)
             return
-        tokens = max(0, request.known - 1 - request.hit)
-        num_bytes = tokens * source.times.kv_token_bytes
+        self._send(request, source, worker, max(0, request.known - 1 - request.hit), delay_s)
+
+    def _send(
+        self, request: SimRequest, source: Worker, worker: Worker, num_tokens: int, delay_s: float
+    ) -> None:
+        num_bytes = num_tokens * source.times.kv_token_bytes
         base = self.plan.physics.transfer_base_s
         base += delay_s
         move = request.move = Move(request)
@@ -258,7 +282,11 @@ class Cluster:
             return
         request.move = None
         source, request.kv_at = request.kv_at, None
-        request.at.arrived(request)
+        if request.stage == "fetching":
+            request.at.prefix_arrived(request)
+            self._tell_cached(request.at)
+        else:
+            request.at.arrived(request)
         if source is not None and source.alive:
             source.let_go(request)
             if self._draining:
@@ -487,7 +515,7 @@ class Cluster:
         if not worker.alive or not worker.out.is_cut:
             return
         for request in [*worker.leased, *worker.moving]:
-            if request.kv_at is not None and request.stage == "moving":
+            if request.kv_at is not None and request.stage in ("moving", "fetching"):
                 self._fetch_failed(request)
 
     def kill(self, worker: Worker) -> None:
@@ -508,7 +536,11 @@ class Cluster:
         for request in leased:
             if request.is_lent:  # memory that is mapped outlives its owner
                 request.kv_at = None
-            elif request.at is not None and request.at.alive and request.stage in ("bridge", "moving"):
+            elif (
+                request.at is not None
+                and request.at.alive
+                and request.stage in ("fetching", "bridge", "moving")
+            ):
                 self._fetch_failed(request)
         for request in lost:
             source, request.kv_at = request.kv_at, None

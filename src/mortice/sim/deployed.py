@@ -6,6 +6,7 @@ from mortice.cost.layout import Formats, Layout
 from mortice.cost.links import Links
 from mortice.cost.worker_times import worker_times
 from mortice.sched.prefill_order import order_of
+from mortice.sched.prefix_fetch import PrefixFetch
 from mortice.sched.setup import setup_of
 from mortice.sim.plan import Body, Physics, Plan
 from mortice.specs.catalogue import load_hardware, load_model
@@ -39,6 +40,11 @@ def plan_of(deployment: Deployment, policy: PolicyName | None = None) -> Plan:
         bytes_per_s=_port(spec) * prefill.gpus,
         order=order_of(limits),
     )
+    if spec.fetch_prefixes:
+        port = body.bytes_per_s
+        token_s = prefill.kv_token_bytes / port if port else 0.0
+        fetch = PrefixFetch(base_s=Physics().transfer_base_s, token_s=token_s)
+        setup = msgspec.structs.replace(setup, fetch=fetch)
     return Plan(
         setup=setup,
         prefill=roles["prefill"],

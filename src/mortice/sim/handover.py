@@ -9,13 +9,23 @@ from mortice.sim.request import SimRequest
 
 
 class Handover:
-    __slots__ = ("_books", "_lends", "_num_leased_tokens", "_num_moving_tokens", "bridge", "leased", "moving")
+    __slots__ = (
+        "_books",
+        "_lends",
+        "_num_leased_tokens",
+        "_num_moving_tokens",
+        "bridge",
+        "fetching",
+        "leased",
+        "moving",
+    )
 
     def __init__(self, books: Books, lends: bool) -> None:
         self._books = books
         self._lends = lends
         self.bridge: deque[SimRequest] = deque()  # their KV waits elsewhere
         self.moving: dict[SimRequest, None] = {}  # their KV is on its way here
+        self.fetching: dict[SimRequest, None] = {}  # the beginning of their prompt is on its way here
         self.leased: dict[SimRequest, None] = {}  # their KV stands here and is wanted elsewhere
         self._num_moving_tokens = 0
         self._num_leased_tokens = 0
@@ -47,6 +57,12 @@ class Handover:
         self.leased[request] = None
         self._num_leased_tokens += request.leased
         request.is_lent = self._lends and self._num_leased_tokens <= LEND_SHARE * self._books.capacity
+
+    def send_prefix(self, request: SimRequest) -> None:
+        """What is cached here of its prompt stays until it was sent."""
+        self._books.pin(request)
+        self.leased[request] = None
+        self._num_leased_tokens += request.leased
 
     def let_go(self, request: SimRequest) -> bool:
         """The lease on its KV is over. Whether there was one."""

@@ -22,6 +22,7 @@ class SimRequest:
         "attempts",
         "booked",
         "end_s",
+        "fetched",
         "finish_step",
         "first_s",
         "given",
@@ -62,13 +63,14 @@ class SimRequest:
         self.names = names
         self.given = 0  # tokens that went out
         self.leaves_s = leaves_s  # when its client hangs up, whatever it has by then
-        # new | held | prefill | bridge | moving | decode | finished | rejected | cancelled
+        # new | held | fetching | prefill | bridge | moving | decode | finished | rejected | cancelled
         self.stage = "new"
         self.at: Any = None  # the worker where it is computed or waits to be
         self.kv_at: Any = None  # the worker where its prompt's KV waits to be fetched, or is read in place
         self.is_lent = False  # that KV is read where it lies; set by its owner
         self.told = False  # the control plane knows that its prompt is computed
         self.move: Move | None = None  # its KV is on its way
+        self.fetched = 0  # tokens of its prompt that are there when what is sent to its worker has arrived
         self.tokens = 0  # prompt tokens still to be computed
         self.booked = 0  # tokens of memory that its admission took where it is
         self.leased = 0  # the same where its prompt's KV waits to be fetched

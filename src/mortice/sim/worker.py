@@ -95,9 +95,28 @@ class SimWorker:
         self.batch.joining.append(request)
         self.wake()
 
+    def await_prefix(self, request: SimRequest) -> None:
+        """The beginning of its prompt is being sent here."""
+        request.at = self
+        request.stage = "fetching"
+        request.since_s = self.clock.now_s
+        self._handover.fetching[request] = None
+
+    def prefix_arrived(self, request: SimRequest) -> None:
+        """It stands in the cache now, and the rest is computed."""
+        self.books.take_in(request, request.fetched)
+        del self._handover.fetching[request]
+        self.submit(request)
+
+    def send_prefix(self, request: SimRequest) -> None:
+        """What is cached here of its prompt stays until it was sent."""
+        self._handover.send_prefix(request)
+
     def not_arrived(self, request: SimRequest) -> None:
         """Its KV will not come: it is computed here."""
-        if request in self._handover.moving:
+        if request in self._handover.fetching:
+            del self._handover.fetching[request]
+        elif request in self._handover.moving:
             self._handover.end(request)
             self.books.release(request, request.booked, 0)
         else:
@@ -124,6 +143,8 @@ class SimWorker:
                 self.books.release(request, request.booked, 0)
         elif request.stage == "bridge" and request in self._handover.bridge:
             self._handover.bridge.remove(request)
+        elif request.stage == "fetching":
+            del self._handover.fetching[request]
         elif request.stage == "moving":
             self._handover.end(request)
             self.books.release(request, request.booked, 0)
@@ -153,14 +174,15 @@ class SimWorker:
     def requests(self) -> list[SimRequest]:
         """All that are computed here or wait to be (not those whose KV is only kept)."""
         prompts, handover, batch = self.prompts, self._handover, self.batch
-        queued = [*prompts.waiting, *prompts.running, *handover.bridge, *handover.moving]
+        queued = [*handover.fetching, *prompts.waiting, *prompts.running, *handover.bridge, *handover.moving]
         return [*queued, *batch.requests(), *batch.joining, *prompts.piped]
 
     @property
     def num_requests(self) -> int:
         prompts, handover, batch = self.prompts, self._handover, self.batch
         queued = len(prompts.waiting) + len(prompts.running) + len(prompts.piped)
-        return queued + len(handover.bridge) + len(handover.moving) + len(batch.joining) + batch.size
+        incoming = len(handover.fetching) + len(handover.bridge) + len(handover.moving)
+        return queued + incoming + len(batch.joining) + batch.size
 
     @property
     def is_empty(self) -> bool:
@@ -172,9 +194,9 @@ class SimWorker:
         return self._handover.leased
 
     @property
-    def moving(self) -> dict[SimRequest, None]:
-        """Those whose KV is on its way here."""
-        return self._handover.moving
+    def moving(self) -> list[SimRequest]:
+        """Those whose KV, or part of it, is on its way here."""
+        return [*self._handover.moving, *self._handover.fetching]
 
     @property
     def boundary(self) -> float:

@@ -53,6 +53,9 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         None  # of simulated steps of decoding around their expected time; None: none
     )
     prompt_spread: StepSpread | None = None  # of those with prompts in them
+    fetch_prefixes: bool = (
+        False  # from one prefill worker to another, where that is sooner; simulated, not served
+    )
     convertible: bool = False  # decode workers may prefill in a burst; under policy mortice they always may
     min_prefill: int = 0
     min_decode: int = 1  # decode and undivided workers together
