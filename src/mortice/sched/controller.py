@@ -85,6 +85,7 @@ class Controller:
         actions = reshape(standing, starting, wanted, self.bounds)
         if actions:
             self._changed_at_s = seen.at_s
+            self._lengths.judge_anew()
             self.num_flips += sum(isinstance(action, Flip) for action in actions)
         return Decision(
             at_s=seen.at_s,

@@ -7,6 +7,7 @@ same number of them everywhere.
 from mortice.sched.observation import Demand, Observation
 
 MEMORY = 100.0  # requests after which what was before weighs half, at least
+ENOUGH = 0.9 * MEMORY  # requests that say whether a division carries the load
 FIRST_GUESS_OUTPUT = 64.0  # tokens, until a request ended
 
 
@@ -36,8 +37,12 @@ class Lengths:
 
     @property
     def share_met(self) -> float:
-        """Share of the last requests that ended within the SLO; 1 before any has."""
-        return self._met / self._judged if self._judged else 1.0
+        """Share of the last requests that ended within the SLO; 1 before enough have."""
+        return self._met / self._judged if self._judged > ENOUGH else 1.0
+
+    def judge_anew(self) -> None:
+        """What ended so far says nothing of the division that stands from now on."""
+        self._judged = self._met = 0.0
 
     def demand(self, rate: float) -> Demand:
         """The mix at a rate. Lengths of 0: nothing arrived yet."""
