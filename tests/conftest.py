@@ -1,8 +1,10 @@
-"""Engines on the fake model, without processes or sockets."""
+"""Engines on the fake model, without processes or sockets; sandboxes of a test's own."""
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from hypothesis import settings
 from mortice.engine.assemble import assemble, layout_of
 from mortice.engine.core import Engine
 from mortice.models.fake import FakeModel
+from mortice.sandbox import Sandboxes
+from mortice.sandbox.images import find_image, find_program
 from mortice.specs.deployment import Deployment, EngineLimits, Speculation, Transfer
 from mortice.specs.messages import Deltas, FromWorker, Prefilled, Submit
 from mortice.specs.request import Delta, Request
@@ -128,6 +132,22 @@ def make_rig() -> Iterator[Callable[..., Rig]]:
     yield make
     for rig in rigs:
         rig.close()
+
+
+@pytest.fixture
+def needs_sandboxes() -> None:
+    """Skips where there is nothing to run a guest with."""
+    if os.geteuid() != 0 or find_program("runsc") is None or find_image("base") is None:
+        pytest.skip(
+            "needs root and what `mortice sandbox setup` installs (runsc, a guest's root file system)"
+        )
+
+
+@pytest.fixture
+async def own_boxes(needs_sandboxes: None, tmp_path: Path) -> AsyncIterator[Sandboxes]:
+    """Sandboxes in a home that this test alone uses."""
+    async with Sandboxes(tmp_path / "boxes") as made:
+        yield made
 
 
 @pytest.fixture(name="make_request")

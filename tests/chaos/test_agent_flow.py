@@ -39,18 +39,10 @@ WANTED = {"total": "26", "log": "xx", "note": "kept", "bad": False, "missing": "
 
 
 @pytest.fixture
-async def boxes(tmp_path):
-    async with Sandboxes(tmp_path / "boxes") as made:
-        if await made.strongest() is None:
-            pytest.skip("no sandbox works here")
-        yield made
-
-
-@pytest.fixture
-async def agents(tmp_path, boxes):
+async def agents(tmp_path, own_boxes):
     @contextlib.asynccontextmanager
     async def opened():
-        yield boxes
+        yield own_boxes
 
     durable = MemoryDurable()
     async with Agents(home(tmp_path / "home"), durable=durable, open_boxes=opened) as made:
@@ -84,11 +76,11 @@ def at(place: int):
     return crash
 
 
-async def test_its_sandbox_lives_as_long_as_it_does(agents, boxes, tmp_path):
+async def test_its_sandbox_lives_as_long_as_it_does(agents, own_boxes, tmp_path):
     await agents.start_workflow(payload(tmp_path), "w")
     result = await agents.durable.result("w")
     assert result == {"state": "done", "output": WANTED}
-    assert boxes.list() == []
+    assert own_boxes.list() == []
     proof = await agents.prove("w")
     assert (proof.turn, proof.altered, proof.absent) == (5, (), ())
     assert "before use of a sandbox 5: journal, sandbox and audit log match" in proof.said()
@@ -96,20 +88,20 @@ async def test_its_sandbox_lives_as_long_as_it_does(agents, boxes, tmp_path):
 
 @pytest.mark.parametrize("lost", [False, True], ids=["alive", "lost"])
 @pytest.mark.parametrize("place", [3, 9])
-async def test_a_crash_loses_nothing_and_does_nothing_twice(agents, boxes, tmp_path, place, lost):
+async def test_a_crash_loses_nothing_and_does_nothing_twice(agents, own_boxes, tmp_path, place, lost):
     """In the middle of a use of the sandbox, which lives on or is lost with the process."""
-    await crashed(agents, boxes, tmp_path, "w", at(place))
+    await crashed(agents, own_boxes, tmp_path, "w", at(place))
     if lost:
-        for info in boxes.list():
-            await boxes.destroy(info.name)
+        for info in own_boxes.list():
+            await own_boxes.destroy(info.name)
     proof = await agents.resume("w")
     assert (proof.altered, proof.absent) == ((), ())
     assert (await agents.durable.result("w"))["output"] == WANTED
-    assert boxes.list() == []
+    assert own_boxes.list() == []
 
 
-async def test_a_journal_that_was_altered_is_not_gone_on_with(agents, boxes, tmp_path):
-    await crashed(agents, boxes, tmp_path, "w", at(13))
+async def test_a_journal_that_was_altered_is_not_gone_on_with(agents, own_boxes, tmp_path):
+    await crashed(agents, own_boxes, tmp_path, "w", at(13))
     journal = agents.durable._runs["w"].journal
     number, before = next((n, step) for n, step in journal.items() if step.name == "twice")
     journal[number] = msgspec.structs.replace(before, output=13)

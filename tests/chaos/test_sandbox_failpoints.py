@@ -1,4 +1,7 @@
-"""The process dies before or after any one sync or rename: what was committed is there, what was not is nowhere."""
+"""The process dies before or after any one sync or rename: what was committed is there, what was not is nowhere.
+
+A run has two turns: the first has nothing before it, and a third would meet the second's calls again.
+"""
 
 import json
 import random
@@ -53,7 +56,7 @@ async def work(home, run, at, when):
         for name in ("fsync", "fdatasync", "link"):
             setattr(os, name, dying(getattr(os, name), at, when))
         pathlib.Path.rename = dying(pathlib.Path.rename, at, when)
-        while turn < 3:
+        while turn < 2:
             begun = ledger.begin(run, turn, 0, "post", {"turn": turn}, idempotent=False, approved=False)
             if begun.action in ("go", "ask"):
                 with open(home / f"world-{run}", "a+") as world:
@@ -108,12 +111,13 @@ class Workers:
             return False
         said = self.work(run, 0, "never")
         committed = [line for line in first + said if line.startswith("committed")]
-        assert said[-1].startswith("end 6 "), (run, first, said)
+        assert said[-1].startswith("end 3 "), (run, first, said)
         # said twice where it was killed between saying so and its books
         assert len(committed) - len(set(committed)) <= 1, (run, first, said)
         world = (self.home / f"world-{run}").read_text().split()
-        assert sorted(set(world)) == sorted(world) == ["0", "1", "2"], (run, world)
-        assert not [p for p in (self.home / "boxes").iterdir() if (p / "box.json").exists()]
+        assert sorted(set(world)) == sorted(world) == ["0", "1"], (run, world)
+        books = [path.read_text() for path in (self.home / "boxes").glob("*/box.json")]
+        assert not [text for text in books if f'"{run}"' in text], run
         return True
 
     def end(self) -> None:

@@ -1,17 +1,21 @@
 """Sandboxes for tests: a home of their own, and a check that nothing is left on the host."""
 
+import datetime
 import glob
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from mortice.sandbox import Limits, Sandboxes, SandboxSpec
 from mortice.sandbox.backends.microvm import MicroVM
 from mortice.sandbox.box import Box
-from mortice.sandbox.images import find_image, find_program, find_vm
+from mortice.sandbox.images import find_vm
 from mortice.sandbox.kvm import probe_kvm
 
 MIB = 1 << 20
@@ -25,14 +29,10 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def boxes(shared_home: Path, booted: dict[str, str]) -> AsyncIterator[Sandboxes]:
-    if os.geteuid() != 0 or find_program("runsc") is None or find_image("base") is None:
-        pytest.skip(
-            "needs root and what `mortice sandbox setup` installs (runsc, a guest's root file system)"
-        )
+async def boxes(needs_sandboxes: None, shared_home: Path, booted: dict[str, str]) -> AsyncIterator[Sandboxes]:
     async with Sandboxes(shared_home) as found:
         yield found
-        ids = [record.id for record in found._records()]
+        ids = [record.id for record in found.books.records()]
         for manifest in found.snapshots.list():
             if manifest.id not in booted.values():
                 found.snapshots.remove(manifest.id)
@@ -72,3 +72,25 @@ def make(boxes: Sandboxes, backend: str, booted: dict[str, str]) -> Make:
         return await boxes.restore(booted[key], name=name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def certificate() -> Callable[[Path, str], Path]:
+    """Writes a key and a certificate that signs itself, of a host, into a file; its path again."""
+    return _certificate
+
+
+def _certificate(path: Path, host: str) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return path

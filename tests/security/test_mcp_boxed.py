@@ -20,22 +20,14 @@ CONTEXT = CallContext(run_id="r", turn=0, index=0, key="k", timeout_s=60)
 
 
 @pytest.fixture
-async def boxes(tmp_path):
-    async with Sandboxes(tmp_path / "boxes") as made:
-        if await made.strongest() is None:
-            pytest.skip("no sandbox works here")
-        yield made
-
-
-@pytest.fixture
-def host(tmp_path, boxes):
+def host(tmp_path, own_boxes):
     def make(*kinds: str, **fields) -> McpHost:
         server = {"command": "python3", "sandbox": {"files": {"/work/server.py": str(SERVER)}}}
         documents = {kind: server | {"args": ["/work/server.py", kind]} | fields for kind in kinds}
         servers = read_servers(documents, folder=tmp_path)
 
         async def opened() -> Sandboxes:
-            return boxes
+            return own_boxes
 
         pins, artifacts = Pins(tmp_path / "pins.json"), Artifacts(tmp_path / "artifacts")
         return McpHost(servers, pins=pins, artifacts=artifacts, consent=Nobody(), boxes=opened)
@@ -48,7 +40,7 @@ async def call(host: McpHost, name: str) -> str:
     return (await tool.run({}, CONTEXT)).text
 
 
-async def test_a_server_behind_the_wall_sees_nothing_of_this_machine(host, boxes, tmp_path, monkeypatch):
+async def test_a_server_behind_the_wall_sees_nothing_of_this_machine(host, own_boxes, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_OF_OURS", "s3cret")
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
@@ -56,22 +48,22 @@ async def test_a_server_behind_the_wall_sees_nothing_of_this_machine(host, boxes
         env = {"HOSTILE_FILE": str(secret), "HOSTILE_PORT": str(listening.getsockname()[1])}
         async with host("look", env=env) as made:
             seen = json.loads(await call(made, "look__work"))
-            names = [info.id for info in boxes.list()]
+            names = [info.id for info in own_boxes.list()]
             assert len(names) == 1
     assert seen["files"] == ["server.py"]
     assert (seen["secret"], seen["reached"]) == (False, False)
     assert "SECRET_OF_OURS" not in seen["environment"]
-    assert boxes.list() == []
-    log = (boxes.home.audit / f"{names[0]}.jsonl").read_text()
+    assert own_boxes.list() == []
+    log = (own_boxes.home.audit / f"{names[0]}.jsonl").read_text()
     assert "/work/server.py" in log
 
 
 @pytest.mark.parametrize("kind", ["oversize", "endless"])
-async def test_frames_without_measure_end_the_server(host, boxes, kind):
+async def test_frames_without_measure_end_the_server(host, own_boxes, kind):
     async with host(kind, max_result_bytes=1 << 20) as made:
         with pytest.raises(ToolError, match="took effect"):
             await call(made, f"{kind}__work")
-    assert boxes.list() == []
+    assert own_boxes.list() == []
 
 
 async def test_a_server_that_dies_is_told_with_its_last_words(host):

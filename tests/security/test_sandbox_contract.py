@@ -145,6 +145,37 @@ async def test_a_snapshot_brings_memory_processes_and_files_back(make: Make, box
     assert boxes.snapshots.manifest(snapshot).epoch == 3
 
 
+@pytest.mark.parametrize("backend", ["gvisor"], indirect=True)
+async def test_stopped_processes_threads_and_half_written_files_are_saved_as_they_are(
+    make: Make, boxes: Sandboxes
+) -> None:
+    box = await make(num_processes=64)
+    code = """
+import os, signal, subprocess, threading
+stopped = subprocess.Popen(['sleep', '1000'])
+stopped.send_signal(signal.SIGSTOP)
+os.waitid(os.P_PID, stopped.pid, os.WSTOPPED | os.WNOWAIT)
+event = threading.Event()
+threads = [threading.Thread(target=event.wait, daemon=True) for _ in range(40)]
+for thread in threads: thread.start()
+half = open('/work/half', 'w', buffering=1 << 20)
+half.write('not yet flushed')
+"""
+    assert (await box.run_cell(code, cell_id="a")).ok
+    clone = await boxes.restore(await box.snapshot())
+    look = """
+state = open(f'/proc/{stopped.pid}/stat').read().rsplit(') ', 1)[1][0]
+alive = sum(t.is_alive() for t in threads)
+event.set(); half.close()
+for thread in threads: thread.join()
+stopped.send_signal(signal.SIGCONT); stopped.terminate()
+(state, alive, open('/work/half').read(), stopped.wait())
+"""
+    for each in (clone, box):
+        result = await each.run_cell(look, cell_id="b", timeout_s=30)
+        assert result.value == "('T', 40, 'not yet flushed', -15)", result
+
+
 @saves
 async def test_forks_share_the_past_and_nothing_after(make: Make) -> None:
     box = await make()

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,8 @@ from mortice.obs.audit_verify import records
 from mortice.sandbox import Egress, Limits, Sandboxes, SandboxSpec
 from mortice.sandbox.box import Box
 from mortice.sandbox.egress_rules import Denied, Rules, check_addresses
+from mortice.sandbox.images import find_image
+from mortice.sandbox.provision import AUTHORITIES
 from mortice.specs.errors import RequestError
 
 FETCH = """
@@ -114,6 +118,36 @@ async def test_what_is_allowed_arrives_and_the_rest_is_told_why(boxes: Sandboxes
     assert len(site.seen) == 2
     chain = [r for r in records(boxes.home.audit, box.record.id) if r["kind"] == "egress"]
     assert [r["decision"] for r in chain] == ["allow", "allow"] + ["deny"] * 10
+
+
+async def test_a_guest_checks_tls_by_the_image_s_authorities_or_its_own(
+    boxes: Sandboxes, tmp_path: Path, certificate: Callable[[Path, str], Path]
+) -> None:
+    """Through the proxy TLS is the guest's own affair: it has the public authorities, and ours is none of them."""
+    image = find_image("base")
+    if image is None or not (image.root / AUTHORITIES).exists():
+        pytest.skip("the guests' image is an earlier one; `mortice sandbox setup` makes it anew")
+    pem = certificate(tmp_path / "site.pem", "site.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    site = Site()
+    async with await asyncio.start_server(site.serve, "127.0.0.1", 0, ssl=context) as server:
+        site.port = server.sockets[0].getsockname()[1]
+        box = await open_box(boxes, site)
+        look = "import ssl; c = ssl.create_default_context(); (len(c.get_ca_certs()) > 100, open(CA).read().count('BEGIN'))"
+        found = await box.run_cell(f"CA = '/{AUTHORITIES}'\n{look}", cell_id="authorities")
+        trusted, num_authorities = eval(found.value or "(False, 0)")
+        assert trusted, found
+        assert num_authorities > 100
+        url = f"https://site.example:{site.port}/"
+        refused = await ask(box, url, "stranger")
+        assert refused[0] == "URLError"
+        assert "CERTIFICATE_VERIFY_FAILED" in refused[1]
+        public = pem.read_text()[pem.read_text().index("-----BEGIN CERTIFICATE") :]
+        await box.write("/work/ca.pem", public.encode())
+        code = f"urllib.request.urlopen({url!r}, context=ssl.create_default_context(cafile='/work/ca.pem')).read()"
+        assert (await box.run_cell(code, cell_id="known")).value == "b'hello'"
+        assert len(site.seen) == 1, "nothing was sent to a stranger"
 
 
 async def test_there_is_no_way_beside_the_proxy(boxes: Sandboxes, site: Site) -> None:

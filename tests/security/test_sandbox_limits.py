@@ -29,8 +29,9 @@ async def answers(box: object, cell_id: str = "after") -> None:
     [
         "import os\nwhile True:\n    if os.fork() == 0:\n        import time; time.sleep(30); os._exit(0)",
         "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(3,), daemon=True).start()",
+        "import subprocess\nwhile True: subprocess.Popen(['sleep', '30'])",
     ],
-    ids=["fork", "threads"],
+    ids=["fork", "threads", "exec"],
 )
 async def test_fork_and_thread_bombs_meet_the_process_limit(make: Make, code: str) -> None:
     box = await make(num_processes=24)
@@ -175,6 +176,34 @@ async def test_full_disks_say_so_and_cost_the_host_nothing(make: Make, folder: s
     await answers(box)
 
 
+@gvisor_first
+async def test_a_hole_costs_nothing_and_what_is_deleted_or_reserved_still_counts(make: Make) -> None:
+    box = await make(disk_bytes=16 * MIB)
+    code = """
+import errno, os
+def full(call):
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+os.truncate(os.open('/work/sparse', os.O_CREAT | os.O_RDWR), 1 << 40)
+kept = os.open('/work/gone', os.O_CREAT | os.O_RDWR)
+os.write(kept, b'x' * (12 << 20))
+os.unlink('/work/gone')
+other = os.open('/work/other', os.O_CREAT | os.O_RDWR)
+seen = [full(lambda: [os.write(other, b'x' * (1 << 20)) for _ in range(8)])]
+os.unlink('/work/other'); os.close(other); os.close(kept)
+fd = os.open('/work/reserved', os.O_CREAT | os.O_RDWR)
+seen.append(full(lambda: os.posix_fallocate(fd, 0, 64 << 20)))
+os.unlink('/work/reserved'); os.close(fd)
+seen.append(full(lambda: open('/work/after', 'wb').write(b'x' * (8 << 20))))
+seen
+"""
+    result = await box.run_cell(code, cell_id="a", timeout_s=60)
+    assert result.value == "['ENOSPC', 'ENOSPC', None]", result
+    await answers(box)
+
+
 async def test_the_root_file_system_cannot_be_written(make: Make) -> None:
     box = await make()
     result = await box.exec(
@@ -225,6 +254,18 @@ async def test_time_is_up_for_cells_and_commands_that_will_not_end(make: Make) -
     )
     assert (result.failure and result.failure.reason) == "timeout"
     assert time.monotonic() - began < 30
+    await answers(box)
+
+
+@gvisor_first
+async def test_what_a_child_says_after_its_command_has_ended_disturbs_nobody(make: Make) -> None:
+    box = await make()
+    late = "import os, time\nif os.fork(): os._exit(0)\nos.setsid(); time.sleep(0.3)\n"
+    late += "open('/work/late', 'w').close()\nwhile True: os.write(1, b'late' * 1000)"
+    ended = await box.exec(["python3", "-c", late], cell_id="a", timeout_s=20)
+    assert ended.exit_code == 0
+    seen = await box.exec(["sh", "-c", "until [ -e /work/late ]; do sleep 0.1; done; echo own"], cell_id="b")
+    assert seen.stdout == "own\n"
     await answers(box)
 
 

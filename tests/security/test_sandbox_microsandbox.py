@@ -55,7 +55,7 @@ async def test_hardware_is_asked_first_then_the_package_then_a_guest(
         return
     monkeypatch.setattr(microsandbox, "probe_kvm", lambda: KvmFinding(hardware=True))
     monkeypatch.setattr(microsandbox, "find_msb", lambda: None)
-    assert (await Microsandbox().probe()).remedy == "pip install microsandbox"
+    assert (await Microsandbox().probe()).remedy == "pip install 'mortice[microsandbox]'"
     image = Image(name="base", root=tmp_path, digest="")
     monkeypatch.setattr(microsandbox, "find_image", lambda name: image)
     for script, said in (

@@ -72,7 +72,7 @@ def saved(home: Path) -> str:
 async def boxes(home: Path, saved: str) -> AsyncIterator[Sandboxes]:
     async with Sandboxes(home) as found:
         yield found
-        ids = [record.id for record in found._records()]
+        ids = [record.id for record in found.books.records()]
     assert not [i for i in ids if cgroups.groups(i)], "a control group was left behind"
     assert not list((home / "boxes").iterdir())
 

@@ -1,10 +1,13 @@
 """A pool hands out sandboxes that are alike in what was prepared and in nothing else, and leaves nothing behind."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 
-from mortice.sandbox import Limits, SandboxError, Sandboxes, SandboxSpec, WarmPool
+from mortice.sandbox import Limits, NotSupported, SandboxError, Sandboxes, SandboxSpec, WarmPool
+from mortice.sandbox.machine import alive
 from mortice.sandbox.retention import Rules
 
 SPEC = SandboxSpec(backend="gvisor", limits=Limits(memory_bytes=256 << 20))
@@ -38,3 +41,32 @@ async def test_code_that_fails_to_prepare_is_told(boxes: Sandboxes) -> None:
         async with WarmPool(boxes, SPEC, size=1, prepare="1 / 0"):
             pass
     assert boxes.list() == []
+
+
+async def test_forks_take_kernels_that_were_made_ready_and_nothing_of_the_rest_stays(
+    boxes: Sandboxes,
+) -> None:
+    box = await boxes.create_box(SPEC)
+    await box.run_cell("x = 6", cell_id="a")
+    await boxes.make_ready(4, SPEC)
+    ready = {path.name for path in boxes.home.boxes.iterdir()} - {box.record.id}
+    assert len(ready) == 4
+    assert [info.id for info in boxes.list()] == [box.record.id], "nobody's sandboxes yet"
+    outcomes = await box.fork(2, names=["one", "one"])
+    assert [outcome.error for outcome in outcomes if outcome.error] == [
+        "a sandbox called 'one' exists; destroy it or take another name"
+    ]
+    assert [info.id in ready for info in boxes.list() if info.name == "one"] == [True]
+    dead = boxes._spares._ready[0].machine.pid
+    os.kill(dead, signal.SIGKILL)
+    while alive(dead):
+        await asyncio.sleep(0.01)
+    more = [outcome.box for outcome in await box.fork(3)]
+    values = [(await clone.run_cell("x * 7", cell_id="b")).value for clone in more if clone is not None]
+    assert values == ["42"] * 3
+    assert len({clone.info.id for clone in more if clone is not None} & ready) == 2, "one of three was dead"
+    with pytest.raises(NotSupported, match="process has no kernels"):
+        await boxes.make_ready(1, SandboxSpec(backend="process"))
+    await boxes.make_ready(1, SPEC)
+    async with Sandboxes(boxes.home.root):  # another's: what lives is left alone
+        assert len(boxes._spares._ready) == 2

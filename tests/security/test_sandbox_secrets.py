@@ -1,20 +1,15 @@
 """Secrets stay outside: requests get them on their way out, and neither the guest, nor the log, nor a snapshot has them."""
 
 import asyncio
-import datetime
 import json
 import random
 import re
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from mortice.cli import main
 from mortice.obs.audit_verify import records
@@ -66,29 +61,13 @@ class Site:
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+async def site(tmp_path: Path, certificate: Callable[[Path, str], Path]) -> AsyncIterator[Site]:
     found = Site()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate(tmp_path / "site.pem", "api.example"))
     async with await asyncio.start_server(found.serve, "127.0.0.1", 0, ssl=context) as server:
         found.port = server.sockets[0].getsockname()[1]
         yield found
-
-
-def certificate(path: Path, host: str) -> Path:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False).sign(key, hashes.SHA256())
-    )  # fmt: skip
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 async def open_box(boxes: Sandboxes, site: Site, tmp_path: Path, **policy: object) -> Box:

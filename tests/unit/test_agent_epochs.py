@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mortice.agent.durable_memory import Crash, MemoryDurable
-from mortice.agent.epochs import Epoch, MachineState, prove
+from mortice.agent.epochs import Epoch, prove
 from mortice.agent.home import home
 from mortice.agent.logview import LogView
 from mortice.agent.model import ScriptedCall, ScriptedTurn, ScriptSpec
@@ -16,6 +16,7 @@ from mortice.agent.spec import AgentSpec
 from mortice.cli.agent_output import Watch
 from mortice.obs.audit import AuditLog
 from mortice.obs.audit_verify import records, verify
+from mortice.sandbox import MachineState
 from mortice.specs.errors import WrongState
 
 TOOLS = Path(__file__).parent.parent / "data" / "agent" / "tools.py"

@@ -132,3 +132,10 @@ def test_doctor_reports_as_json() -> None:
     names = {check["name"] for check in report["checks"]}
     assert {"python", "torch", "cpu", "memory", "shared memory", "default model"} <= names
     assert done.returncode == (0 if report["ok"] else 1)
+
+
+@pytest.mark.slow
+def test_doctor_s_table_keeps_the_extras_in_brackets() -> None:
+    said = "".join(mortice("doctor").stdout.split())
+    assert "sandbox:gvisor" in said
+    assert "'mortice'" not in said

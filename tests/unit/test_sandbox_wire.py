@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mortice.sandbox import Egress, Limits, SandboxError, SandboxSpec, cgroups
-from mortice.sandbox.backends.microvm import copy_sparse, qemu_command
+from mortice.sandbox.backends.microvm import copy_sparse, drop_zeros, qemu_command
 from mortice.sandbox.backends.qmp import Qmp
 from mortice.sandbox.backends.sentry import IMAGE_FILES, LOOPBACK, Sentry
 from mortice.sandbox.images import Vm
@@ -185,6 +185,12 @@ def test_memory_is_copied_with_its_holes(tmp_path: Path) -> None:
         copy_sparse(Path(f"/proc/self/fd/{fd}"), tmp_path / "copy")
         memory.seek(0)
         assert (tmp_path / "copy").read_bytes() == memory.read()
+        memory.seek(0)
+        memory.write(bytes(8 << 20) + b"kept")
+        drop_zeros(Path(f"/proc/self/fd/{fd}"))
+        assert os.fstat(fd).st_blocks * 512 <= 256 << 10, "two ranges of 64 KiB hold something"
+        assert os.pread(fd, 4, 8 << 20) == b"kept"
+        assert os.pread(fd, 4, 40 << 20) == b"page"
     assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""One epoch binds what makes up a run: its journal, its sandbox with all files, and the heads of the audit chains.
+"""The epochs of agents and workflows, whose journal is a database: see `mortice.sandbox.epoch` for what an epoch is.
 
 The manifest of an epoch is sealed at the end of each turn, while the model thinks on the next, and stands in three places
 that vouch for one another: in the journal (with that next thought), in the run's audit chain, and, through the snapshot's
@@ -14,18 +14,9 @@ import msgspec
 
 from mortice.agent.durable import Json, StepRecord
 from mortice.agent.logview import LogView
+from mortice.sandbox import MachineState
 
 OF_THE_STORE = ("DBOS.", "mortice.run")  # how its own steps in a journal begin
-
-
-class MachineState(msgspec.Struct, frozen=True, kw_only=True):
-    """The sandbox at an epoch: a snapshot, the digest of its manifest, and the record of its chain that it was taken at."""
-
-    snapshot: str
-    digest: str
-    chain: str
-    seq: int
-    head: str
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import msgspec
 from mortice.agent.act import Actor, Ask, Place
 from mortice.agent.budget import Spent, seconds_left, spent, used_up
 from mortice.agent.durable import Durable, Json, RunFailed, Suspended
-from mortice.agent.epochs import Epoch, JournalDigest, MachineState, step_digest
+from mortice.agent.epochs import Epoch, JournalDigest, step_digest
 from mortice.agent.guards import EMPTY_STOP_AT, empty_answers, guard
 from mortice.agent.history import (
     Answer,
@@ -36,6 +36,7 @@ from mortice.agent.spec import AgentSpec
 from mortice.agent.tool import spec_of
 from mortice.agent.toolbox import Toolbox
 from mortice.agent.trace import Spans
+from mortice.sandbox import MachineState
 
 BRANCH = "~"  # ids of branches are PARENT~N
 MAX_DEPTH = 3

@@ -12,7 +12,7 @@ from mortice.agent.artifacts import Artifacts
 from mortice.agent.durable import RESUMABLE, Durable, Json
 from mortice.agent.durable_dbos import DbosDurable
 from mortice.agent.endpoint import EndpointModel
-from mortice.agent.epochs import MachineState, Proof, prove, step_digest
+from mortice.agent.epochs import Proof, prove, step_digest
 from mortice.agent.history import Event
 from mortice.agent.home import Home, checked_id
 from mortice.agent.ledger import Ledger, Mode
@@ -28,7 +28,7 @@ from mortice.agent.spec_machine import Machine
 from mortice.agent.toolbox import OpenSources, Source, Toolbox, own_tools
 from mortice.agent.workflow import Surroundings, run_workflow
 from mortice.obs.log import Log
-from mortice.sandbox import Sandboxes, SandboxNotFound
+from mortice.sandbox import MachineState, Sandboxes, SandboxNotFound
 from mortice.specs.errors import MorticeError, NotFound, RequestError, WrongState
 
 if TYPE_CHECKING:
@@ -235,16 +235,9 @@ class Agents:
         if not isinstance(self._boxes, Sandboxes):
             return None
         try:
-            manifest = self._boxes.snapshots.manifest(snapshot)
+            return self._boxes.snapshots.manifest(snapshot).state
         except SandboxNotFound:
             return None
-        return MachineState(
-            snapshot=snapshot,
-            digest=manifest.digest,
-            chain=manifest.audit_chain,
-            seq=manifest.audit_seq,
-            head=manifest.audit_head,
-        )
 
     async def _clean_up(self, run_id: str) -> None:
         """A run has ended for good: so does its machine, whether this process or one before it began it."""

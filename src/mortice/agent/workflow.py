@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from mortice.agent.durable import Cancelled, Durable, Json, RunFailed, StepFailed
-from mortice.agent.epochs import Epoch, FlowDigest, MachineState, step_digest
+from mortice.agent.epochs import Epoch, FlowDigest, step_digest
 from mortice.agent.flow_box import FlowBox
 from mortice.agent.machine import SandboxTools
 from mortice.agent.policy import digest_of
@@ -30,6 +30,7 @@ from mortice.agent.spec import AgentSpec
 from mortice.agent.spec_machine import Machine
 from mortice.agent.toolbox import load_function
 from mortice.agent.trace import Spans
+from mortice.sandbox import MachineState
 from mortice.specs.errors import RequestError
 
 Act = Callable[..., Any]

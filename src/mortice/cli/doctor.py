@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mortice.sandbox import Probe, Sandboxes
@@ -37,11 +38,12 @@ def doctor(
         table = Table("", "check", "found", "remedy")
         for finding in findings:
             mark = "[green]ok" if finding.ok else ("[red]missing" if finding.needed else "[yellow]without")
-            table.add_row(mark, finding.name, finding.found, "" if finding.ok else finding.remedy)
+            remedy = "" if finding.ok else escape(finding.remedy)  # extras are named in brackets
+            table.add_row(mark, finding.name, escape(finding.found), remedy)
         for probe in probes:
-            found = f"strength {probe.strength}" if probe.works else probe.why_not
+            found = f"strength {probe.strength}" if probe.works else probe.why_not or ""
             mark = "[green]ok" if probe.works else "[yellow]without"
-            table.add_row(mark, f"sandbox: {probe.backend}", found, probe.remedy or "")
+            table.add_row(mark, f"sandbox: {probe.backend}", escape(found), escape(probe.remedy or ""))
         Console().print(table)
     if not all(f.ok or not f.needed for f in findings):
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mortice.sandbox import Probe, Sandboxes
@@ -29,8 +30,12 @@ def doctor(
         table = Table("back end", "", "strength", "found", "remedy")
         for probe in probes:
             mark = "[green]works" if probe.works else "[yellow]refused"
-            found = ", ".join(f"{k} {v}" for k, v in probe.details.items()) if probe.works else probe.why_not
-            table.add_row(probe.backend, mark, str(probe.strength), found, probe.remedy or "")
+            found = (
+                ", ".join(f"{k} {v}" for k, v in probe.details.items())
+                if probe.works
+                else probe.why_not or ""
+            )
+            table.add_row(probe.backend, mark, str(probe.strength), escape(found), escape(probe.remedy or ""))
         Console().print(table)
         print(f"auto takes: {chosen or 'nothing; no sandbox can be created here'}")
     if chosen is None:

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from mortice.obs.audit_keys import SigningKey
+from mortice.obs.clock import monotonic_ns
 
 GENESIS = "0" * 64
 SPINE = "spine"
@@ -69,7 +70,7 @@ class AuditLog:
 
     def append_all(self, chain: str, entries: list[dict[str, Any]]) -> "Future[Place]":
         """Write several records, each with its `kind`; the future is that of the last."""
-        stamp = {"boot_id": self._boot_id, "mono_ns": time.monotonic_ns(), "ts_ns": time.time_ns()}
+        stamp = {"boot_id": self._boot_id, "mono_ns": monotonic_ns(), "ts_ns": time.time_ns()}
         records = [stamp | {name: self._clean(name, value) for name, value in e.items()} for e in entries]
         done: Future[Place] = Future()
         done.set_running_or_notify_cancel()  # whoever waits may be cancelled; the record is not
@@ -163,7 +164,7 @@ class AuditLog:
                     self._chains.pop(next(iter(self._chains))).close()
 
     def _write_heads(self) -> None:
-        stamp = {"boot_id": self._boot_id, "mono_ns": time.monotonic_ns(), "ts_ns": time.time_ns()}
+        stamp = {"boot_id": self._boot_id, "mono_ns": monotonic_ns(), "ts_ns": time.time_ns()}
         spine = self._chain(SPINE)
         records = []
         for chain, (seq, digest) in self._unheaded.items():

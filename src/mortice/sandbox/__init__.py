@@ -29,7 +29,7 @@ from mortice.sandbox.contract import (
     SnapshotRefused,
     Strength,
 )
-from mortice.sandbox.epoch_files import Epoch
+from mortice.sandbox.epoch import Epoch, MachineState
 from mortice.sandbox.epochs import Effects, Epochs, Resumed
 from mortice.sandbox.home import Home
 from mortice.sandbox.pool import WarmPool
@@ -50,6 +50,7 @@ __all__ = [
     "Home",
     "LeaseLost",
     "Limits",
+    "MachineState",
     "NotSupported",
     "OnOutput",
     "Probe",

@@ -1,4 +1,4 @@
-"""One epoch binds a run's journal, its sandbox's memory and files, its effects and the head of the audit chain.
+"""The epochs of a run whose caller has a journal of its own (see `epoch`).
 
 A turn ends by committing an epoch; after any crash the run goes on from the last one, whole. An epoch is one small file,
 written aside, synced and renamed, that names a published snapshot: it exists whole or not at all.
@@ -13,7 +13,7 @@ import msgspec
 
 from mortice.sandbox.box import Box
 from mortice.sandbox.contract import LeaseLost, SandboxBusy, SandboxLost, SandboxNotFound, SnapshotRefused
-from mortice.sandbox.epoch_files import VERSION, Epoch, read_epoch, read_epochs
+from mortice.sandbox.epoch import VERSION, Epoch, read_epoch, read_epochs
 from mortice.sandbox.home import digest_of, write_once
 from mortice.sandbox.supervisor import Sandboxes
 from mortice.specs.errors import RequestError
@@ -64,11 +64,11 @@ class Epochs:
             snapshot = await box.snapshot(epoch=number)
         else:
             snapshot = box.record.last_snapshot
-        manifest = self._boxes.snapshots.manifest(snapshot)
+        machine = self._boxes.snapshots.manifest(snapshot).state
         box.check_lease()
         epoch = Epoch(
             run=self.run, number=number, journal=journal, box=box.record.id, snapshot=snapshot,
-            audit_chain=manifest.audit_chain, audit_seq=manifest.audit_seq, audit_head=manifest.audit_head,
+            audit_chain=machine.chain, audit_seq=machine.seq, audit_head=machine.head,
             num_effects=self._effects.num_entries if self._effects else 0, created_at=time.time(), pinned=pinned,
             version=VERSION,
         )  # fmt: skip

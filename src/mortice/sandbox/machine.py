@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
+from mortice.obs.clock import offset_ns
 from mortice.sandbox.contract import Probe, Reason, SandboxSpec, Strength
 
 
@@ -88,12 +89,13 @@ def alive(pid: int) -> bool:
 
 
 def started_at(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot: with the pid it names one process for good."""
+    """Start time of a process in clock ticks since the host's boot: with the pid it names one process for good."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rsplit(b") ", 1)[1].split()[19])
+            seen = int(file.read().rsplit(b") ", 1)[1].split()[19])
     except (OSError, IndexError, ValueError):
         return None
+    return seen - offset_ns("boottime") * os.sysconf("SC_CLK_TCK") // 1_000_000_000
 
 
 def open_fifos(place: Path) -> tuple[int, int]:

@@ -25,6 +25,7 @@ class BoxRecord(msgspec.Struct, kw_only=True):
     pid: int = 0
     started: int = 0
     keep: bool = False
+    spare: bool = False  # a kernel made ready, and nobody's sandbox yet
     parent_snapshot: str | None = None
     last_snapshot: str | None = None
     next_request: int = 0

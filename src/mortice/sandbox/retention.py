@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from mortice.obs.audit import AuditLog
-from mortice.sandbox.epoch_files import read_epochs
+from mortice.sandbox.epoch import read_epochs
 from mortice.sandbox.home import Home, write_whole
 from mortice.sandbox.record import BoxRecord
 from mortice.sandbox.snapshots import Manifest, Snapshots

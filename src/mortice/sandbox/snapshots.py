@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mortice.sandbox.contract import SandboxNotFound, SandboxSpec, SnapshotRefused
+from mortice.sandbox.epoch import MachineState
 from mortice.sandbox.home import (
     Home,
     NewerVersion,
@@ -62,6 +63,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def num_bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def state(self) -> MachineState:
+        """The machine's share in an epoch."""
+        return MachineState(
+            snapshot=self.id,
+            digest=self.digest,
+            chain=self.audit_chain,
+            seq=self.audit_seq,
+            head=self.audit_head,
+        )
 
 
 class Snapshots:

@@ -79,15 +79,17 @@ class GVisor:
         trace: dict[str, Any] | None,
     ) -> Machine:
         """The empty kernel starts while the image is still being checked; it gets the image only afterwards."""
+        machine = await self.start_empty(box_id, place, spec, trace)
+        await machine.load(image)
+        return machine
+
+    async def start_empty(
+        self, box_id: str, place: Path, spec: SandboxSpec, trace: dict[str, Any] | None
+    ) -> "RunscMachine":
+        """A kernel with nothing in it, that a saved machine can be loaded into: half of a restore."""
         self._prepare(box_id, place, spec, trace)
         await self._launch(place, ["create", "-bundle", str(place), box_id], trace)
-        machine = RunscMachine(self, box_id, place, self._pid_of(place))
-        try:
-            await machine.sentry.restore(await image)
-        except BaseException:
-            await machine.remove()
-            raise
-        return machine
+        return RunscMachine(self, box_id, place, self._pid_of(place))
 
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
         return RunscMachine(self, box_id, place, pid)
@@ -181,6 +183,14 @@ class RunscMachine(HostedMachine):
 
     def open_channel(self) -> tuple[int, int]:
         return open_fifos(self._place)
+
+    async def load(self, image: Awaitable[Path]) -> None:
+        """Into a kernel that was started empty; it is ended if that fails."""
+        try:
+            await self.sentry.restore(await image)
+        except BaseException:
+            await self.remove()
+            raise
 
     async def checkpoint(self, folder: Path) -> None:
         await self.sentry.checkpoint(folder)

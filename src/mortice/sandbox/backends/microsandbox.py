@@ -61,7 +61,9 @@ class Microsandbox:
         if os.geteuid() != 0:
             return self._refuse("needs root, for control groups", "run as root")
         if find_msb() is None:
-            return self._refuse(f"the package {PACKAGE} is not installed", f"pip install {PACKAGE}")
+            return self._refuse(
+                f"the package {PACKAGE} is not installed", "pip install 'mortice[microsandbox]'"
+            )
         if find_image("base") is None:
             return self._refuse("there is no root file system for guests", "mortice sandbox setup")
         with tempfile.TemporaryDirectory(prefix="mortice-probe-") as place:
@@ -216,7 +218,7 @@ async def msb(
 def _command(arguments: list[str]) -> list[str]:
     program = find_msb()
     if program is None:
-        raise SandboxError(f"the package {PACKAGE} is not installed: pip install {PACKAGE}")
+        raise SandboxError(f"the package {PACKAGE} is not installed: pip install 'mortice[microsandbox]'")
     return [str(program), *arguments]
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import math
+import mmap
 import os
 import subprocess
 import tempfile
@@ -39,6 +40,7 @@ SAVE_TIMEOUT_S = 120.0
 STATE, MEMORY = "state", "ram"  # a snapshot's files; of a stream of everything there is only the first
 FORMAT = "memory apart"  # of snapshots; those of before are refused as of another back end
 MEMFD = "mortice-ram"
+ZEROS = bytes(64 << 10)
 UID = 64_999  # nobody's on the host
 QUIET_BOOT = "quiet reboot=t panic=-1 random.trust_cpu=on no_timer_check i8042.noaux i8042.nokbd i8042.nopnp"
 
@@ -105,6 +107,8 @@ class MicroVM:
                 await qmp.call("migrate-set-capabilities", capabilities=[_memory_apart(is_template)])
                 await qmp.call("migrate-incoming", uri=await qmp.give_file(folder / STATE, os.O_RDONLY))
                 await qmp.until("query-status", ("paused", "prelaunch"), timeout_s=SAVE_TIMEOUT_S)
+                if (own := machine.own_memory()) is not None:
+                    await asyncio.to_thread(drop_zeros, own)
                 await qmp.call("cont")
         except BaseException:
             await machine.remove()
@@ -253,7 +257,7 @@ class QemuMachine(HostedMachine):
 
     async def checkpoint(self, folder: Path) -> None:
         folder.mkdir(mode=0o700)
-        memory = self._own_memory()
+        memory = self.own_memory()
         async with Qmp(self._place / "qmp") as qmp:
             target = await qmp.give_file(folder / STATE, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             await qmp.call("migrate-set-capabilities", capabilities=[_memory_apart(memory is not None)])
@@ -273,7 +277,7 @@ class QemuMachine(HostedMachine):
                     f"QEMU could not save the machine: {ended.get('error-desc', ended['status'])}"
                 )
 
-    def _own_memory(self) -> Path | None:
+    def own_memory(self) -> Path | None:
         """The machine's memory as a file, unless it shares a template's."""
         for path in Path(f"/proc/{self.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -297,6 +301,14 @@ class QemuMachine(HostedMachine):
         await cgroups.empty(self._id)
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
+
+
+def drop_zeros(memory: Path) -> None:
+    """Give back what holds nothing: QEMU looks at each page of a stream's machine, and a file of memory gives it one."""
+    with memory.open("r+b", buffering=0) as file, mmap.mmap(file.fileno(), 0) as mapped:
+        for start in range(0, len(mapped), len(ZEROS)):
+            if os.pread(file.fileno(), len(ZEROS), start) == ZEROS:
+                mapped.madvise(mmap.MADV_REMOVE, start, len(ZEROS))
 
 
 def copy_sparse(source: Path, target: Path) -> None:

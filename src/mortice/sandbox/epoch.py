@@ -1,4 +1,9 @@
-"""Epochs on disk: one small file each, of the run whose folder it is in."""
+"""What an epoch is: a run's journal, its machine and its audit log at one moment, bound so that each vouches for the others.
+
+The machine's share is a `MachineState`, the same for everybody. The journal's is its keeper's: a caller with a journal of
+its own writes what it needs into an `Epoch`, one small file here; agents and workflows, whose journal is a database, seal
+its digest there (`mortice.agent.epochs`).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +14,16 @@ from mortice.sandbox.contract import SnapshotRefused
 from mortice.sandbox.home import Home, NewerVersion, check_version, digest_of
 
 VERSION = 1  # of epochs that are written; older ones are read
+
+
+class MachineState(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox at an epoch: a snapshot, the digest of its manifest, and the record of its chain that it was taken at."""
+
+    snapshot: str
+    digest: str
+    chain: str
+    seq: int
+    head: str
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
