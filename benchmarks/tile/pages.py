@@ -17,7 +17,7 @@ FOLDER = ROOT / "docs/tile/kernels"
 SECTIONS = ("Kernels in the tile language, H200", "Kernels of the kernel language on a CPU")
 # Whole tables by their first header cell, or rows by their first cell.
 TABLES = {
-    "gemm": "GEMM NT bf16|thin GEMM", "attention": "attention forward", "attention_backward": "attention backward, 2 x",
+    "gemm": "GEMM NT bf16|thin GEMM", "attention": "attention forward", "attention_backward": "attention backward",
     "attention_backward_keys": "attention backward", "attention_backward_queries": "attention backward",
     "gemm_thin": "thin GEMM", "gemm_thin_split": "thin GEMM", "gemm_fp8": "GEMM NT e4m3|e4m3, scales",
     "grouped_gemm_fp8": "e4m3, scales",

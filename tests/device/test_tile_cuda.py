@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mortice import tile
 from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.gemm_fp8 import gemm_fp8
@@ -60,3 +61,20 @@ def test_rms_norm(shape):
     w = torch.randn(shape[1], device="cuda", dtype=torch.bfloat16)
     expected = torch.nn.functional.rms_norm(x.double(), shape[1:], w.double(), 1e-5)
     assert error(rms_norm(x, w, 1e-5), expected) <= 5e-3
+
+
+@tile.kernel
+def ranks(X: tile.Tensor) -> None:
+    (N,) = X.shape
+    for b in tile.grid(N, threads=32, cluster=2):
+        tile.thread.cluster_sync()
+        if tile.thread.thread() == 0:
+            X[b] = tile.thread.cluster_rank()
+
+
+def test_clusters():
+    found = torch.full((8,), -1, dtype=torch.int32, device="cuda")
+    ranks(found)
+    assert found.tolist() == [0, 1] * 4
+    with pytest.raises(tile.TileError, match="a cluster 2"):
+        ranks(found[:7])

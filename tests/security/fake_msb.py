@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Takes the words of microsandbox's `msb` and runs the guest in namespaces instead of a machine: for tests of the driver."""
 
 import argparse

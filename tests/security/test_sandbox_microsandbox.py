@@ -27,7 +27,10 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine with KVM and the package, and findings that nobody else reads."""
     monkeypatch.setattr("mortice.sandbox.probes.images_folder", lambda: tmp_path)
     monkeypatch.setattr(microsandbox, "probe_kvm", lambda: KvmFinding(hardware=True))
-    monkeypatch.setattr(microsandbox, "find_msb", lambda: FAKE)
+    program = tmp_path / "msb"
+    program.write_text(f"#!{sys.executable}\n{FAKE.read_text()}")
+    program.chmod(0o755)
+    monkeypatch.setattr(microsandbox, "find_msb", lambda: program)
 
 
 @pytest.fixture

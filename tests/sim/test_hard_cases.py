@@ -415,11 +415,11 @@ def test_prefill_demand_falls_when_prefixes_are_found() -> None:
         plane = ControlPlane(_setup())
         for i in range(8):
             plane.hear(_joined(i))
-        for _ in range(200):
+        for _ in range(1000):
             plane.tally.arrived(6000, round(6000 * (1 - hit)))
             plane.tally.ended(150, 0.1, 0.01)
         plane.tick(10.0)
-        for _ in range(200):
+        for _ in range(1000):
             plane.tally.arrived(6000, round(6000 * (1 - hit)))
             plane.tally.ended(150, 0.1, 0.01)
         return plane.tick(20.0).target.prefill

@@ -7,16 +7,18 @@ without prefill. DOPD's ratio (`dopd_ratio`) is the limit of the first at full u
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import msgspec
 
-from mortice.cost.queueing import mgn_wait_quantile
+from mortice.cost.queueing import erlang_c, mgn_wait, mgn_wait_quantile
 from mortice.sched.observation import Demand
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
 
 SPREAD = 1.3  # standard deviations of the decode batch that must still fit (one side, about 90 %)
 NO_LIMIT_S = 3600.0
+DECILES = [NormalDist().inv_cdf((i + 0.5) / 10) for i in range(10)]  # middles of equal shares of a normal law
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,12 +124,12 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         # An answer meets more, or fewer, prompts than the mean: their work in its time is compound Poisson.
         uneven = max(1.0, d.uncached_square / max(1.0, d.uncached_mean) ** 2)  # E[L^2] / E[L]^2
         square = own * own * uneven
-        share = 1.0 - free
-        share += SPREAD * math.sqrt(prompts / n * square / (tokens * min(tpot_s, 1.0)))
+        left = (
+            free - (t.decode_base_s + full * each) / tpot_s
+        )  # share of an answer's time that may pass unused
         if (
-            share >= 1
-            or (t.decode_base_s + full * each) / (1 - share) > tpot_s
-            or (batch + SPREAD * math.sqrt(batch * uneven / n)) * context > t.kv_tokens
+            left < 0
+            or self._missed(left, step, batch, context, prompts / n * square, uneven, d) > 1 - self.slo.target
         ):
             return False
         if prompts <= 0:
@@ -137,6 +139,40 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
         service = own + chunks * (t.decode_base_s + batch * each)
         wait = mgn_wait_quantile(n, prompts, own, square, self.slo.target)
         return wait / max(1e-9, free) + service <= self.ttft_s or service > self.ttft_s
+
+    def _missed(
+        self,
+        left: float,
+        step: float,
+        batch: float,
+        context: float,
+        variance: float,
+        uneven: float,
+        d: Demand,
+    ) -> float:
+        """Share of answers that take too long, over their lengths (log-normal by two moments): the work of prompts in its T
+        seconds exceeds the `left` T that it bears (normal, of `variance` a second), or it waits as long for KV memory (a
+        queue of as many servers as contexts fit)."""
+        tpot_s = min(self.tpot_s, 1.0)
+        sigma = math.sqrt(math.log(d.output_uneven))
+        middle = math.log(max(1.0, d.output_mean - 1) * tpot_s) - sigma * sigma / 2
+        slots = self.decode.kv_tokens / context
+        if batch >= slots:
+            return 1.0
+        waits = wait = 0.0
+        if batch + 4 * math.sqrt(batch * uneven) > slots:
+            lasts = max(1.0, d.output_mean - 1) * step
+            servers, load = max(1, int(slots / uneven)), batch / uneven
+            waits = erlang_c(servers, load)
+            wait = mgn_wait(servers, load / lasts, lasts, lasts * lasts * d.output_uneven)
+        share = 0.0
+        for z in DECILES:
+            lasts = math.exp(middle + sigma * z)
+            keeps = 1 - 0.5 * math.erfc(left * math.sqrt(lasts / variance / 2)) if variance > 0 else 1.0
+            if waits > 0:
+                keeps *= 1 - waits * math.exp(-left * lasts * waits / wait)
+            share += (1 - keeps) / len(DECILES)
+        return share
 
     def bent_rates(self, workers: int, d: Demand) -> dict[int, float]:
         """Prefill workers of `workers` -> `bent_rate`: all divisions of a small fleet, of a large one a grid and what lies

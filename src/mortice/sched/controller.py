@@ -17,6 +17,8 @@ from mortice.sched.lengths import Lengths
 from mortice.sched.observation import Demand, Observation, Target
 from mortice.sched.policy import Mortice, Policy, Scope, Static
 
+LATE = 0.9  # share within the SLO below which requests are late
+
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When decisions are taken and how fast they may turn round. Seconds."""
@@ -67,7 +69,13 @@ class Controller:
             return self._hold(seen, now, demand, "nothing seen yet")
         if seen.num_arrived == 0 and self._quiet_s < self.pace.idle_s and seen.num_prefilling == 0:
             return self._hold(seen, now, demand, "no traffic, not for long")
-        scope = Scope(sum(now.count(role) for role in ROLES), self._most(now), self.bounds.can_scale)
+        scope = Scope(
+            sum(now.count(role) for role in ROLES),
+            self._most(now),
+            self.bounds.can_scale,
+            margin=self.pace.hysteresis,
+            is_late=self._is_late,
+        )
         wanted, other = self.policy.target(demand, seen, now, scope)
         wanted = self.bounds.fit(wanted)
         wanted, why = self._temper(wanted, now, demand, seen, sure=not distrusted)
@@ -100,7 +108,6 @@ class Controller:
             self._smaller = 0
             return wanted, wanted.reason
         size, had = self.bounds.of(wanted), self.bounds.of(now)
-        late = seen.num_ended > 0 and seen.num_met < 0.9 * seen.num_ended
         if size < had:
             if not sure:
                 return now, "fewer workers would do, but the forecast is not trusted"
@@ -112,13 +119,21 @@ class Controller:
         self._smaller = 0
         if size > had:
             return wanted, wanted.reason
-        if seen.at_s - self._changed_at_s < self.pace.dwell_s and not late:
+        if seen.at_s - self._changed_at_s < self.pace.dwell_s and not self._is_late:
             return now, "the division was changed a moment ago"
         if isinstance(self.policy, Mortice):
-            gain = self.policy.score(wanted, demand) / max(1e-9, self.policy.score(now, demand))
-            if gain < 1 + self.pace.hysteresis:
+            carried = self.policy.score(now, demand)
+            if carried >= demand.rate and not self._is_late:
+                return now, f"{now.name} carries what is expected"
+            gain = self.policy.score(wanted, demand) / max(1e-9, carried)
+            # Where requests miss, the division that stands is shown not to carry: less is worth a change.
+            if gain < 1 + self.pace.hysteresis * (1 / 3 if self._is_late else 1.0):
                 return now, f"{wanted.name} would carry {gain:.2f} times as much: not worth a change"
         return wanted, wanted.reason
+
+    @property
+    def _is_late(self) -> bool:
+        return self._lengths.share_met < LATE
 
     def _remember(self, seen: Observation) -> None:
         self._quiet_s = 0.0 if seen.num_arrived else self._quiet_s + seen.interval_s

@@ -18,6 +18,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     uncached_mean: float = 0.0  # of it, tokens to be computed
     uncached_square: float = 0.0  # mean of their squares
     output_mean: float = 0.0  # tokens, of requests that ended
+    output_square: float = 0.0  # mean of their squares
     num_given: float = (
         0.0  # tokens decoded, of all requests: those that decode, times the interval, over the mean TPOT
     )
@@ -69,7 +70,8 @@ class Tally:
 
     def _reset(self) -> None:
         self.num_arrived = self.num_ended = self.num_met = 0
-        self._prompts = self._uncached = self._squares = self._outputs = 0.0
+        self._prompts = self._uncached = self._squares = 0.0
+        self._outputs = self._output_squares = 0.0
         self._decoded = self._decoding_s = 0.0  # tokens after the first, and how long they took
         self._ttft: list[float] = []
         self._tpot: list[float] = []
@@ -84,6 +86,7 @@ class Tally:
         """A request is over; one that failed or was rejected has ttft_s infinite."""
         self.num_ended += 1
         self._outputs += output_len
+        self._output_squares += float(output_len) * output_len
         self._ttft.append(ttft_s)
         if tpot_s is not None:
             self._tpot.append(tpot_s)
@@ -117,6 +120,7 @@ class Tally:
             uncached_mean=self._uncached / n,
             uncached_square=self._squares / n,
             output_mean=self._outputs / ended,
+            output_square=self._output_squares / ended,
             num_given=sequence_s / self._step_s if self._step_s else 0.0,
             num_ended=self.num_ended,
             num_met=self.num_met,
@@ -148,6 +152,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     uncached_mean: float
     uncached_square: float
     output_mean: float
+    output_uneven: float = 1.0  # E[O^2] / E[O]^2
     source: str = "forecast"
 
 

@@ -77,6 +77,7 @@ class ControlPlane:
         self._bends = setup.policy == "mortice"  # its decode workers are all convertible
         self._flights: dict[str, _Flight] = {}
         self._expected_output = FIRST_GUESS_OUTPUT
+        self._expected_square = 2 * FIRST_GUESS_OUTPUT**2
         self._last_tick_s: float | None = None
         self._spoiled = 0  # reports since the last tick that were no numbers
 
@@ -221,7 +222,9 @@ class ControlPlane:
         else:
             self.tally.ended(output_len, ttft_s, tpot_s)
             self._expected_output += 0.02 * (output_len - self._expected_output)
+            self._expected_square += 0.02 * (float(output_len) * output_len - self._expected_square)
             self.router.expected_output = self._expected_output
+            self.router.output_uneven = max(1.01, self._expected_square / self._expected_output**2)
 
     def _prefill_over(self, flight: _Flight) -> None:
         worker = flight.on_prefill

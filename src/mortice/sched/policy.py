@@ -20,6 +20,8 @@ class Scope(msgspec.Struct, frozen=True):
     workers: int  # that stand or start now
     most: int
     can_scale: bool
+    margin: float = 0.0  # by so much of a rate a closed form may be wrong
+    is_late: bool = False  # requests miss the SLO
 
     def divide(self, ratio: float) -> Target:
         """All workers of a fixed fleet in the ratio n_P / n_D, at least one of each where there are two."""
@@ -129,6 +131,11 @@ class Mortice:
             return msgspec.structs.replace(now, reason="no lengths yet"), now
         if not scope.can_scale:
             return self._divide(scope.workers, demand)
+        return self._divide(self._size(demand, scope), demand)
+
+    def _size(self, demand: Demand, scope: Scope) -> int:
+        """The fewest workers that carry the load. Where those that stand fall short by less than the closed form may be
+        wrong, what is seen decides: none is added while requests are in time."""
         # No margin on top: what is carried holds at the target's quantile, what is expected is a quantile of the forecast.
         low, high = 0, max(1, scope.most)
         while high - low > 1:
@@ -136,7 +143,10 @@ class Mortice:
             low, high = (
                 (low, middle) if self._divide(middle, demand)[0].score >= demand.rate else (middle, high)
             )
-        return self._divide(high, demand)
+        if 0 < scope.workers < high and not scope.is_late:
+            carried = self._divide(scope.workers, demand)[0].score
+            return scope.workers if carried * (1 + scope.margin) >= demand.rate else high
+        return high
 
     def score(self, target: Target, demand: Demand) -> float:
         """Rate that a division carries."""

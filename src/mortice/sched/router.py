@@ -8,6 +8,7 @@ convertible decoders, arXiv 2512.03416). Where prefixes may be fetched, the ligh
 longest cached prefix sent to it (Mooncake's global cache, the same algorithm).
 """
 
+import math
 from collections.abc import Sequence
 
 from mortice.sched.answers import Route
@@ -41,9 +42,8 @@ class Router:
         self.times = times
         self.decode_times = decode_times or times
         self.slo = slo
-        self.expected_output = (
-            100.0  # tokens of an answer; who prefills beside it must leave it its share. Set by the plane
-        )
+        # Answers, set by the plane: mean tokens, and E[O^2] / E[O]^2, above 1.
+        self.expected_output, self.output_uneven = 100.0, 2.0
         self._ttft_s = slo.ttft_ms / 1e3 if slo and slo.ttft_ms else None
         self._tpot_s = slo.tpot_ms / 1e3 if slo and slo.tpot_ms else None
 
@@ -82,7 +82,7 @@ class Router:
                 return Route(
                     None, decode.worker_id, "colocated is sooner", here, prefill.worker_id, cost, own
                 )
-        elif decode.convertible and self._rescues(decode, own, here, cost, now_s):
+        elif decode.convertible and self._rescues(decode, prompt_len, own, here, cost, now_s):
             why = "convertible: the prefill pool would be late"
             return Route(None, decode.worker_id, why, here, prefill.worker_id, cost, own)
         return Route(
@@ -171,18 +171,35 @@ class Router:
         if self.fetch is not None:
             holder.sends_until_s = max(now_s, holder.sends_until_s) + self.fetch.lasts_s(num_tokens)
 
-    def _rescues(self, decode: Worker, own: float, here: float, cost: float, now_s: float) -> bool:
-        """Prefill on the decode worker meets the TTFT target that the prefill pool would miss, and the batch there can
-        make up for the time: its debt leaks at the share of a step that the TPOT target leaves free."""
+    def _rescues(
+        self, decode: Worker, prompt_len: int, own: float, here: float, cost: float, now_s: float
+    ) -> bool:
+        """Prefill on the decode worker meets the TTFT target that the prefill pool would miss, there is memory for it, and
+        it costs less than it saves: of the answers beside it fewer than one becomes too slow."""
         times = self.decode_times
         if times is None or self._ttft_s is None or cost <= 0.9 * self._ttft_s or here >= cost:
+            return False
+        if decode.context_tokens + prompt_len > decode.num_blocks * self.prefixes.block_size:
             return False
         if self._tpot_s is None or decode.num_decoding == 0:
             return True
         step = times.decode_s(decode.num_decoding + 1, decode.context_tokens) * decode.slowdown
         slack = 1.0 - step / self._tpot_s
-        debt = max(0.0, decode.debt - max(0.0, slack) * (now_s - decode.debt_at_s))
-        return slack > 0 and debt + own <= slack * min(50.0, self.expected_output / 2) * self._tpot_s
+        if slack <= 0:
+            return False
+        debt = max(0.0, decode.debt - slack * (now_s - decode.debt_at_s))
+        joining = own / (
+            self.expected_output * step
+        )  # while it is computed, for each that decodes (Little's law)
+        return decode.num_decoding * self._too_short((debt + own) / (slack * self._tpot_s), joining) < 1
+
+    def _too_short(self, tokens: float, joining: float) -> float:
+        """Answers of fewer than so many tokens, for each that decodes: of those under way, longer than the mean as one finds
+        them, and of `joining` new ones. Lengths are log-normal."""
+        square = math.log(self.output_uneven)
+        above = math.log(tokens / self.expected_output) + square / 2
+        spread = math.sqrt(2 * square)
+        return (math.erfc((square - above) / spread) + joining * math.erfc(-above / spread)) / 2
 
     def owe(self, worker: Worker, work: float, now_s: float) -> None:
         """Prefill work was given to a worker that decodes: its batch has that much to make up for."""

@@ -173,10 +173,9 @@ def _maker(like: Any) -> Callable[[], Any]:
     shape, dtype = tuple(like.shape), like.dtype
     if isinstance(like, np.ndarray):
         return lambda: np.empty(shape, dtype)
-    new, device = sys.modules["torch"].empty, like.device
-    if device.type == "cpu":
-        return lambda: new(shape, dtype=dtype)
-    return lambda: new(shape, dtype=dtype, device=device)
+    # A third of the time of torch.empty, which looks for names of dimensions and memory formats first.
+    new, strides, device = sys.modules["torch"].empty_strided, like.stride(), like.device
+    return lambda: new(shape, strides, dtype=dtype, device=device)
 
 
 def _decides(function: s.Function, var: e.Var) -> bool:

@@ -12,6 +12,9 @@ from mortice.ops.kernels.attention import attention
 from mortice.ops.kernels.gemm import gemm_nt
 from mortice.ops.kernels.mla import mla_decode
 from mortice.ops.kernels.norm import rms_norm
+from mortice.tile.ir import stmt as s
+from mortice.tile.ir.walk import walk
+from mortice.tile.passes.gpu.lower import lower
 
 few = settings(max_examples=4, deadline=None, derandomize=True)
 sizes = st.sampled_from([1, 8, 63, 64, 65, 100, 136])
@@ -96,6 +99,21 @@ def test_mla_decode_shares_scores_between_warpgroups():
             continue
         keys = kv[table[row, : -(-length // 64)].long()].reshape(-1, 576)[:length].double()
         assert error(found[row], (q[row].double() @ keys.T * 0.05).softmax(-1) @ keys[:, :512]) <= 8e-3
+
+
+def test_mla_decode_of_many_heads_goes_panel_by_panel_with_scores_in_the_idle_ones():
+    torch.manual_seed(0)
+    q, kv = torch.randn(1, 64, 576).bfloat16(), torch.randn(4, 64, 576).bfloat16()
+    table, length = torch.tensor([[2, 0, 3, 1]], dtype=torch.int32), 201
+    arguments = (q, kv, table, torch.tensor([length], dtype=torch.int32), 0.05)
+    parts, _ = mla_decode.on("simulator")(*arguments, splits=1)
+    keys = kv[table[0].long()].reshape(-1, 576)[:length].double()
+    assert error(parts[0, 0], (q[0].double() @ keys.T * 0.05).softmax(-1) @ keys[:, :512]) <= 8e-3
+    function = mla_decode.on("sm_90a").lowered(*arguments, splits=1)
+    barriers = [
+        x for x in walk(lower(function)[0].body) if isinstance(x, s.Alloc) and x.buffer.scope == "barrier"
+    ]
+    assert [x.buffer.extents[0] for x in barriers] == [1, 1, 9, 9]
 
 
 @few

@@ -112,3 +112,33 @@ def test_a_call_like_one_before_goes_the_short_way_and_others_do_not():
     y.flags.writeable = False
     with pytest.raises(tile.ArgumentError, match="read-only"):
         whole(x, y)
+
+
+@tile.kernel
+def ranks(X: tile.Tensor) -> None:
+    (N,) = X.shape
+    for b in tile.grid(N, threads=32, cluster=2):
+        tile.thread.cluster_sync()
+        if tile.thread.thread() == 0:
+            X[b] = tile.thread.cluster_rank()
+
+
+@tile.kernel
+def clustered_tiles(X: tile.Tensor) -> None:
+    (N,) = X.shape
+    for b in tile.grid(N, cluster=2):
+        for _ in tile.parallel(1):
+            X[b] = 1
+
+
+def test_clusters_are_made_for_thread_code_on_hopper_and_refused_elsewhere():
+    numbers = tile.Spec((8,), tile.i32)
+    assert "__cluster_dims__(2, 1, 1)" in ranks.on("sm_90a").compiled(numbers).source
+    for kernel, target, why in (
+        (clustered_tiles, "sm_90a", "blocks of tile operators share nothing"),
+        (ranks, "sm_80", "no clusters"),
+    ):
+        with pytest.raises(tile.UnsupportedError, match=why):
+            kernel.on(target).compiled(numbers).source  # noqa: B018
+    with pytest.raises(tile.UnsupportedError, match="without clusters"):
+        ranks.on("simulator")(np.zeros(8, np.int32))

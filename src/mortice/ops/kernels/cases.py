@@ -194,7 +194,8 @@ def trial_fp8(draw: Draw) -> Trial:
     sa, sb = draw.normal(m, -(-k // 128)).abs(), draw.normal(-(-n // 128), -(-k // 128)).abs()
     wide_a = a.double() * reference.blocks(sa, m, k, 1, 128)
     wide_b = b.double() * reference.blocks(sb, n, k, 128, 128)
-    return Trial((a, b, sa, sb, 0.5), (wide_a @ wide_b.T * 0.5,), 1e-2, {"BM": 64, "BN": 64})
+    constants = {"BM": 64, "BN": draw.choice((64, 256))}
+    return Trial((a, b, sa, sb, 0.5), (wide_a @ wide_b.T * 0.5,), 1e-2, constants)
 
 
 def trial_grouped_fp8(draw: Draw) -> Trial:
@@ -207,7 +208,7 @@ def trial_grouped_fp8(draw: Draw) -> Trial:
         [one.double() * reference.blocks(s, n, k, 128, 128) for one, s in zip(w, sw, strict=True)]
     )
     expected = reference.grouped(wide_x, wide_w, ends)
-    return Trial((x, sx, w, sw, ends), (expected,), 1e-2, {"BM": 64, "BN": 64})
+    return Trial((x, sx, w, sw, ends), (expected,), 1e-2, {"BM": 64, "BN": draw.choice((64, 256))})
 
 
 def trial_thin(draw: Draw) -> Trial:

@@ -4,9 +4,29 @@ from typing import Any
 
 from mortice import tile
 from mortice.ops.kernels.gemm import CHOICES
+from mortice.ops.kernels.gemm_fp8 import add_scaled
 
-# A block asks the groups one after the other how many tiles of rows they have, until its own number falls in one: no
-# table is made beforehand, and no block is launched for a tile that cannot be.
+
+@tile.inline
+def rows_of_tile(offsets: Any, groups: Any, BM: Any, number: Any) -> Any:
+    """Group, first row and end of its rows of the tile with this number: a block asks the groups one after the other how
+    many tiles of rows they have, so no table is made beforehand. Past the last tile the first row is not below the end."""
+    g, left = 0, number
+    while g < groups - 1 and left >= tile.ceildiv(offsets[g + 1] - offsets[g], BM):
+        left = left - tile.ceildiv(offsets[g + 1] - offsets[g], BM)
+        g = g + 1
+    return g, offsets[g] + left * BM, offsets[g + 1]
+
+
+@tile.inline
+def store_rows(y: Any, Y: Any, first: Any, last: Any, left: Any) -> Any:
+    """The rows of y before `last`: those after it are another group's."""
+    if first + y.shape[0] <= last:
+        tile.copy(y, Y[first:, left:])
+    else:
+        for i, j in tile.parallel(y.shape[0], y.shape[1]):
+            if first + i < last:
+                Y[first + i, left + j] = y[i, j]
 
 
 @tile.kernel(cpu={"BM": 128, "BN": 256, "BK": 256}, choices=CHOICES)
@@ -29,27 +49,17 @@ def grouped_gemm(
     for bn, bm in tile.grid(tile.ceildiv(N, BN), tile.ceildiv(T, BM) + E):
         x, w = tile.shared((BM, BK), X.dtype), tile.shared((BN, BK), W.dtype)
         y = tile.fragment((BM, BN), tile.f32, fill=0)
-        g, number = 0, bm
-        while g < E - 1 and number >= tile.ceildiv(offsets[g + 1] - offsets[g], BM):
-            number = number - tile.ceildiv(offsets[g + 1] - offsets[g], BM)
-            g = g + 1
-        first = offsets[g] + number * BM
-        last = offsets[g + 1]
+        g, first, last = rows_of_tile(offsets, E, BM, bm)
         if first < last:
             for k in tile.pipelined(tile.ceildiv(K, BK), stages=stages):
                 tile.copy(X[first:, k * BK :], x)
                 tile.copy(W[g, bn * BN :, k * BK :], w)
                 tile.gemm(x, w.T, y)
-            if first + BM <= last:
-                tile.copy(y, Y[first:, bn * BN :])
-            else:
-                for i, j in tile.parallel(BM, BN):
-                    if first + i < last:
-                        Y[first + i, bn * BN + j] = y[i, j]
+            store_rows(y, Y, first, last, bn * BN)
     return Y
 
 
-@tile.kernel(cpu={"BM": 128, "BN": 128})
+@tile.kernel(cpu={"BM": 128, "BN": 128}, choices={"BN": (128, 256)})
 def grouped_gemm_fp8(
     X: tile.Tensor,
     SX: tile.Tensor,
@@ -70,31 +80,25 @@ def grouped_gemm_fp8(
     (_,) = offsets.shape
     assert tile.ceildiv(K, 128) == KB, "SX and SW have ceildiv(K, 128) columns"
     assert tile.ceildiv(N, 128) == NB, "SW has ceildiv(N, 128) rows"
-    assert 128 % BN == 0, "128 % BN == 0"
+    assert 128 % BN == 0 or BN == 256, "BN divides 128 or is 256"
+    half = min(BN, 128)
     Y = tile.empty((T, N), tile.bf16)
     for bn, bm in tile.grid(tile.ceildiv(N, BN), tile.ceildiv(T, BM) + E):
         x, w = tile.shared((BM, 128), X.dtype), tile.shared((BN, 128), W.dtype)
-        part, rows = tile.fragment((BM, BN), tile.f32), tile.fragment((BM,), tile.f32)
-        y = tile.fragment((BM, BN), tile.f32, fill=0)
-        g, number = 0, bm
-        while g < E - 1 and number >= tile.ceildiv(offsets[g + 1] - offsets[g], BM):
-            number = number - tile.ceildiv(offsets[g + 1] - offsets[g], BM)
-            g = g + 1
-        first = offsets[g] + number * BM
-        last = offsets[g + 1]
+        part, rows = tile.fragment((BM, half), tile.f32), tile.fragment((BM,), tile.f32)
+        y, z = tile.fragment((BM, half), tile.f32, fill=0), tile.fragment((BM, half), tile.f32, fill=0)
+        g, first, last = rows_of_tile(offsets, E, BM, bm)
         if first < last:
             for k in tile.pipelined(KB, stages=stages):
                 tile.copy(X[first:, k * 128 :], x)
                 tile.copy(W[g, bn * BN :, k * 128 :], w)
                 tile.copy(SX[first:, k], rows)
-                tile.gemm(x, w.T, part, clear=True)
-                block = SW[g, bn * BN // 128, k]
-                for i, j in tile.parallel(BM, BN):
-                    y[i, j] = y[i, j] + part[i, j] * (rows[i] * block)
-            if first + BM <= last:
-                tile.copy(y, Y[first:, bn * BN :])
-            else:
-                for i, j in tile.parallel(BM, BN):
-                    if first + i < last:
-                        Y[first + i, bn * BN + j] = y[i, j]
+                tile.gemm(x, w[:half, :].T, part, clear=True)
+                add_scaled(y, part, rows, SW[g, bn * BN // 128, k])
+                if BN == 256:
+                    tile.gemm(x, w[half:, :].T, part, clear=True)
+                    add_scaled(z, part, rows, SW[g, bn * 2 + 1, k])
+            store_rows(y, Y, first, last, bn * BN)
+            if BN == 256:
+                store_rows(z, Y, first, last, bn * BN + half)
     return Y

@@ -6,6 +6,19 @@ from typing import Any
 from mortice import tile
 
 
+@tile.inline
+def thin_product(X: Any, W: Any, row: Any, column: Any, steps: Any, tiles: Any, stages: Any) -> Any:
+    """[BN, BM] f32: rows of W from `column` on times rows of X from `row` on. steps: from and to which block of K; tiles:
+    BN, BM, BK."""
+    w, x = tile.shared((tiles[0], tiles[2]), W.dtype), tile.shared((tiles[1], tiles[2]), X.dtype)
+    y = tile.fragment((tiles[0], tiles[1]), tile.f32, fill=0)
+    for k in tile.pipelined(steps[0], steps[1], stages=stages):
+        tile.copy(W[column:, k * tiles[2] :], w)
+        tile.copy(X[row:, k * tiles[2] :], x)
+        tile.gemm(w, x.T, y)
+    return y
+
+
 @tile.kernel(cpu={"BN": 128, "BM": 16, "BK": 256})
 def gemm_thin(
     X: tile.Tensor, W: tile.Tensor, *, BN: int = 64, BM: int = 16, BK: int = 128, stages: int = 6
@@ -15,12 +28,7 @@ def gemm_thin(
     N, K = W.shape
     Y = tile.empty((M, N), X.dtype)
     for bm, bn in tile.grid(tile.ceildiv(M, BM), tile.ceildiv(N, BN)):
-        w, x = tile.shared((BN, BK), W.dtype), tile.shared((BM, BK), X.dtype)
-        y = tile.fragment((BN, BM), tile.f32, fill=0)
-        for k in tile.pipelined(tile.ceildiv(K, BK), stages=stages):
-            tile.copy(W[bn * BN :, k * BK :], w)
-            tile.copy(X[bm * BM :, k * BK :], x)
-            tile.gemm(w, x.T, y)
+        y = thin_product(X, W, bm * BM, bn * BN, (0, tile.ceildiv(K, BK)), (BN, BM, BK), stages)
         for i, j in tile.parallel(BN, BM):
             Y[bm * BM + j, bn * BN + i] = y[i, j]
     return Y
@@ -44,14 +52,10 @@ def gemm_thin_split(
     N, K = W.shape
     Y, P = tile.empty((M, N), X.dtype), tile.empty((splits, M, N), tile.f32)
     for bm, bn, part in tile.grid(tile.ceildiv(M, BM), tile.ceildiv(N, BN), splits):
-        w, x = tile.shared((BN, BK), W.dtype), tile.shared((BM, BK), X.dtype)
-        y = tile.fragment((BN, BM), tile.f32, fill=0)
         steps = tile.ceildiv(K, BK)
         each = tile.ceildiv(steps, splits)
-        for k in tile.pipelined(part * each, min((part + 1) * each, steps), stages=stages):
-            tile.copy(W[bn * BN :, k * BK :], w)
-            tile.copy(X[bm * BM :, k * BK :], x)
-            tile.gemm(w, x.T, y)
+        mine = (part * each, min((part + 1) * each, steps))
+        y = thin_product(X, W, bm * BM, bn * BN, mine, (BN, BM, BK), stages)
         for i, j in tile.parallel(BN, BM):
             P[part, bm * BM + j, bn * BN + i] = y[i, j]
     for bj, m in tile.grid(tile.ceildiv(N, BJ), M):

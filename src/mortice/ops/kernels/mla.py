@@ -17,35 +17,37 @@ def mla_decode(
     *,
     DV: int = 512,
     BH: int = 64,
-    BN: int = 64,
+    BN: int = 0,
     splits: int = 8,
     stages: int = 2,
 ) -> Any:
     """Of each part of the keys, outputs Y [B, splits, H, DV] and log-sum-exps L [B, splits, H], f32. Q [B, H, D], KV
-    [P, page, D] whose first DV columns are the values, table [B, pages] i32, lengths [B] i32; page divides BN."""
+    [P, page, D] whose first DV columns are the values, table [B, pages] i32, lengths [B] i32; page divides BN, of which 0
+    chooses 128 where all BH rows are heads (products decide) and 64 where fewer are (memory does)."""
     B, H, D = Q.shape
     _, page, D = KV.shape
     B, _ = table.shape
     (B,) = lengths.shape
+    keys = BN if BN > 0 else 128 if H >= BH else 64
     assert DV <= D, "DV <= D"
-    assert BN % page == 0, "BN % page == 0"
+    assert keys % page == 0, "BN % page == 0"
     assert scale > 0, "scale > 0"
     Y, L = tile.empty((B, splits, H, DV), tile.f32), tile.empty((B, splits, H), tile.f32)
     for h, part, b in tile.grid(tile.ceildiv(H, BH), splits, B):
-        q, kv = tile.shared((BH, D), Q.dtype), tile.shared((BN, D), KV.dtype)
-        s, p = tile.fragment((BH, BN), tile.f32), tile.shared((BH, BN), Q.dtype)
+        q, kv = tile.shared((BH, D), Q.dtype), tile.shared((keys, D), KV.dtype)
+        s, p = tile.fragment((BH, keys), tile.f32), tile.shared((BH, keys), Q.dtype)
         o = tile.fragment((BH, DV), tile.f32, fill=0)
         m, shrink, total = softmax_state(BH)
         tile.copy(Q[b, h * BH :, :], q)
         length = lengths[b]
-        tiles = tile.ceildiv(length, BN)
+        tiles = tile.ceildiv(length, keys)
         each = tile.ceildiv(tiles, splits)
         for j in tile.pipelined(part * each, min((part + 1) * each, tiles), stages=stages):
-            for x in tile.unroll(BN // page):
-                tile.copy(KV[table[b, j * (BN // page) + x], :, :], kv[x * page : (x + 1) * page, :])
+            for x in tile.unroll(keys // page):
+                tile.copy(KV[table[b, j * (keys // page) + x], :, :], kv[x * page : (x + 1) * page, :])
             tile.gemm(q, kv.T, s, clear=True)
-            for x, y in tile.parallel(BH, BN):
-                s[x, y] = s[x, y] if j * BN + y < length else -tile.inf
+            for x, y in tile.parallel(BH, keys):
+                s[x, y] = s[x, y] if j * keys + y < length else -tile.inf
             online_softmax(s, scale * LOG2E, m, shrink, total, o)
             tile.copy(s, p)
             tile.gemm(p, kv[:, :DV], o)

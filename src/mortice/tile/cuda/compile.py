@@ -123,7 +123,7 @@ class Compiled:
                     driver.start(config, function, arguments)
             return 0
 
-        return Shortcut(entry, token, driver.stream, lambda code: LONG)
+        return Shortcut(entry, token, driver.stream_of_torch() or driver.stream, lambda code: LONG)
 
     def _like(self, bound: Bound, names: list[str], values: tuple[Any, ...]) -> Ready | None:
         """The launches at other addresses; None where these keep fewer of TMA's rules, so that other code is due."""
@@ -242,6 +242,9 @@ def _blocks(lowered: s.Function, kernel: Kernel, bound: Bound) -> int:
     if blocks > LARGEST:
         problem = f"the grid has {blocks} blocks"
         raise ArgumentError(lowered.span, lowered.name, problem, "a launch has fewer than 2**31")
+    if blocks % kernel.cluster:
+        problem = f"the grid has {blocks} blocks, a cluster {kernel.cluster}"
+        raise ArgumentError(lowered.span, lowered.name, problem, "make the grid whole clusters")
     return blocks
 
 

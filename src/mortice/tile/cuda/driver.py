@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from mortice.tile.diagnostics import NOWHERE, UnsupportedError
@@ -121,11 +122,18 @@ def load(code: bytes, names: tuple[str, ...], shared: tuple[int, ...]) -> list[c
 
 
 def stream() -> int:
-    """torch's current stream if torch is loaded, else the default one."""
+    """torch's current stream if torch uses the card, else the default one."""
+    now = stream_of_torch()
+    return now() if now is not None else 0
+
+
+def stream_of_torch() -> Callable[[], int] | None:
+    """Gives torch's current stream; None while torch does not use the card."""
     torch: Any = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
-        return 0
-    return int(torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice()))
+        return None
+    of_device, device = torch._C._cuda_getCurrentRawStream, torch._C._cuda_getDevice
+    return lambda: of_device(device())
 
 
 def encode_map(

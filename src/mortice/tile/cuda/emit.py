@@ -42,7 +42,8 @@ WGMMA_TYPES = {"bf16": "bf16", "f16": "f16", "e4m3": "e4m3", "e5m2": "e5m2"}
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """Of one launch. arguments: names of tensor maps, tensors and scalars in the order of its parameters; extents:
-    blocks along each dimension; shared: bytes of dynamic shared memory; dependent: it waits itself for the kernel before."""
+    blocks along each dimension; shared: bytes of dynamic shared memory; dependent: it waits itself for the kernel before;
+    cluster: so many blocks side by side form one."""
 
     name: str
     maps: tuple[str, ...]
@@ -52,6 +53,7 @@ class Kernel:
     threads: int
     shared: int
     dependent: bool = False
+    cluster: int = 1
 
 
 def emit(function: s.Function) -> tuple[str, tuple[Kernel, ...]]:
@@ -96,7 +98,7 @@ class Emitter:
         params += [f"{types[t]}* __restrict__ {ident(t)}" for t in tensors]
         params += [f"{value_type(v.dtype)} {ident(v.name)}" for v in scalars]
         w.line(
-            f'extern "C" __global__ void __launch_bounds__({threads}, {_together(launch)}) {name}({", ".join(params)}) {{',
+            f'extern "C" __global__ void {_shape(launch, threads)} {name}({", ".join(params)}) {{',
             open=True,
         )
         w.line("extern __shared__ __align__(1024) u8 sharedMemory[];")
@@ -120,7 +122,15 @@ class Emitter:
         shared = max((_end(x) for x in walk(launch.body) if isinstance(x, s.Alloc)), default=0)
         dependent = any(isinstance(x, s.Op) and x.name == "wait_dependencies" for x in walk(launch.body))
         return w.text(), Kernel(
-            name, tuple(self.maps), tuple(tensors), tuple(scalars), extents, threads, shared, dependent
+            name,
+            tuple(self.maps),
+            tuple(tensors),
+            tuple(scalars),
+            extents,
+            threads,
+            shared,
+            dependent,
+            launch.cluster,
         )
 
     def _scalars(self, launch: s.Launch, body: s.Block) -> list[e.Var]:
@@ -535,6 +545,12 @@ def constant(x: e.Const) -> str:
     if math.isinf(x.value):
         return "INF" if x.value > 0 else "(-INF)"
     return float(x.value).hex() + ("" if x.dtype == dtypes.f64 else "f")
+
+
+def _shape(launch: s.Launch, threads: int) -> str:
+    """What a compiled kernel fixes of its launch."""
+    cluster = f"__cluster_dims__({launch.cluster}, 1, 1) " if launch.cluster > 1 else ""
+    return f"{cluster}__launch_bounds__({threads}, {_together(launch)})"
 
 
 def _together(launch: s.Launch) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mortice.tile.diagnostics import CheckError, Span
+from mortice.tile.diagnostics import CheckError, Span, UnsupportedError
 from mortice.tile.dtypes import BY_NAME, i32
 from mortice.tile.host import Bound
 from mortice.tile.interpreter.formats import NATIVE, arithmetic, decode, encode, rounded
@@ -49,6 +49,10 @@ def simulate(
 def _launch(
     function: s.Function, launch: s.Launch, bound: Bound, names: dict[str, Number], seed: int, report: Report
 ) -> None:
+    if launch.cluster > 1:
+        raise UnsupportedError(
+            launch.span, "grid", "the simulator runs blocks one by one, without clusters", "run it on a GPU"
+        )
     code = Code(function, launch)
     text = code.make()
     total = 1

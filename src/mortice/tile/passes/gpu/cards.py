@@ -32,6 +32,10 @@ def check_instructions(launch: s.Launch, card: Card) -> None:
     """Of code written for threads. Raises UnsupportedError at the first that the card does not have."""
     if card.hopper:
         return
+    if launch.cluster > 1:
+        raise UnsupportedError(
+            launch.span, "grid", f"{card.name} has no clusters of blocks", "run it on a Hopper card"
+        )
     for node in walk(launch):
         name = ""
         if (isinstance(node, s.Op) and node.name not in SINCE_SM_80) or (

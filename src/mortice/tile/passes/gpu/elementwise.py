@@ -1,5 +1,6 @@
 """Statements that each thread does on its own registers: loops, fills, reductions, and plain copies to and from tensors."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,8 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu.context import Context
-from mortice.tile.passes.gpu.elements import load_shared, store_shared
-from mortice.tile.passes.gpu.fragments import Layout, spread
+from mortice.tile.passes.gpu.elements import load_elements, load_shared, store_shared
+from mortice.tile.passes.gpu.fragments import Layout, slot, spread
 from mortice.tile.passes.gpu.inference import loop_layout
 from mortice.tile.passes.ranges import affine
 
@@ -44,23 +45,71 @@ def parallel(cx: Context, loop: s.Parallel) -> None:
 
 
 def _iterate(cx: Context, loop: s.Parallel, layout: Layout) -> None:
-    with cx.unroll(layout.slots) as i:
-        renamed = {var.name: cx.var(var.name) for var in loop.vars}
-        for dim, var in enumerate(loop.vars):
-            cx.emit(s.Let(renamed[var.name], layout.index(dim, cx.thread, i)))
-        inside = [
-            a.less(renamed[var.name], extent)
-            for dim, (var, extent) in enumerate(zip(loop.vars, loop.extents, strict=True))
-            if layout.padded(dim) or extent != a.const(layout.shape[dim])
-        ]
-        with cx.when(a.every(*inside)):
-            for statement in loop.body:
-                _element(cx, statement, loop, layout, i, renamed)
+    rows = _shared_rows(cx, loop, layout)
+    together = min(rows.values(), default=1)
+    with cx.unroll(layout.slots, step=together) as first:
+        read: dict[str, list[e.Expr]] = {}
+        for number in range(together):
+            i = a.add(first, number)
+            renamed = {var.name: cx.var(var.name) for var in loop.vars}
+            for dim, var in enumerate(loop.vars):
+                cx.emit(s.Let(renamed[var.name], layout.index(dim, cx.thread, i)))
+            for node in _row_reads(loop, rows) if not number else ():
+                at = (renamed[node.indices[0].name],)  # type: ignore[attr-defined]
+                read[node.buffer.name] = load_elements(cx, cx.tiles[node.buffer.name], at, 2)
+            inside = [
+                a.less(renamed[var.name], extent)
+                for dim, (var, extent) in enumerate(zip(loop.vars, loop.extents, strict=True))
+                if layout.padded(dim) or extent != a.const(layout.shape[dim])
+            ]
+            with cx.when(a.every(*inside)):
+                known = {name: pair[number % 2] for name, pair in read.items()}
+                for statement in loop.body:
+                    _element(cx, statement, loop, layout, i, renamed, known)
+
+
+def _shared_rows(cx: Context, loop: s.Parallel, layout: Layout) -> dict[str, int]:
+    """Shared rows that the loop reads at one of its variables, of which two elements lie side by side in two registers: how
+    many registers in a row need no others than these two. They are read once, as a vector."""
+    names, found = [var.name for var in loop.vars], dict[str, int]()
+    written = {x.buffer.name for x in walk(loop.body) if isinstance(x, s.Store)}
+    for node in walk(loop.body):
+        if not isinstance(node, e.Load) or node.buffer.scope != "shared" or len(node.indices) != 1:
+            continue
+        index, tile = node.indices[0], cx.tiles[node.buffer.name]
+        if (
+            not isinstance(index, e.Var)
+            or index.name not in names
+            or node.buffer.name in written
+            or tile.width
+        ):
+            continue
+        dim = names.index(index.name)
+        held = [d for d in layout.dims[dim] if d.place == "slot"]
+        whole = not any(layout.padded(d) for d in range(len(names))) and tile.dtype == f32
+        if whole and layout.dims[dim][0] == slot(2, 1):
+            found[node.buffer.name] = min([d.stride for d in held[1:]], default=layout.slots)
+    reads = [x for x in walk(loop.body) if isinstance(x, e.Load) and x.buffer.name in found]
+    alike = all(x.indices == y.indices for x in reads for y in reads if x.buffer.name == y.buffer.name)
+    return found if alike and len(set(found.values())) == 1 else {}
+
+
+def _row_reads(loop: s.Parallel, rows: dict[str, int]) -> list[e.Load]:
+    reads = [x for x in walk(loop.body) if isinstance(x, e.Load) and x.buffer.name in rows]
+    return list({x.buffer.name: x for x in reads}.values())
 
 
 def _element(  # noqa: C901 - a table of all statements
-    cx: Context, x: s.Stmt, loop: s.Parallel, layout: Layout, i: e.Expr, renamed: dict[str, e.Var]
+    cx: Context,
+    x: s.Stmt,
+    loop: s.Parallel,
+    layout: Layout,
+    i: e.Expr,
+    renamed: dict[str, e.Var],
+    known: Mapping[str, e.Expr],
 ) -> None:
+    """known: what shared rows hold at this element."""
+
     def value(node: Any) -> Any:
         return transform(node, change)
 
@@ -70,7 +119,7 @@ def _element(  # noqa: C901 - a table of all statements
         if isinstance(node, e.Load) and node.buffer.scope == "fragment":
             return _read_register(cx, node, loop, layout, i, renamed)
         if isinstance(node, e.Load) and node.buffer.scope == "shared":
-            return load_shared(cx, node.buffer, node.indices)
+            return known.get(node.buffer.name) or load_shared(cx, node.buffer, node.indices)
         return node
 
     match x:
@@ -101,16 +150,16 @@ def _element(  # noqa: C901 - a table of all statements
         case s.If():
             with cx.block() as then:
                 for inner in x.then:
-                    _element(cx, inner, loop, layout, i, renamed)
+                    _element(cx, inner, loop, layout, i, renamed, known)
             with cx.block() as otherwise:
                 for inner in x.otherwise:
-                    _element(cx, inner, loop, layout, i, renamed)
+                    _element(cx, inner, loop, layout, i, renamed, known)
             cx.emit(s.If(value(x.condition), tuple(then), tuple(otherwise)))
         case s.For():
             renamed[x.var.name] = cx.var(x.var.name)
             with cx.block() as body:
                 for inner in x.body:
-                    _element(cx, inner, loop, layout, i, renamed)
+                    _element(cx, inner, loop, layout, i, renamed, known)
             kind = "serial" if x.kind == "pipelined" else x.kind
             cx.emit(
                 s.For(

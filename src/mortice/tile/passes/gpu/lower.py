@@ -16,6 +16,7 @@ from mortice.tile.ir.walk import walk
 from mortice.tile.passes import run, thread_level
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu import epilogue, fma, mma, scans
+from mortice.tile.passes.gpu.by_panel import Panels, find_panels, overlay
 from mortice.tile.passes.gpu.cards import SM_90A, Card, check_instructions
 from mortice.tile.passes.gpu.context import Context, Note
 from mortice.tile.passes.gpu.inference import infer
@@ -79,6 +80,10 @@ def _written_for_threads(launch: s.Launch) -> bool:
 class _Lowering:
     def __init__(self, function: s.Function, launch: s.Launch, notes: list[Note], choices: Choices) -> None:
         self.function, self.choices = function, choices
+        if launch.cluster > 1:
+            problem = f"cluster={launch.cluster}: blocks of tile operators share nothing"
+            remedy = "drop it, or write the kernel for threads (level 3)"
+            raise UnsupportedError(launch.span, "grid", f"{choices.card.name}: {problem}", remedy)
         gemms = [x for x in walk(launch) if isinstance(x, s.Gemm)]
         _only_fragments(launch, choices.card)
         unit = _unit(gemms, choices.card, launch.threads)
@@ -105,6 +110,7 @@ class _Lowering:
         held = gemms if self.groups else self.products if unit.warps else []
         self.cx.packed = frozenset(x.a.buffer.name for x in held if x.a.buffer.scope == "fragment")
         self.rings = find_rings(launch.body) if gemms else []
+        self.panels: dict[str, Panels] = {}  # by ring
         self.ahead: list[Ahead] = []
         if not gemms:
             written = {x.buffer.name for x in walk(launch) if isinstance(x, s.Store | s.Atomic)}
@@ -166,9 +172,20 @@ class _Lowering:
                 rows, columns = held.extents
                 width = swizzle_for(columns, rows, held.dtype)
                 cx.tiles[fma.staged(held)] = SharedTile(fma.staged(held), rows, columns, held.dtype, width)
+        self._fit()
+        if self._find_panels():
+            self._plan()
+        for ring in self.rings:
+            self._how_filled(ring)
+
+    def _fit(self) -> None:
+        """Stages are cut, and tiles laid in idle panels, until all fit; each cut is noted."""
+        cx = self.cx
         room, wanted = cx.card.shared_bytes, [x.stages for x in self._staged()]
         while (used := self._plan()) > room:
             big = max((x for x in self._staged() if x.stages > 1), key=self._ring_bytes, default=None)
+            if big is None and self._find_panels():
+                continue
             if big is None:
                 problem = f"its tiles need {used} bytes of shared memory, a block has {room}"
                 cx.refuse(cx.launch, "grid", problem, "use smaller tiles")
@@ -181,8 +198,22 @@ class _Lowering:
                 reason = f"{stages} would not fit {room} bytes of shared memory"
                 span = made.loop.span if made.loop else cx.launch.span
                 cx.note(span, "pipelined", f"{made.stages} stages of {', '.join(made.tiles)}", reason)
-        for ring in self.rings:
-            self._how_filled(ring)
+
+    def _find_panels(self) -> bool:
+        """Rings that go panel by panel, if any was not found before, and what may lie in their idle panels."""
+        cx, found = self.cx, len(self.panels)
+        for number, ring in enumerate(self.rings):
+            if ring.name in self.panels or not all(
+                why_no_tma(cx, copy, cx.tiles[copy.target.buffer.name]) is None for copy in ring.copies
+            ):
+                continue
+            panels = find_panels(ring, cx.tiles[ring.tiles[0]], self.groups, self.side)
+            if panels is not None:
+                panels.check()
+                panels = replace(panels, overlay=overlay(ring, panels, cx.tiles, cx.launch))
+                self.panels[ring.name] = panels
+                self.rings[number] = with_stages(ring, 1, panels.count)
+        return len(self.panels) > found
 
     def _staged(self) -> list[Ring | Ahead]:
         return [*self.rings, *self.ahead]
@@ -191,9 +222,14 @@ class _Lowering:
         """Gives every tile its place; the bytes needed."""
         cx, at = self.cx, 0
         staged = {tile: x for x in self._staged() for tile in x.tiles}
+        overlaid = {x.overlay: x for x in self.panels.values() if x.overlay}
         for name, tile in cx.tiles.items():
-            cx.tiles[name] = replace(tile, base=at)
-            at += tile.bytes * (staged[name].stages if name in staged else 1)
+            if name not in overlaid:
+                cx.tiles[name] = replace(tile, base=at)
+                at += tile.bytes * (staged[name].stages if name in staged else 1)
+        for name, panels in overlaid.items():
+            below = cx.tiles[panels.first.b.buffer.name]
+            cx.tiles[name] = replace(cx.tiles[name], base=below.base + panels.used * below.panel_bytes)
         leaving = any(
             isinstance(x, s.Copy)
             and x.source.buffer.scope == "fragment"
@@ -224,7 +260,7 @@ class _Lowering:
             at += 4 * cx.threads * max(exchanged)
         self.barriers_at = -(-at // 16) * 16
         cx.memory = e.Buffer("memory", u8, (a.const(self.barriers_at),), "shared")
-        self.shared_end = self.barriers_at + 16 * sum(ring.stages for ring in self.rings)
+        self.shared_end = self.barriers_at + 16 * sum(ring.full.extents[0] for ring in self.rings)
         return self.shared_end
 
     def _ring_bytes(self, ring: Ring | Ahead) -> int:
@@ -266,12 +302,13 @@ class _Lowering:
             thread = cx.let("p", a.call("thread"))
             alone = a.every(a.equal(a.call("warp"), 0), a.call("elected")) if one else e.TRUE
             with cx.when(alone):
-                producer = Producer(cx, self.rings, one, thread)
+                orders = {name: panels.order for name, panels in self.panels.items()}
+                producer = Producer(cx, self.rings, one, thread, orders)
                 with self._tiles_of(block, total):
                     producer.body(cx.launch.body)
         with cx.block() as compute:
             cx.thread = cx.let("t", a.call("thread"))
-            workers = Workers(cx, self.rings, self.side)
+            workers = Workers(cx, self.rings, self.side, panels=self.panels)
             with self._tiles_of(block, total):
                 workers.body(cx.launch.body)
             if cx.staging:
@@ -291,9 +328,9 @@ class _Lowering:
             for ring in self.rings:
                 for barrier, count in ((ring.full, ring.arrivals), (ring.empty, 4 * self.groups)):
                     allocs.append(s.Alloc(barrier, at=at, count=count))
-                    at += 8 * ring.stages
-                    for stage in range(ring.stages):
-                        cx.op("barrier_init", a.box(barrier, stage))
+                    at += 8 * barrier.extents[0]
+                    for slot in range(barrier.extents[0]):
+                        cx.op("barrier_init", a.box(barrier, slot))
             cx.op("barrier_init_fence")
             for tensor_map in cx.maps.values():
                 cx.op("tma_prefetch", a.box(tensor_map.buffer, 0))

@@ -38,15 +38,21 @@ def why_no_wgmma(x: s.Gemm) -> str | None:
 
 
 def issue(
-    cx: Context, x: s.Gemm, tiles: dict[str, SharedTile], side_by_side: bool, clear: e.Expr | None = None
+    cx: Context,
+    x: s.Gemm,
+    tiles: dict[str, SharedTile],
+    side_by_side: bool,
+    steps: range | None = None,
+    columns: range | None = None,
 ) -> None:
-    """The chain for the running warpgroup; the caller fences, commits and waits. clear: true where the first step
-    replaces the accumulator (default: what the statement says)."""
+    """The chain for the running warpgroup; the caller fences, commits and waits. steps: of the inner dimension, and columns:
+    of those the warpgroup computes, that this part of the chain is about (None: all)."""
     layout = cx.layouts[x.c.buffer.name]
-    rows, columns = layout.shape
+    rows, total = layout.shape
     groups = cx.groups
     side_by_side = side_by_side or rows < 64 * groups
-    each = columns // groups if side_by_side else columns
+    each = total // groups if side_by_side else total
+    columns = columns or range(each)
     blocks = rows // 64 if side_by_side else rows // 64 // groups
     narrow = x.a.buffer.dtype.bytes == 1
     step = 32 if narrow else 16
@@ -59,24 +65,24 @@ def issue(
         starts = range(0, beside * each, n)
         return x.transpose_b or all(at % panel == 0 or at % panel + n <= panel for at in starts)
 
-    width = next(n for n in range(min(each, WIDEST), 0, -8) if each % n == 0 and whole(n))
+    width = next(
+        n
+        for n in range(min(len(columns), WIDEST), 0, -8)
+        if each % n == 0 and len(columns) % n == 0 and columns.start % n == 0 and whole(n)
+    )
     d = cx.registers[x.c.buffer.name]
     group = a.call("warpgroup")
     first_row = a.const(0) if side_by_side else a.mul(group, rows // groups)
     first_column = a.mul(group, each) if side_by_side else a.const(0)
-    keep_first = e.Const(dtypes.index, 0 if x.clear else 1)
+    keep_first = e.Const(dtypes.index, 0)
     for block in range(blocks):
-        for part in range(each // width):
-            register = (block * each + part * width) // 2
-            for number in range(inner // step):
+        for left in range(columns.start, columns.stop, width):
+            register = (block * each + left) // 2
+            for number in steps or range(inner // step):
                 k = a.const(number)
-                keep: e.Expr = a.const(1)
-                if clear is not None:
-                    keep = build.select(build.binary("and", clear, a.equal(k, 0)), a.const(0), a.const(1))
-                elif x.clear:
-                    keep = build.select(a.equal(k, 0), keep_first, a.const(1))
+                keep = keep_first if x.clear and number == 0 else a.const(1)
                 b, b_fields = _operand(
-                    cx, x.b, tiles, a.add(first_column, part * width), k, step, k_last=x.transpose_b, side="b"
+                    cx, x.b, tiles, a.add(first_column, left), k, step, k_last=x.transpose_b, side="b"
                 )
                 common: dict[str, int | str | bool] = {
                     "n": width,

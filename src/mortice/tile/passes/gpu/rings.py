@@ -5,6 +5,7 @@ is empty, announces the bytes, starts the copies; consumers wait until it is ful
 Counters belong to the ring and the role, not to the loop, so parity follows executed transactions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mortice.tile.dtypes import index
@@ -77,13 +78,11 @@ def find_rings(body: s.Block, loop: s.For | None = None) -> list[Ring]:
     return own + rings
 
 
-def with_stages(ring: Ring, stages: int) -> Ring:
-    return replace(
-        ring,
-        stages=stages,
-        full=replace(ring.full, shape=(a.const(stages),)),
-        empty=replace(ring.empty, shape=(a.const(stages),)),
-    )
+def with_stages(ring: Ring, stages: int, panels: int = 1) -> Ring:
+    """panels: of each stage that have barriers of their own."""
+    shape = (a.const(stages * panels),)
+    full, empty = replace(ring.full, shape=shape), replace(ring.empty, shape=shape)
+    return replace(ring, stages=stages, full=full, empty=empty)
 
 
 # How a copy may go
@@ -140,8 +139,10 @@ def _one_row(copy: s.Copy) -> bool:
     return copy.source.kept == (last,) and len(copy.target.buffer.shape) == 1
 
 
-def engine_loads(cx: Context, copy: s.Copy, tile: SharedTile, full: e.Region) -> None:
-    """One bulk tensor copy for each panel and each 256 rows."""
+def engine_loads(
+    cx: Context, copy: s.Copy, tile: SharedTile, full: e.Region, panel_only: int | None = None
+) -> None:
+    """One bulk tensor copy for each panel, or for that one only, and each 256 rows."""
     tensor, region, target = copy.source.buffer, copy.source, copy.target
     if _one_row(copy):
         tensor_map = tensor_map_of(cx, tensor, region.kept, 1, tile.columns, 0)
@@ -154,7 +155,7 @@ def engine_loads(cx: Context, copy: s.Copy, tile: SharedTile, full: e.Region) ->
     columns = int(target.extents[-1].value)  # type: ignore[attr-defined]
     high = min(rows, BOX)
     tensor_map = tensor_map_of(cx, tensor, region.kept, high, tile.panel_columns, tile.width)
-    for panel in range(columns // tile.panel_columns):
+    for panel in range(columns // tile.panel_columns) if panel_only is None else (panel_only,):
         for top in range(0, rows, high):
             where = [
                 a.add(
@@ -234,10 +235,18 @@ def thread_loads(cx: Context, copy: s.Copy, tile: SharedTile, threads: int, thre
 
 
 class Producer:
-    """The role that fills rings. one: a single thread does all of it; otherwise its whole warpgroup."""
+    """The role that fills rings. one: a single thread does all of it; otherwise its whole warpgroup. orders: of the panels
+    of rings that go panel by panel."""
 
-    def __init__(self, cx: Context, rings: list[Ring], one: bool, thread: e.Expr) -> None:
-        self.cx, self.rings, self.one, self.thread = cx, rings, one, thread
+    def __init__(
+        self,
+        cx: Context,
+        rings: list[Ring],
+        one: bool,
+        thread: e.Expr,
+        orders: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.cx, self.rings, self.one, self.thread, self.orders = cx, rings, one, thread, orders
         self.at = {
             ring.name: Counter(
                 cx.let(f"{ring.name}_in", a.const(0), mutable=True),
@@ -273,6 +282,10 @@ class Producer:
     def _fill(self, ring: Ring, copy: s.Stmt) -> None:
         assert isinstance(copy, s.Copy)
         cx, at = self.cx, self.at[ring.name]
+        if ring.name in self.orders:
+            if copy is ring.copies[-1]:
+                self._fill_by_panel(ring, self.orders[ring.name])
+            return
         full, empty = a.box(ring.full, at.slot), a.box(ring.empty, at.slot)
         if copy is ring.copies[0]:
             cx.op("barrier_wait", empty, at.parity)
@@ -290,6 +303,22 @@ class Producer:
                 cx.op("fence_async")
                 cx.op("barrier_arrive", full)
             advance(cx, at, ring.stages)
+
+    def _fill_by_panel(self, ring: Ring, order: tuple[int, ...]) -> None:
+        """All copies of an iteration: what they need is read before the first wait."""
+        cx, at, tile = self.cx, self.at[ring.name], self.cx.tiles[ring.tiles[0]]
+        copies = []
+        for copy in ring.copies:
+            where = tuple(x if isinstance(x, e.Const) else cx.let("from", x) for x in copy.source.offsets)
+            copies.append(replace(copy, source=replace(copy.source, offsets=where)))
+        for panel in order:
+            full = a.box(ring.full, panel)
+            cx.op("barrier_wait", a.box(ring.empty, panel), at.parity)
+            with self._single():
+                cx.op("barrier_expect", full, a.const(ring.bytes // len(order)))
+                for copy in copies:
+                    engine_loads(cx, copy, tile, full, panel)
+        advance(cx, at, 1)
 
     def _single(self):  # type: ignore[no-untyped-def]
         return self.cx.when(e.TRUE if self.one else a.equal(self.thread, 0))

@@ -8,8 +8,10 @@ Three schedules of a loop over rings, the first that fits:
 - anything else: statement by statement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from mortice.tile.ir import build
@@ -18,6 +20,7 @@ from mortice.tile.ir import stmt as s
 from mortice.tile.ir.walk import buffers, transform, walk
 from mortice.tile.passes.gpu import arithmetic as a
 from mortice.tile.passes.gpu import elementwise, epilogue, fma, matrix, mma, pipelines, scans, tensors
+from mortice.tile.passes.gpu.by_panel import Panels, give_back, start_first, start_second
 from mortice.tile.passes.gpu.context import Context, Counter, advance
 from mortice.tile.passes.gpu.pipelines import Ahead
 from mortice.tile.passes.gpu.rings import Ring, is_load
@@ -38,18 +41,20 @@ class Overlapped:
 
 @dataclass(slots=True)
 class Flying:
-    """A product on its way: the registers it adds to and reads, the shared tiles it reads, and the rings whose slot
-    goes back when it is done."""
+    """A product on its way: the registers it adds to and reads, the shared tiles it reads, and what gives back slots or
+    panels of rings when it is done. alone: that does not wait for the products after it."""
 
     sums: str
     operand: str
     tiles: frozenset[str]
-    rings: list[Ring] = field(default_factory=list)
+    releases: list[Callable[[], None]] = field(default_factory=list)
+    alone: bool = False
 
     @classmethod
-    def of(cls, x: s.Gemm) -> "Flying":
+    def of(cls, x: s.Gemm, *releases: Callable[[], None], alone: bool = False) -> "Flying":
         held = x.a.buffer.name if x.a.buffer.scope == "fragment" else ""
-        return cls(x.c.buffer.name, held, frozenset({x.a.buffer.name, x.b.buffer.name} - {held}))
+        tiles = frozenset({x.a.buffer.name, x.b.buffer.name} - {held})
+        return cls(x.c.buffer.name, held, tiles, list(releases), alone)
 
     def meets(self, x: s.Stmt) -> bool:
         """May the statement not go on beside it?"""
@@ -63,9 +68,14 @@ class Flying:
 
 class Workers:
     def __init__(
-        self, cx: Context, rings: list[Ring], side_by_side: bool, ahead: Sequence[Ahead] = ()
+        self,
+        cx: Context,
+        rings: list[Ring],
+        side_by_side: bool,
+        ahead: Sequence[Ahead] = (),
+        panels: Mapping[str, Panels] = MappingProxyType({}),
     ) -> None:
-        self.cx, self.rings, self.side, self.ahead = cx, rings, side_by_side, ahead
+        self.cx, self.rings, self.side, self.ahead, self.panels = cx, rings, side_by_side, ahead, panels
         self.flying: list[Flying] = []
         self.landing = False  # copies by all threads are on their way
         self.written = {
@@ -122,7 +132,8 @@ class Workers:
 
     def body(self, block: s.Block, loop: s.For | None = None) -> None:
         """In order; rings filled here are given back after the last statement that uses them."""
-        mine = [ring for ring in self.rings if any(c is x for c in ring.copies for x in block)]
+        here = [ring for ring in self.rings if any(c is x for c in ring.copies for x in block)]
+        mine = [ring for ring in here if ring.name not in self.panels]
         last = {
             ring.name: max(i for i, x in enumerate(block) if any(b.name in ring.tiles for b in buffers(x)))
             for ring in mine
@@ -130,8 +141,9 @@ class Workers:
         for number, statement in enumerate(block):
             self._await(statement)
             if isinstance(statement, s.Gemm) and self.cx.groups:
-                self._products(statement)
-                self.flying.append(Flying.of(statement))
+                if not any(self._by_panel(ring, statement) for ring in here):
+                    self._products(statement)
+                    self.flying.append(Flying.of(statement))
             else:
                 self.statement(statement)
             for ring in mine:
@@ -139,7 +151,7 @@ class Workers:
                     last[ring.name] = len(block)
                     reading = [x for x in self.flying if x.tiles & set(ring.tiles)]
                     if reading:
-                        reading[-1].rings.append(ring)
+                        reading[-1].releases.append(partial(self.release, ring))
                     else:
                         self.release(ring)
         self._await(None)
@@ -155,10 +167,28 @@ class Workers:
         if not due:
             return
         done, self.flying = self.flying[:due], self.flying[due:]
-        self.cx.op("wgmma_wait", pending=len(self.flying))
-        for product in done:
-            for ring in product.rings:
-                self.release(ring)
+        for number, product in enumerate(done, 1):
+            if product.alone or number == due:
+                self.cx.op("wgmma_wait", pending=due - number + len(self.flying))
+                for finished in done[:number]:
+                    for release in finished.releases:
+                        release()
+                    finished.releases.clear()
+
+    def _by_panel(self, ring: Ring, x: s.Gemm) -> bool:
+        """Starts the product if it is one of those that go through the ring panel by panel."""
+        cx, panels = self.cx, self.panels.get(ring.name)
+        if panels is None or not (x is panels.first or x is panels.second):
+            return False
+        free = partial(give_back, cx, ring, panels)
+        if x is panels.first:
+            start_first(cx, ring, panels, self.tiles(), self.at[ring.name])
+            self.flying.append(Flying.of(x, partial(free, (), idle=not panels.overlay, others=True)))
+            return True
+        for step in start_second(cx, panels, self.tiles()):
+            idle = bool(panels.overlay) and step == panels.steps[-1]
+            self.flying.append(Flying.of(x, partial(free, step, idle=idle, others=False), alone=True))
+        return True
 
     def land(self) -> None:
         """Copies that all threads have started are waited for, and seen by all."""
@@ -180,7 +210,7 @@ class Workers:
                     cx.sync()
                 self.landing = True
                 pipelines.load(cx, x, self.tiles()[x.target.buffer.name])
-            elif x is ring.copies[-1]:
+            elif x is ring.copies[-1] and ring.name not in self.panels:
                 self.acquire(ring)
             return
         self.land()
