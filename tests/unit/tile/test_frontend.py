@@ -90,6 +90,24 @@ def test_inlined_functions_have_names_of_their_own_and_run_time_branches_are_sel
     np.testing.assert_allclose(x, [0, 2, math.pi, 5, 5], rtol=1e-6)
 
 
+def test_an_inlined_function_may_change_what_it_was_given():
+    @tile.inline
+    def doubled(x, times):
+        for _ in range(times):
+            x = x * 2
+        return x
+
+    @tile.kernel
+    def kernel(X: tile.Tensor, times: int):
+        (N,) = X.shape
+        for i in tile.grid(N):
+            X[i] = doubled(X[i], times)
+
+    x = np.array([1, 2, 3], np.float32)
+    kernel.on("interpreter")(x, 3)
+    assert x.tolist() == [8, 16, 24]
+
+
 def inner_extents(A: tile.Tensor):
     for _b in tile.grid(1):
         a, b, c = (

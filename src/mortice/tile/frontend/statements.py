@@ -428,7 +428,10 @@ def inline(state: State, node: ast.Call, function: Any, args: list[Any], keyword
     state.source, state.names = source, {}
     state.inlined += 1
     for name, value in given.arguments.items():
-        state.bind(name, value)
+        if name in state.mutable:
+            _set(state, name, value, node)
+        else:
+            state.bind(name, value)
     *body, last = source.tree.body
     run(state, body)
     result = None
