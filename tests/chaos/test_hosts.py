@@ -6,6 +6,7 @@ namespaces are not allowed, the tests that need them are skipped, and say why.
 """
 
 import asyncio
+import json
 import os
 import random
 import secrets
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,14 @@ class Link:
     near_device: str
     near: str
     far: str
+    shaped: str = ""  # by which queueing discipline; "": the kernel has none
+
+    def num_shaped_bytes(self) -> int:
+        """What went out to the other host through the discipline."""
+        told = subprocess.run(
+            ("tc", "-s", "-j", "qdisc", "show", "dev", self.near_device), capture_output=True, check=True
+        )
+        return sum(q["bytes"] for q in json.loads(told.stdout) if q["kind"] == self.shaped)
 
     def cut(self) -> None:
         sh("ip", "link", "set", self.near_device, "down")
@@ -200,16 +209,19 @@ def sh(*command: str) -> None:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
-def shape(link: Link, far_device: str) -> None:
-    """A delay and a rate where the kernel has netem, a rate alone where it has a token bucket, else as it is."""
+def shape(link: Link, far_device: str) -> str:
+    """A delay and a rate where the kernel has netem, a rate where it has a token bucket, else nothing: answers which."""
+    shaped = ""
     shapes = ("netem delay 2ms rate 1gbit", "tbf rate 1gbit burst 128kb latency 20ms")
     for where, device in (((), link.near_device), (("-n", link.namespace), far_device)):
         for how in shapes:
             try:
                 sh("tc", *where, "qdisc", "add", "dev", device, "root", *how.split())
+                shaped = how.split()[0]
                 break
             except OSError as error:
                 print(f"no {how.split()[0]} here: {error}")
+    return shaped
 
 
 @pytest.fixture
@@ -231,7 +243,7 @@ def link() -> Iterator[Link]:
         sh(*far, "link", "set", far_device, "up")
         sh(*far, "link", "set", "lo", "up")
         sh("unshare", "-m", "true")
-        shape(made, far_device)
+        made = replace(made, shaped=shape(made, far_device))
     except OSError as error:
         subprocess.run(["ip", "netns", "del", made.namespace], capture_output=True)
         subprocess.run(["ip", "link", "del", made.near_device], capture_output=True)
@@ -257,6 +269,7 @@ async def test_a_host_that_is_cut_off_is_fenced_and_comes_back(link: Link, token
                 assert await ask(live, f"calm-{i}", prompt, 20) == reference_tokens(prompt, 20)
             answers = await live.call("check_integrity", {}, running(live, "far")[0].id)
             assert next(iter(answers.values()))["num_received"] >= 4  # fetched, not read in place
+            assert not link.shaped or link.num_shaped_bytes() > 0
             live.wear(near.id, "mixed")  # somebody must be left when the link is gone
             asked = [
                 asyncio.create_task(ask(live, f"cut-{i}", prompt, 200)) for i, prompt in enumerate(prompts)

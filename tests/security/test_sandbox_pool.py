@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+from typing import Any
 
 import pytest
 
-from mortice.sandbox import Limits, NotSupported, SandboxError, Sandboxes, SandboxSpec, WarmPool
+from mortice.sandbox import Limits, NotSupported, SandboxError, Sandboxes, SandboxSpec, WarmPool, cgroups
+from mortice.sandbox.backends import gvisor
 from mortice.sandbox.machine import alive
 from mortice.sandbox.retention import Rules
 
@@ -70,3 +72,26 @@ async def test_forks_take_kernels_that_were_made_ready_and_nothing_of_the_rest_s
     await boxes.make_ready(1, SPEC)
     async with Sandboxes(boxes.home.root):  # another's: what lives is left alone
         assert len(boxes._spares._ready) == 2
+
+
+async def test_a_start_that_fails_half_way_leaves_nothing(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """runsc has made its control groups when it comes to a root of a kind it does not know."""
+    real, made = gvisor._oci, []
+
+    def broken(box_id: str, *rest: Any) -> dict[str, Any]:
+        made.append(box_id)
+        kinds = {"source": "/nowhere", "type": "erofs", "overlay": "none"}
+        return real(box_id, *rest) | {
+            "annotations": {f"dev.gvisor.spec.rootfs.{k}": v for k, v in kinds.items()}
+        }
+
+    monkeypatch.setattr(gvisor, "_oci", broken)
+    with pytest.raises(SandboxError, match="runsc run ended with"):
+        await boxes.create(SPEC)
+    with pytest.raises(SandboxError, match="runsc create ended with"):
+        await boxes.make_ready(1, SPEC)
+    assert len(made) == 2
+    assert not [box_id for box_id in made if cgroups.groups(box_id)]
+    assert not list(boxes.home.runsc.iterdir())

@@ -22,6 +22,7 @@ from mortice.sched.prefix_fetch import PrefixFetch
 from mortice.sched.setup import Setup
 from mortice.sim import evaluate
 from mortice.sim.cluster import Cluster, Physics
+from mortice.sim.deployed import longest, plan_of
 from mortice.sim.evaluate import Sample, Score, attainment_at, goodput
 from mortice.sim.faults import Fault
 from mortice.sim.plan import Plan
@@ -30,6 +31,8 @@ from mortice.sim.request import SimRequest
 from mortice.sim.scenario import arrivals, poisson, pools
 from mortice.sim.traffic import prepared, requests_of
 from mortice.sim.worker import SimWorker
+from mortice.specs.cluster import ClusterSpec
+from mortice.specs.deployment import Deployment
 from mortice.specs.errors import RequestError
 from mortice.specs.slo import SLO
 from mortice.specs.worker_times import WorkerTimes
@@ -277,6 +280,25 @@ def test_identical_prompts_that_arrive_together(fidelity: str) -> None:
     assert 3200 <= first <= 2 * 3200 + 7 * 32
     assert then <= 8 * 32
     assert all(r.ttft_s < 0.02 for r in requests[8:])
+
+
+def test_prompts_that_are_too_long_for_a_step_for_prefill_and_for_decode() -> None:
+    """Case 7: what exceeds a step is computed in chunks; what a prefill worker, or a decode worker, can never hold is
+    refused before the run, with its row."""
+    requests = arrivals([0.0], [5000], [3])
+    cluster = Cluster(pools(TIMES, 1, 1, slo=SLOS, prefill_budget=512), requests)
+    end(cluster)
+    assert cluster.workers["w1"].num_prefill_tokens == 5000
+    for prefill, decode, most in ((4000, 9000, 4000), (9000, 3200, 3200)):
+        spec = ClusterSpec(
+            prefill_times=msgspec.structs.replace(TIMES, kv_tokens=prefill),
+            decode_times=msgspec.structs.replace(TIMES, kv_tokens=decode),
+        )
+        document = Deployment(model="fake", prefill=1, decode=1, cluster=spec)
+        rows = (TraceRequest(0.0, 100, 5), TraceRequest(1.0, 5000, 3))
+        trace = Trace(name="T", format="azure", requests=rows)
+        with pytest.raises(RequestError, match=f"T, request 2: 5000 .* exceed the {most}"):
+            requests_of(trace, 16, max_total=longest(plan_of(document), document))
 
 
 # -- links --------------------------------------------------------------------------------------------------------------

@@ -67,8 +67,7 @@ class GVisor:
         self._prepare(box_id, place, spec, trace)
         image = find_image(spec.image)
         assert image is not None  # _prepare has seen it
-        await self._launch(place, ["run", "-detach", "-bundle", str(place), box_id], trace, agent_code(image))
-        return RunscMachine(self, box_id, place, self._pid_of(place))
+        return await self._launch(box_id, place, ["run", "-detach"], trace, agent_code(image))
 
     async def restore(
         self,
@@ -88,8 +87,7 @@ class GVisor:
     ) -> "RunscMachine":
         """A kernel with nothing in it, that a saved machine can be loaded into: half of a restore."""
         self._prepare(box_id, place, spec, trace)
-        await self._launch(place, ["create", "-bundle", str(place), box_id], trace)
-        return RunscMachine(self, box_id, place, self._pid_of(place))
+        return await self._launch(box_id, place, ["create"], trace)
 
     def attach(self, box_id: str, place: Path, pid: int) -> Machine:
         return RunscMachine(self, box_id, place, pid)
@@ -128,9 +126,15 @@ class GVisor:
         return [*self._home.runsc.glob(f"{box_id}*"), *socket_paths(box_id, self._home.runsc)]
 
     async def _launch(
-        self, place: Path, arguments: list[str], trace: dict[str, Any] | None, first: bytes = b""
-    ) -> None:
-        arguments[1:1] = ["-pid-file", str(place / "pid")]
+        self,
+        box_id: str,
+        place: Path,
+        verb: list[str],
+        trace: dict[str, Any] | None,
+        first: bytes = b"",
+    ) -> "RunscMachine":
+        """The kernel that runsc starts; of one that fails half-way nothing stays."""
+        arguments = [*verb, "-pid-file", str(place / "pid"), "-bundle", str(place), box_id]
         out_fd, in_fd = open_fifos(place)
         put_first(in_fd, first)
         os.set_blocking(out_fd, True)
@@ -138,6 +142,10 @@ class GVisor:
         try:
             with cgroups.quick_joins:
                 await self._call(place, arguments, traced=trace is not None, stdin=in_fd, stdout=out_fd)
+            return RunscMachine(self, box_id, place, self._pid_of(place))
+        except BaseException:
+            await RunscMachine(self, box_id, place, 0).remove()
+            raise
         finally:
             os.close(in_fd)
             os.close(out_fd)
