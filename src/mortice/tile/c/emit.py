@@ -235,9 +235,6 @@ class Emitter:
         for tile in self.kept.values():
             tile.declare(out, self.c)
             bytes_needed += f" + {name(tile.name)}slots__ * {tile.bytes}"
-        chunk = "1"
-        if self.kept:  # whole runs for a thread, where that shares them out evenly
-            chunk = "blocks % (run * threads) && blocks < 8 * run * threads ? 1 : run"
         out.line("#pragma omp parallel num_threads(threads) if (blocks > 1 && threads > 1)")
         out.line("{", open=True)
         out.line(f"char *const memory = thread_memory({bytes_needed});")
@@ -249,7 +246,7 @@ class Emitter:
         for tile in self.kept.values():
             tile.keys(out, place)
             place += f" + {name(tile.name)}slots__ * {tile.bytes}"
-        out.line(f"#pragma omp for schedule(dynamic, {chunk})")
+        out.line("#pragma omp for schedule(dynamic, 1)")
         out.line("for (int64_t block = 0; block < blocks; block++) {", open=True)
         out.line("if (!memory) continue;")
         self.block_indices(x)
