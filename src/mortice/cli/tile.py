@@ -1,10 +1,12 @@
 """`mortice tile`: the kernels in the kernel language, checked, explained, measured and written out."""
 
 import json
+import os
 import statistics
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +26,12 @@ Plot = typer.Option(None, "--plot", help="Draw a tile's layout and the pipeline'
 Replayed = typer.Option(
     None, "--file", help="Replay from here if the result stands in it, else measure and add it."
 )
+Seconds = typer.Option(
+    300.0,
+    "--seconds",
+    min=0.1,
+    help="Give up on one kernel after so many: the command ends with exit code 1.",
+)
 Space = typer.Option([], "--space", help="Other values to try: BM=64,128. Repeat for more constants.")
 
 
@@ -36,6 +44,24 @@ def request() -> Iterator[None]:
         yield
     except TileError as error:
         raise RequestError(str(error)) from error
+
+
+@contextmanager
+def limited(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+    """Compiled code cannot be stopped from within its process, so a kernel that does not end ends the command."""
+
+    def end() -> None:
+        give_up()
+        sys.stdout.flush()
+        os._exit(1)
+
+    watch = threading.Timer(seconds, end)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 def kernels() -> dict[str, Any]:
@@ -71,6 +97,21 @@ def specs(name: str, shape: str, dtype: str) -> tuple[Any, ...]:
         raise RequestError(f"there is no element type {dtype}", param="dtype")
     arguments: tuple[Any, ...] = case.specs(sizes, BY_NAME[dtype])
     return arguments
+
+
+def shown(name: str, shape: str, dtype: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments without data, and constants: of a shape, or of the trial that `check` makes with seed 0."""
+    from mortice.ops.kernels.cases import Draw
+    from mortice.tile.arguments import Spec, view
+
+    if shape:
+        return specs(name, shape, dtype), {}
+    if dtype != "bf16":
+        raise RequestError("--dtype goes with --shape: without, types are those of a trial", param="dtype")
+    trial = chosen(name).trial(Draw(f"{name} 0 0"))
+    views = [view(x) if hasattr(x, "data_ptr") else x for x in trial.arguments]
+    arguments = tuple(Spec(x.shape, x.dtype) if hasattr(x, "pointer") else x for x in views)
+    return arguments, trial.constants
 
 
 def drawn(arguments: tuple[Any, ...]) -> list[Any]:
@@ -112,11 +153,11 @@ def check(
     backend: str = typer.Option("interpreter,c", "--backend", help="Targets, with commas between."),
     seed: int = typer.Option(0, "--seed"),
     trials: int = typer.Option(1, "--trials", min=1, max=1000, help="Of each kernel on each target."),
+    seconds: float = Seconds,
     as_json: bool = AsJson,
 ) -> None:
     """Run kernels on random ragged shapes and compare with PyTorch. Exit code 1 if one differs."""
     from mortice.ops.kernels.cases import Draw
-    from mortice.tile.diagnostics import UnsupportedError
     from mortice.tile.targets import TARGETS
 
     targets = backend.split(",")
@@ -127,6 +168,19 @@ def check(
     if not every and not names:
         raise RequestError("name kernels, or give --all", param="names")
     rows: list[dict[str, Any]] = []
+
+    def finish() -> bool:
+        bad = any(row["status"] in ("wrong", "failed") for row in rows)
+        if as_json:
+            print(json.dumps({"ok": not bad, "checks": rows}, indent=1))
+        return bad
+
+    def done(row: dict[str, Any], **found: Any) -> None:
+        rows.append(row | found)
+        if not as_json:
+            said = found.get("error", found.get("reason", ""))
+            print(f"{row['kernel']:28} {row['backend']:12} {found['status']:8} {said}", flush=True)
+
     for name in kernels() if every else names:
         case = chosen(name)
         for number in range(trials):
@@ -135,25 +189,30 @@ def check(
                 row: dict[str, Any] = {"kernel": name, "backend": target, "seed": seed, "trial": number}
                 row["shapes"] = [list(x.shape) for x in trial.arguments if hasattr(x, "shape")]
                 row["tolerance"] = trial.tolerance
+
+                def too_long(row: dict[str, Any] = row) -> None:
+                    done(row, status="failed", reason=f"not done after {seconds:g} s", seconds=seconds)
+                    finish()
+
                 start = time.perf_counter()
-                try:
-                    error = trial.error(case.kernel.on(target)(*trial.arguments, **trial.constants))
-                    row |= {"status": "ok" if error <= trial.tolerance else "wrong", "error": error}
-                except UnsupportedError as refusal:
-                    row |= {"status": "refused", "reason": str(refusal)}
-                except Exception as failure:
-                    row |= {"status": "failed", "reason": f"{type(failure).__name__}: {failure}"}
-                rows.append(row | {"seconds": round(time.perf_counter() - start, 3)})
-                if not as_json:
-                    print(
-                        f"{name:28} {target:12} {row['status']:8} {row.get('error', row.get('reason', ''))}",
-                        flush=True,
-                    )
-    bad = [row for row in rows if row["status"] in ("wrong", "failed")]
-    if as_json:
-        print(json.dumps({"ok": not bad, "checks": rows}, indent=1))
-    if bad:
+                with limited(seconds, too_long):
+                    found = compared(case.kernel.on(target), trial)
+                done(row, **found, seconds=round(time.perf_counter() - start, 3))
+    if finish():
         raise typer.Exit(1)
+
+
+def compared(kernel: Any, trial: Any) -> dict[str, Any]:
+    """status, with the error or the reason."""
+    from mortice.tile.diagnostics import UnsupportedError
+
+    try:
+        error = trial.error(kernel(*trial.arguments, **trial.constants))
+    except UnsupportedError as refusal:
+        return {"status": "refused", "reason": str(refusal)}
+    except Exception as failure:
+        return {"status": "failed", "reason": f"{type(failure).__name__}: {failure}"}
+    return {"status": "ok" if error <= trial.tolerance else "wrong", "error": error}
 
 
 @tile.command("build")
@@ -181,14 +240,14 @@ def emit(
     dtype: str = Dtype,
     ir: bool = typer.Option(False, "--ir", help="The tile IR instead of the target's source."),
 ) -> None:
-    """Print what a kernel is compiled to."""
+    """Print what a kernel is compiled to; without --shape for the arguments that `check` draws."""
     from mortice.tile.targets import TARGETS
 
     if target not in TARGETS:
         raise RequestError(f"there is no target {target}; there are {', '.join(TARGETS)}", param="target")
-    kernel, arguments = chosen(name).kernel.on(target), specs(name, shape, dtype)
+    kernel, (arguments, constants) = chosen(name).kernel.on(target), shown(name, shape, dtype)
     with request():
-        sys.stdout.write(kernel.ir(*arguments) if ir else kernel.compiled(*arguments).source)
+        sys.stdout.write((kernel.ir if ir else kernel.source)(*arguments, **constants))
 
 
 @tile.command()
@@ -246,24 +305,28 @@ def bench(
     shape: str = Shape,
     dtype: str = Dtype,
     rounds: int = typer.Option(20, "--rounds", min=1, max=10000),
+    seconds: float = Seconds,
     as_json: bool = AsJson,
 ) -> None:
     """Time a kernel on this CPU on random data: the median of some rounds."""
     arguments = drawn(specs(name, shape, dtype))
     kernel = chosen(name).kernel
-    with request():
-        kernel(*arguments)
-    seconds = []
-    for _ in range(rounds):
+    times = []
+    for _ in range(rounds + 1):  # the first one is compiled
         start = time.perf_counter()
-        kernel(*arguments)
-        seconds.append(time.perf_counter() - start)
+        with (
+            request(),
+            limited(seconds, lambda: print(f"{name}: not done after {seconds:g} s", file=sys.stderr)),
+        ):
+            kernel(*arguments)
+        times.append(time.perf_counter() - start)
+    del times[0]
     row = {
         "kernel": name,
         "shape": shape,
         "dtype": dtype,
-        "median_ms": statistics.median(seconds) * 1e3,
-        "best_ms": min(seconds) * 1e3,
+        "median_ms": statistics.median(times) * 1e3,
+        "best_ms": min(times) * 1e3,
     }
     print(
         json.dumps(row)

@@ -94,7 +94,7 @@ def view(value: Any) -> Argument:
         strides = tuple(stride // width for stride in value.strides)
         return Argument(value.ctypes.data, dtype, value.shape, strides, "cpu", value.flags.writeable, value)
     if not hasattr(value, "data_ptr"):
-        raise TypeError(f"it is a {type(value).__name__}")
+        raise TypeError(f"it is of type {type(value).__name__}")
     name = str(value.dtype).removeprefix("torch.")
     dtype = NAMES.get(name)
     if dtype is None:

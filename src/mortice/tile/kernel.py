@@ -19,7 +19,7 @@ from mortice.tile.ir.stmt import Function
 from mortice.tile.language import Tensor
 from mortice.tile.launch import LONG, Launches
 from mortice.tile.signature import ArgumentType, ScalarType, Signature, TensorType
-from mortice.tile.targets import Executable, prepare
+from mortice.tile.targets import Executable, emitted, prepare
 
 SCALARS: dict[type, DType] = {int: index, float: f32, bool: boolean}
 
@@ -156,6 +156,11 @@ class Kernel:
         views, _ = self._look(given)
         constants = self._constants(given, keywords, views)
         return self._specialise(views, constants).executable
+
+    def source(self, *args: Any, **keywords: Any) -> str:
+        """The text of what a call with these arguments would run; nothing is compiled."""
+        target = self.target or self._home(self._look(self._bind(args, keywords))[0])
+        return emitted(self.lowered(*args, **keywords), target)
 
     @property
     def span(self) -> Span:

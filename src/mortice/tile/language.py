@@ -226,6 +226,9 @@ class Thread:
     """`tile.thread.NAME(...)`: one instruction or function of `mortice.tile.ir.thread`, operands in its table's order, its
     attributes by name."""
 
+    def __dir__(self) -> list[str]:
+        return [*OPS, *FUNCTIONS]
+
     def __getattr__(self, name: str) -> Any:
         if name not in OPS and name not in FUNCTIONS:
             raise AttributeError(f"the thread level has no {name}; mortice.tile.ir.thread lists what it has")

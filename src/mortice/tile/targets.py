@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mortice.tile.c.compile import compile_function as compile_for_c
+from mortice.tile.c.compile import emit_function
 from mortice.tile.cuda.compile import compile_for_sm_80, compile_for_this_card
 from mortice.tile.cuda.compile import compile_function as compile_for_hopper
 from mortice.tile.diagnostics import UnsupportedError
@@ -56,3 +57,8 @@ def prepare(function: Function, target: str) -> Executable:
     if target not in ("c", "interpreter"):  # C tiles with its other passes; the interpreter needs no tiles
         function = run(function, (PANELS, tiling(GPU)))
     return TARGETS[target](function)
+
+
+def emitted(function: Function, target: str) -> str:
+    """What `target` would compile, as text. Raises UnsupportedError."""
+    return emit_function(function) if target == "c" else prepare(function, target).source

@@ -11,7 +11,7 @@ from mortice.tile.passes.tiling import CPU, decisions
 
 TARGETS = ("interpreter", "c")
 sizes = st.sampled_from([1, 3, 5, 33, 64, 70])
-few = settings(max_examples=6, deadline=None, derandomize=True)
+few = settings(max_examples=4, deadline=None, derandomize=True)
 
 
 @tile.kernel

@@ -165,6 +165,11 @@ def unknown_name(A: tile.Tensor):
         A[i, 0] = nothing  # noqa: F821
 
 
+def misspelt(A: tile.Tensor):
+    for i in tile.grid(4):
+        A[i, 0] = tile.thread.shufle_xor(A[i, 0], 1)
+
+
 def float_into_int(A: tile.Tensor):
     for i in tile.grid(4):
         a = tile.shared((4,), tile.i32)
@@ -189,6 +194,7 @@ def try_statement(A: tile.Tensor):
         (run_time_tile, ["shared", "run-time values"]),
         (wrong_argument, ["fill", "unexpected keyword argument 'axis'", "tile.fill(target, value)"]),
         (plain_function, ["sin", "run-time values", "tile.inline"]),
+        (misspelt, ["shufle_xor", "the thread level has no", "is it shuffle_xor?"]),
         (unknown_name, ["nothing", "no value here"]),
         (float_into_int, ["f32 goes into a [4] i32", "i32(...)"]),
         (try_statement, ["try", "not understood"]),
@@ -213,7 +219,7 @@ def test_calls_are_checked_before_anything_runs():
         gemm_nt(floats(4, 8), floats(4, 7))
     with pytest.raises(tile.ArgumentError, match="names 2"):
         gemm_nt(floats(4, 8, 1), floats(4, 8))
-    with pytest.raises(tile.ArgumentError, match="argument A: it is a list"):
+    with pytest.raises(tile.ArgumentError, match="argument A: it is of type list"):
         gemm_nt([1.0], floats(4, 8))
     with pytest.raises(tile.ArgumentError, match="missing a required argument: 'B'"):
         gemm_nt(floats(4, 8))

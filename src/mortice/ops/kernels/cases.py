@@ -79,7 +79,8 @@ class Draw(random.Random):
 
 @dataclass(frozen=True)
 class Case:
-    """specs: arguments without data for a shape as `--shape` takes it, whose meaning is `shape`."""
+    """specs: arguments without data for a shape as `--shape` takes it, whose meaning is `shape`; kernels that have none
+    (pages, experts, panels) are shown for the arguments of a trial."""
 
     kernel: Any
     trial: Callable[[Draw], Trial]
@@ -501,15 +502,33 @@ def of_attention(shape: tuple[int, ...], dtype: tile.DType) -> tuple[Any, ...]:
     return one, one, one, shape[3] ** -0.5
 
 
+def of_gradients(tensors: int, sums: int) -> Callable[[tuple[int, ...], tile.DType], tuple[Any, ...]]:
+    """So many tensors of the shape, then so many of a number a query and head, then the scale."""
+
+    def specs(shape: tuple[int, ...], dtype: tile.DType) -> tuple[Any, ...]:
+        b, s, h, d = shape
+        return (
+            *(tile.Spec(tuple(shape), dtype),) * tensors,
+            *(tile.Spec((b, h, s), tile.f32),) * sums,
+            d**-0.5,
+        )
+
+    return specs
+
+
 def of_rows(shape: tuple[int, ...], dtype: tile.DType) -> tuple[Any, ...]:
     n, d = shape
     return tile.Spec((n, d), dtype), tile.Spec((d,), dtype), 1e-5
 
 
+def of_matrix(shape: tuple[int, ...], dtype: tile.DType) -> tuple[Any, ...]:
+    return (tile.Spec(tuple(shape), dtype),)
+
+
 CASES: dict[str, Case] = {
     "gemm": Case(gemm_nt, trial_gemm, "M,N,K", of_mnk),
-    "gemm_nn": Case(gemm_nn, trial_gemm_nn),
-    "gemm_tn": Case(gemm_tn, trial_gemm_tn),
+    "gemm_nn": Case(gemm_nn, trial_gemm_nn, "M,N,K", lambda x, t: (tile.Spec((x[0], x[2]), t), tile.Spec((x[2], x[1]), t))),
+    "gemm_tn": Case(gemm_tn, trial_gemm_tn, "M,N,K", lambda x, t: (tile.Spec((x[2], x[0]), t), tile.Spec((x[2], x[1]), t))),
     "linear": Case(linear, trial_linear, "M,N,K", lambda shape, dtype: (*of_mnk(shape, dtype), None)),
     "linear_panels": Case(linear_panels, trial_linear_panels),
     "pack_panels": Case(pack_panels, trial_pack_panels),
@@ -526,10 +545,10 @@ CASES: dict[str, Case] = {
     "gemv_int4": Case(gemv_int4, trial_gemv_int4),
     "rms_norm": Case(rms_norm, trial_rms_norm, "N,D", of_rows),
     "add_rms_norm": Case(add_rms_norm, trial_add_rms_norm),
-    "swiglu": Case(swiglu, trial_swiglu),
-    "geglu": Case(geglu, trial_geglu),
+    "swiglu": Case(swiglu, trial_swiglu, "T,W", of_matrix),
+    "geglu": Case(geglu, trial_geglu, "T,W", of_matrix),
     "rotary": Case(rotary, trial_rotary),
-    "softmax": Case(softmax, trial_softmax),
+    "softmax": Case(softmax, trial_softmax, "N,D", of_matrix),
     "quantize": Case(quantize, trial_quantize),
     "dequantize": Case(dequantize, trial_dequantize),
     "topk_gate": Case(topk_gate, trial_topk_gate),
@@ -542,8 +561,8 @@ CASES: dict[str, Case] = {
     "paged_decode": Case(paged_decode, trial_paged_decode),
     "mla_decode": Case(mla_decode, trial_mla_decode),
     "combine": Case(combine, trial_combine),
-    "attention_delta": Case(attention_delta, trial_delta),
-    "attention_backward": Case(attention_backward, trial_backward),
-    "attention_backward_keys": Case(attention_backward_keys, trial_backward_keys),
-    "attention_backward_queries": Case(attention_backward_queries, trial_backward_queries),
+    "attention_delta": Case(attention_delta, trial_delta, "B,S,H,D", lambda x, t: (tile.Spec(x, t),) * 2),
+    "attention_backward": Case(attention_backward, trial_backward, "B,S,H,D", of_gradients(5, 1)),
+    "attention_backward_keys": Case(attention_backward_keys, trial_backward_keys, "B,S,H,D", of_gradients(4, 2)),
+    "attention_backward_queries": Case(attention_backward_queries, trial_backward_queries, "B,S,H,D", of_gradients(4, 2)),
 }  # fmt: skip

@@ -21,13 +21,22 @@ NO_MEMORY = -1
 
 def compile_function(function: s.Function) -> "Compiled":
     """Raises UnsupportedError if there is no compiler, or the kernel has what C cannot do."""
-    emitter = Emitter(run(function, cpu_passes(packs_bf16())))
+    emitter = _emitter(function)
     source = emitter.source()
     entry = ctypes.CDLL(str(library(source))).kernel
     kinds = [_ctype(param) for param in function.params]
     entry.argtypes = (*kinds, ctypes.c_void_p, ctypes.c_int)
     params = tuple(p.var.name if isinstance(p, s.Scalar) else p.buffer.name for p in function.params)
     return Compiled(source, entry, params, tuple(whole_names(function)), tuple(emitter.checks.sites))
+
+
+def emit_function(function: s.Function) -> str:
+    """The C alone, for which no compiler is needed."""
+    return _emitter(function).source()
+
+
+def _emitter(function: s.Function) -> Emitter:
+    return Emitter(run(function, cpu_passes(packs_bf16())))
 
 
 def _ctype(param: s.Param) -> type:

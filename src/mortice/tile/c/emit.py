@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from mortice.tile.c import regions
 from mortice.tile.c.checks import Checks
 from mortice.tile.c.expression import Expressions
+from mortice.tile.c.kept import Kept, kept
 from mortice.tile.c.names import name, storage, stored, value
+from mortice.tile.c.sums import Begun, begun
 from mortice.tile.c.vectors import lanes
 from mortice.tile.c.writer import Writer
 from mortice.tile.diagnostics import UnsupportedError
@@ -47,7 +49,9 @@ class Emitter:
         self.c = Expressions(self.ranges)
         self.checks = Checks(self.c)
         self.offsets: dict[str, int] = {}
-        self.scratch = 0
+        self.kept: dict[str, Kept] = {}
+        self.begun: list[Begun] = []
+        self.scratch = self.scratch_end = 0  # offsets of the products' scratch
         self.in_parallel = False
         self.in_launch = False
 
@@ -106,7 +110,18 @@ class Emitter:
             )
 
     def block(self, block: s.Block) -> None:
+        sums = begun(block)
+        self.begun += sums
         for statement in block:
+            if any(x.zeros is statement for x in sums):
+                continue
+            started = [x for x in sums if x.loop is statement]
+            for one in started:
+                first, stop = self.c(one.loop.start), self.c(one.loop.stop)
+                self.out.line(f"const int64_t {one.first} = {first};")
+                self.out.line(f"if ({one.first} >= ({stop})) {{", open=True)
+                self.statement(one.zeros)
+                self.out.close()
             self.statement(statement)
 
     def statement(self, x: s.Stmt) -> None:
@@ -163,7 +178,7 @@ class Emitter:
                 text = self.moved(x) or self.c.store(x.buffer, x.indices, self.c(x.value))
                 self.out.line(f"if {guard} {text}" if guard else text)
             case s.Copy() if x.target.buffer.scope.startswith("panels"):
-                regions.pack(self.out, self.c, x)
+                self.pack(x)
             case s.Copy():
                 regions.copy(self.out, self.c, x)
             case s.Unpack():
@@ -212,7 +227,14 @@ class Emitter:
             out.line(f"const int64_t grid{i} = MAX((int64_t)0, (int64_t)({self.c(extent)}));")
         total = " * ".join(f"grid{i}" for i in range(len(x.extents)))
         out.line(f"const int64_t blocks = {total};")
-        bytes_needed = self.plan(x)
+        run = "1" if len(x.extents) < 2 else f"MIN(grid0, (int64_t){x.panel})" if x.panel else "grid0"
+        self.kept = kept(x, self.function, size) if run != "1" else {}
+        bytes_needed = str(self.plan(x))
+        if self.kept:
+            out.line(f"const int64_t run = MAX((int64_t)1, {run}); /* blocks in turn that share tiles */")
+        for tile in self.kept.values():
+            tile.declare(out, self.c)
+            bytes_needed += f" + {name(tile.name)}slots__ * {tile.bytes}"
         out.line("#pragma omp parallel num_threads(threads) if (blocks > 1 && threads > 1)")
         out.line("{", open=True)
         out.line(f"char *const memory = thread_memory({bytes_needed});")
@@ -220,6 +242,10 @@ class Emitter:
         out.line("#pragma omp atomic write")
         out.line("failed = -1;")
         out.close()
+        place = str(self.scratch_end)
+        for tile in self.kept.values():
+            tile.keys(out, place)
+            place += f" + {name(tile.name)}slots__ * {tile.bytes}"
         out.line("#pragma omp for schedule(dynamic, 1)")
         out.line("for (int64_t block = 0; block < blocks; block++) {", open=True)
         out.line("if (!memory) continue;")
@@ -257,7 +283,7 @@ class Emitter:
         """Bytes of a block's tiles, and of the largest scratch any product in it needs."""
         offset, scratch = 0, 0
         for node in walk(x.body):
-            if isinstance(node, s.Alloc) and not private(node, x):
+            if isinstance(node, s.Alloc) and node.buffer.name not in self.kept and not private(node, x):
                 self.offsets[node.buffer.name] = offset
                 offset += -(-size(node.buffer) // ALIGNMENT) * ALIGNMENT + ALIGNMENT
             if isinstance(node, s.Gemm):
@@ -265,11 +291,25 @@ class Emitter:
                 m, n = (0 if form(r, False) == "PANELS" else size for r, size in ((node.a, m), (node.b, n)))
                 padded = -(-n // 32) * 32 * (-(-k // 32) * 32)
                 scratch = max(scratch, 4 * (2 * padded + 2 * m * (-(-k // 32) * 32) + 4096))
-        self.scratch = offset
-        return offset + scratch + 4096
+        self.scratch, self.scratch_end = offset, -(-(offset + scratch + 4096) // 4096) * 4096
+        return self.scratch_end
+
+    def pack(self, x: s.Copy) -> None:
+        tile = self.kept.get(x.target.buffer.name)
+        if tile is None:
+            regions.pack(self.out, self.c, x)
+            return
+        self.out.line("{", open=True)
+        tile.choose(self.out, self.c)
+        regions.pack(self.out, self.c, x)
+        self.out.close()
+        self.out.close()
 
     def allocate(self, x: s.Alloc) -> None:
         kind, buffer = storage(x.buffer.dtype), name(x.buffer.name)
+        if x.buffer.name in self.kept:
+            self.out.line(f"{kind} *{buffer} = {buffer}ring__;")
+            return
         if x.buffer.name in self.offsets:
             offset = self.offsets[x.buffer.name]
             if x.buffer.scope == "panels_there":
@@ -316,12 +356,15 @@ class Emitter:
         known = self.inside(x.body, {x.var.name: (x.start, last)}, x.var.name)
 
         def written(low: str, high: str) -> None:
+            in_lanes = lanes(self.out, self.c, x.body, x.var, low, high)
             self.out.line(f"{{ const int64_t end_{var} = {high};")
             self.out.line(f"#pragma omp simd{_reductions(x)}")
             self.out.line(f"for (int64_t {var} = {low}; {var} < end_{var}; {var}++) {{", open=True)
             self.block(x.body)
             self.out.close()
             self.out.line("}")
+            if in_lanes:
+                self.out.line("#endif")
 
         with self.ranges.loop((x.var,), (x.stop,), x.start):
             self.twice(known, self.c(x.start), self.c(x.stop), written)
@@ -444,7 +487,11 @@ class Emitter:
             b = f"{name(x.b.buffer.name)}, {name(x.b.buffer.name)}pitch__"
         elif form(x.b, False) == "PANELS" and db == bf16:
             b = f"{name(x.b.buffer.name)}, {-(-k // 32) * 1024}"
-        flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), int(x.clear)
+        clear = str(int(x.clear))
+        for sums in self.begun:
+            if sums.product is x:
+                clear = f"{name(sums.loop.var.name)} == {sums.first}"
+        flags = form(x.a, x.transpose_a), form(x.b, x.transpose_b), clear
         scratch = f"memory + {self.scratch}"
         self.out.line(
             f"gemm_{kind}({a}, {flags[0]}, {b}, {flags[1]}, {c}, {m}, {n}, {k}, {flags[2]}, {scratch});"

@@ -97,12 +97,13 @@ INLINE void pack_f32(const float *b, int64_t ldb, int turned, int n, int k, int6
     }
 }
 
-/* rows x NR of c: the inner loop. */
+/* rows x NR of c: the inner loop. next: of the panel to come, fetched to the second cache meanwhile, a part each call. */
 INLINE void block_f32(const float *a, int64_t lda, const float *panel, float *c, int64_t ldc, int rows, int columns,
-                      int k, int clear) {
+                      int k, int clear, const float *next) {
     vf left[MR], right[MR];
     for (int i = 0; i < rows; i++) left[i] = right[i] = (vf){0};
     for (int p = 0; p < k; p++) {
+        if (p % 8 == 0) __builtin_prefetch(next + p * 2, 0, 2);
         const vf x = *(const vf *)(panel + p * NR), y = *(const vf *)(panel + p * NR + LANES);
 #pragma GCC unroll 12
         for (int i = 0; i < rows; i++) {
@@ -124,8 +125,8 @@ INLINE void block_f32(const float *a, int64_t lda, const float *panel, float *c,
 }
 
 static __attribute__((noinline)) void rows_f32(const float *a, int64_t lda, const float *panel, float *c, int64_t ldc,
-                                               int rows, int columns, int k, int clear) {
-#define CASE(r) case r: block_f32(a, lda, panel, c, ldc, r, columns, k, clear); break;
+                                               int rows, int columns, int k, int clear, const float *next) {
+#define CASE(r) case r: block_f32(a, lda, panel, c, ldc, r, columns, k, clear, next); break;
     switch (rows) {
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if defined(__AVX512F__)
@@ -137,10 +138,14 @@ static __attribute__((noinline)) void rows_f32(const float *a, int64_t lda, cons
 
 INLINE void gemm_panels_f32(const float *a, int64_t lda, const float *panels, float *c, int64_t ldc, int m, int n, int k,
                             int clear) {
-    for (int j = 0; j < n; j += NR)
-        for (int i = 0; i < m; i += MR)
-            rows_f32(a + i * lda, lda, panels + (int64_t)j * k, c + i * ldc + j, ldc, m - i < MR ? m - i : MR,
-                     n - j < NR ? n - j : NR, k, clear);
+    for (int j = 0; j < n; j += NR) {
+        const float *const panel = panels + (int64_t)j * k, *next = panel + NR * k;
+        for (int i = 0, rows; i < m; i += rows, next += k / 8 * 16) {
+            const int left = m - i; /* no block of a few rows at the end: two of like size instead */
+            rows = left <= MR ? left : left < 2 * MR ? (left + 1) / 2 : MR;
+            rows_f32(a + i * lda, lda, panel, c + i * ldc + j, ldc, rows, n - j < NR ? n - j : NR, k, clear, next);
+        }
+    }
 }
 
 /* scratch: m k + ceil(n / NR) NR k floats. */
@@ -232,8 +237,10 @@ INLINE void shape_tiles(int above, int below) {
     __asm__ volatile("" : : "m"(shapes)); /* gcc 12 thinks that the next instruction reads 8 bytes of them */
     _tile_loadconfig(&shapes);
 }
-/* 32 x 32 of c; a needs `steps` * 32 readable numbers a row. */
-INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear) {
+/* 32 x 32 of c; a needs `steps` * 32 readable numbers a row. Of what comes next, `lines` a step are fetched to the second
+   cache meanwhile. */
+INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear,
+                       const bf16 *next, int lines) {
     float edge[32 * 32] __attribute__((aligned(64)));
     float *to = c;
     int64_t ld = ldc;
@@ -249,6 +256,7 @@ INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, in
     }
     if (rows > 16)
         for (int s = 0; s < steps; s++, panel += 1024, upper += a.steps, lower += a.steps) {
+            for (int line = 0; line < lines; line++, next += 32) __builtin_prefetch(next, 0, 2);
             _tile_loadd(4, upper, a.row_bytes); _tile_loadd(6, panel, 64); _tile_loadd(7, panel + 512, 64);
             _tile_loadd(5, lower, a.row_bytes);
             _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
@@ -265,7 +273,9 @@ INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, in
 }
 #else /* two numbers of k at a time (dot products of AVX-512) */
 INLINE void shape_tiles(int above, int below) { (void)above, (void)below; }
-INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear) {
+INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, int rows, int columns, int steps, int clear,
+                       const bf16 *next, int lines) {
+    for (int line = 0; line < lines * steps; line++) __builtin_prefetch(next + line * 32, 0, 2);
     const __mmask16 here[2] = {first_lanes(columns), columns > 16 ? first_lanes(columns - 16) : 0};
     for (int first = 0; first < rows; first += 8) {
         const int count = rows - first < 8 ? rows - first : 8;
@@ -295,16 +305,22 @@ INLINE void block_bf16(left_bf16 a, const bf16 *panel, float *c, int64_t ldc, in
 /* pitch: elements from one panel to the next. */
 INLINE void gemm_panels_bf16(left_bf16 a, const bf16 *panels, int64_t pitch, float *c, int64_t ldc, int m, int n, int k,
                              int clear) {
-    const int steps = (k + 31) / 32;
-    for (int i = 0; i < m; i += 32) {
-        const int rows = m - i < 32 ? m - i : 32;
-        if (i == 0 || rows < 32) shape_tiles(rows < 16 ? rows : 16, rows - 16 > 0 ? rows - 16 : 0);
-        left_bf16 here = a;
-        here.first += i / 16 * a.rows;
-        for (int j = 0; j < n; j += 32)
-            block_bf16(here, panels + j / 32 * pitch, c + i * ldc + j, ldc, rows,
-                       n - j < 32 ? n - j : 32, steps, clear);
-    }
+    const int steps = (k + 31) / 32, blocks = m / 32, rest = m % 32;
+    const int lines = blocks > 8 ? 4 : blocks > 2 ? 32 / blocks : 16; /* of the next panel, by the blocks that it has */
+    if (blocks) shape_tiles(16, 16);
+    for (int j = 0; j < n; j += 32)
+        for (int i = 0; i < blocks; i++) {
+            left_bf16 here = a;
+            here.first += 2 * i * a.rows;
+            const bf16 *const panel = panels + j / 32 * pitch, *next = panel + pitch + i * steps * lines * 32;
+            block_bf16(here, panel, c + i * 32 * ldc + j, ldc, 32, n - j < 32 ? n - j : 32, steps, clear, next, lines);
+        }
+    if (!rest) return;
+    a.first += 2 * blocks * a.rows;
+    shape_tiles(rest < 16 ? rest : 16, rest > 16 ? rest - 16 : 0);
+    for (int j = 0; j < n; j += 32)
+        block_bf16(a, panels + j / 32 * pitch, c + blocks * 32 * ldc + j, ldc, rest, n - j < 32 ? n - j : 32, steps, clear,
+                   panels, 0);
 }
 #endif
 

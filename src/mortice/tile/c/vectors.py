@@ -1,8 +1,8 @@
 """A loop of float arithmetic as explicit vectors of 16 lanes.
 
-gcc vectorises plain loops as well, but calls a function for each vector of exponentials, and gives up where one stands
-beside a condition. So loops with such a function are written out, wherever the processor has the vectors (VECTORS in the
-prelude); others stay as they are.
+gcc vectorises plain loops as well, but calls a function for each vector of exponentials, gives up where one stands beside
+a condition, rounds to 16 bits in integers, and adds up a fold's lanes one after the other. So loops with such functions or
+numbers are written out, wherever the processor has the vectors (VECTORS in the prelude); others stay as they are.
 """
 
 from mortice.tile import dtypes
@@ -17,6 +17,7 @@ from mortice.tile.passes.ranges import affine
 LANES = 16
 NARROW = (dtypes.bf16, dtypes.f16)
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+NEUTRAL = {"add": "0", "min": "INFINITY", "max": "-INFINITY"}
 COMPARED = {"lt": "LT_OQ", "le": "LE_OQ", "gt": "GT_OQ", "ge": "GE_OQ", "eq": "EQ_OQ", "ne": "NEQ_UQ"}
 
 
@@ -27,16 +28,18 @@ class NoVector(Exception):
 def lanes(out: Writer, c: Expressions, body: s.Block, var: e.Var, low: str, high: str) -> bool:
     """Writes the loop over var, of which low .. high - 1 are its values, between `#ifdef VECTORS` and `#else`. False, and
     nothing written, if it has no such form or needs none."""
-    if not any(isinstance(node, e.Math) and node.name in OURS for node in walk(body)):
+    if not any(_gains(node) for node in walk(body)):
         return False
     try:
         whole = _Lanes(c, body, var, None).lines(body)
         part = _Lanes(c, body, var, "here__").lines(body)
     except NoVector:
         return False
-    v = name(var.name)
+    v, folds = name(var.name), [x for x in body if isinstance(x, s.Assign)]
     out.line("#ifdef VECTORS")
     out.line(f"{{ int64_t {v} = {low}; const int64_t end_{v} = {high};", open=True)
+    for fold in folds:
+        out.line(f"__m512 {name(fold.var.name)}lanes__ = _mm512_set1_ps({NEUTRAL[_op(fold)]});")
     out.line(f"for (; {v} + {LANES} <= end_{v}; {v} += {LANES}) {{", open=True)
     for line in whole:
         out.line(line)
@@ -46,9 +49,28 @@ def lanes(out: Writer, c: Expressions, body: s.Block, var: e.Var, low: str, high
     for line in part:
         out.line(line)
     out.close()
+    for fold in folds:
+        total, op = name(fold.var.name), _op(fold)
+        one = f"_mm512_reduce_{op}_ps({total}lanes__)"
+        out.line(f"{total} = {f'{total} + {one}' if op == 'add' else f'{op.upper()}({total}, {one})'};")
     out.close()
     out.line("#else")
     return True
+
+
+def _gains(node: object) -> bool:
+    if isinstance(node, e.Load | s.Store):
+        return node.buffer.dtype in NARROW
+    return isinstance(node, e.Math) and node.name in OURS
+
+
+def _op(fold: s.Assign) -> str:
+    """Of `total = total + ...` and its like, whose loop has no other use of total."""
+    match fold.value:
+        case e.Binary(op="add" | "min" | "max" as op, left=left, right=right) if left == fold.var:
+            if fold.var.dtype == dtypes.f32 and not any(node == fold.var for node in walk(right)):
+                return op
+    raise NoVector
 
 
 class _Lanes:
@@ -57,6 +79,7 @@ class _Lanes:
     def __init__(self, c: Expressions, body: s.Block, var: e.Var, mask: str | None) -> None:
         self.c, self.var, self.mask = c, var, mask
         self.named: set[str] = set()
+        self.folded: set[str] = set()
         self.stored = {node.buffer.name for node in walk(body) if isinstance(node, s.Store)}
 
     def lines(self, body: s.Block) -> list[str]:
@@ -68,6 +91,14 @@ class _Lanes:
                 text = self.vector(x.value)
                 self.named.add(x.var.name)
                 return f"const __m512 {name(x.var.name)} = {text};"
+            case s.Assign(value=e.Binary(right=right)) if x.var.name not in self.folded:
+                op, total, one = _op(x), f"{name(x.var.name)}lanes__", self.vector(right)
+                self.folded.add(x.var.name)
+                if self.mask:
+                    return f"{total} = _mm512_mask_{op}_ps({total}, {self.mask}, {total}, {one});"
+                return (
+                    f"{total} = {f'{total} + {one}' if op == 'add' else f'_mm512_{op}_ps({one}, {total})'};"
+                )
             case s.Store() if not self.guarded(x.buffer, x.indices, x.guards):
                 return self.store(self.address(x.buffer, x.indices), x.buffer.dtype, self.vector(x.value))
         raise NoVector
@@ -109,6 +140,8 @@ class _Lanes:
 
     def depends(self, x: e.Expr) -> bool:
         names = {node.name for node in walk(x) if isinstance(node, e.Var)}
+        if names & self.folded:
+            raise NoVector
         return self.var.name in names or bool(names & self.named)
 
     def vector(self, x: e.Expr) -> str:

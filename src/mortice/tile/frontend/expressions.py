@@ -4,6 +4,7 @@ import ast
 import builtins
 import operator
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from mortice.tile import language
@@ -189,7 +190,9 @@ def _attribute(state: State, node: ast.Attribute) -> Any:
     try:
         return getattr(value, node.attr)
     except AttributeError as error:
-        state.fail(node, f".{node.attr}", str(error), "see mortice.tile.language for what there is")
+        near = get_close_matches(node.attr, dir(value), 1)
+        remedy = f"is it {near[0]}?" if near else "see mortice.tile.language for what there is"
+        state.fail(node, f".{node.attr}", str(error), remedy)
 
 
 def _subscript(state: State, node: ast.Subscript) -> Any:
