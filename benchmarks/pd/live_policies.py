@@ -16,12 +16,13 @@ import tempfile
 from pathlib import Path
 
 import traffic
-from live_against_sim import Rows, figures, run_live
+from live_against_sim import Answers, Rows, attainment, run_live
 
 from mortice.sched.journal import replay
 from mortice.sim.cluster import Cluster
 from mortice.sim.deployed import plan_of
 from mortice.sim.request import SimRequest
+from mortice.sim.summary import percentiles
 from mortice.specs.cluster import ClusterSpec
 from mortice.specs.deployment import Deployment, EngineLimits
 from mortice.specs.slo import SLO
@@ -88,10 +89,20 @@ def deployment_of(prefill: int, decode: int, policy: str) -> Deployment:
     return document
 
 
+def figures(answers: Answers) -> dict:
+    assert SLO_.ttft_ms is not None
+    assert SLO_.tpot_ms is not None
+    return {
+        "ttft_ms": percentiles([first * 1e3 for first, _ in answers]),
+        "tpot_ms": percentiles([each * 1e3 for _, each in answers if each is not None]),
+        "attainment": attainment(answers, SLO_.ttft_ms / 1e3, SLO_.tpot_ms / 1e3) / 100,
+    }
+
+
 def simulated(document: Deployment, rows: Rows) -> dict:
     requests = [SimRequest(i, at_s, prompt, output, []) for i, (at_s, prompt, output) in enumerate(rows)]
     Cluster(plan_of(document), requests).run()
-    return figures([(r.ttft_s, r.tpot_s) for r in requests], SLO_)
+    return figures([(r.ttft_s, r.tpot_s) for r in requests])
 
 
 def measured(document: Deployment, rows: Rows) -> tuple[dict, dict]:
@@ -101,7 +112,7 @@ def measured(document: Deployment, rows: Rows) -> tuple[dict, dict]:
         answers, _ = asyncio.run(run_live(document, document.model, rows, log))
         again = replay(log)
         flips = log.read_text().count('"Flip"')
-    return figures(answers, SLO_), {
+    return figures(answers), {
         "flips": flips,
         "answers": again.num_answers,
         "replay_differences": again.num_differences,

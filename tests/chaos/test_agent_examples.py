@@ -74,6 +74,7 @@ def test_data_analysis(home, sandbox, mortice):
     assert f"agent-{result['id']}" not in names
 
 
+@pytest.mark.slow
 def test_crash_and_resume(home, sandbox):
     environment = os.environ | {"MORTICE": str(Path(sys.executable).parent / "mortice")}
     done = subprocess.run(

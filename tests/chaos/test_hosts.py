@@ -108,6 +108,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
+@pytest.mark.slow
 async def test_a_host_joins_serves_and_leaves(token_file: Path) -> None:
     async with server("127.0.0.1:0", token_file.read_text().strip()) as live:
         process = await asyncio.create_subprocess_exec(

@@ -70,6 +70,7 @@ def attempt(client, bomb: dict) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_bombs_hurt_their_sender_alone(client):
     alone = story(client)
     heard: list[str] = []
