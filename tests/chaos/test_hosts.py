@@ -145,6 +145,7 @@ async def test_a_host_joins_serves_and_leaves(token_file: Path) -> None:
         assert await ask(live, "after", prompt_of(30, 9), 9) == reference_tokens(prompt_of(30, 9), 9)
 
 
+@pytest.mark.slow
 async def test_who_does_not_know_the_token_does_not_get_in(token_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text(secrets.token_hex(32))
